@@ -1,0 +1,54 @@
+"""The error tree: what went wrong, said to the person who can mend it.
+
+Every error meant for a user derives from `LbwError`: the command line prints its text on one line and exits with 2.
+`assert` is for this package's own invariants only. Nothing here is ever raised into a live training loop.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class LbwError(Exception):
+    """A fault that its reader can mend: the text says who, what came, what is allowed and what to do."""
+
+
+class ParameterError(LbwError):
+    """A component was given a parameter that it does not have, or a value outside its declared range."""
+
+
+class ComponentError(LbwError):
+    """A component is unknown, or does not keep the contract of its kind."""
+
+
+class SpecError(LbwError):
+    """A guard specification cannot be read, or does not describe a guard."""
+
+
+class ChannelError(LbwError):
+    """A guard needs a telemetry channel that a trace or a training loop does not deliver."""
+
+
+class TraceError(LbwError):
+    """A trace file is damaged, is not a trace, or does not hold what was asked of it."""
+
+
+class VerifyError(LbwError):
+    """A recorded decision is not the one that the recorded guard takes on the recorded telemetry."""
+
+
+class LiveError(LbwError):
+    """The guard cannot be attached to this optimizer, or was given something it cannot record."""
+
+
+def unknown_name(what: str, name: str, known: Iterable[str]) -> str:
+    """The sentence for a name that is not there, with the nearest one that is.
+
+    >>> unknown_name("analyzer", "cusun", ["cusum", "never"])
+    "no analyzer named 'cusun'. Known: cusum, never. Did you mean 'cusum'?"
+    """
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    return f"no {what} named {name!r}. Known: {', '.join(names) or 'none'}.{hint}"

@@ -1,0 +1,24 @@
+"""The loop that flies: sensor → analyzer → policy → envelope. Pure, no I/O."""
+
+from lbw_sim.guard.envelope import Envelope
+from lbw_sim.guard.guard import Guard, GuardState, state_from_data, state_to_data
+from lbw_sim.guard.registry import components, load_plugin
+from lbw_sim.guard.spec import GuardSpec, presets
+from lbw_sim.params import analyzer, param, part, policy, sensor
+
+__all__ = [
+    "Envelope",
+    "Guard",
+    "GuardSpec",
+    "GuardState",
+    "analyzer",
+    "components",
+    "load_plugin",
+    "param",
+    "part",
+    "policy",
+    "presets",
+    "sensor",
+    "state_from_data",
+    "state_to_data",
+]

@@ -1,0 +1,1 @@
+"""One analyzer per file; the registry scans this folder."""

@@ -1,0 +1,1 @@
+"""Guards that ship with the package, one TOML file each."""

@@ -1,0 +1,93 @@
+"""Finds components by scanning folders: adding one is adding a file.
+
+A user's own components come from a Python file or folder that the user names (`--plugin my_rules.py`); nothing is ever
+imported because a trace or a spec file asks for it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import pkgutil
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+
+from lbw_sim.errors import ComponentError, unknown_name
+from lbw_sim.params import ComponentMeta
+
+_FOLDERS = {"sensor": "sensors", "analyzer": "analyzers", "policy": "policies"}
+_plugins: dict[str, dict[str, type]] = {kind: {} for kind in _FOLDERS}
+
+
+def _components_in(module: ModuleType) -> Iterator[tuple[ComponentMeta, type]]:
+    for value in vars(module).values():
+        found = getattr(value, "__component__", None)
+        if isinstance(value, type) and isinstance(found, ComponentMeta) and value.__module__ == module.__name__:
+            yield found, value
+
+
+@cache
+def _built_in(kind: str) -> dict[str, type]:
+    package = importlib.import_module(f"lbw_sim.guard.{_FOLDERS[kind]}")
+    found = {}
+    for entry in pkgutil.iter_modules(package.__path__):
+        module = importlib.import_module(f"{package.__name__}.{entry.name}")
+        for info, cls in _components_in(module):
+            found[info.name] = cls
+    return found
+
+
+def components(kind: str) -> dict[str, type]:
+    """All components of a kind (`sensor`, `analyzer`, `policy`) by name, built in and plugged in.
+
+    >>> "never" in components("analyzer")
+    True
+    """
+    return dict(sorted({**_built_in(kind), **_plugins[kind]}.items()))
+
+
+def component(kind: str, name: str) -> type:
+    """One component class. Raises ComponentError with the known names when there is none of that name."""
+    known = components(kind)
+    if name not in known:
+        raise ComponentError(unknown_name(kind, name, known))
+    return known[name]
+
+
+def load_plugin(path: str | Path) -> list[ComponentMeta]:
+    """Import a user's Python file, or every `*.py` of a folder, and register the components defined in it.
+
+    This runs the user's code: call it only with a path that the user gave. A component may not take the name of a
+    built-in one. Returns what was registered. Raises ComponentError.
+    """
+    path = Path(path)
+    files = sorted(path.glob("*.py")) if path.is_dir() else [path]
+    if not files or not files[0].is_file():
+        raise ComponentError(f"plugin {path}: no such Python file, or a folder without one")
+    registered = []
+    for file in files:
+        name = f"lbw_plugin_{file.stem}"
+        spec = importlib.util.spec_from_file_location(name, file)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        try:
+            spec.loader.exec_module(module)
+        except Exception as error:
+            raise ComponentError(f"plugin {file}: {type(error).__name__}: {error}") from error
+        for info, cls in _components_in(module):
+            if info.kind not in _FOLDERS:
+                raise ComponentError(f"plugin {file}: a {info.kind} cannot be plugged in; kinds: {', '.join(_FOLDERS)}")
+            if info.name in _built_in(info.kind):
+                raise ComponentError(f"plugin {file}: {info.kind} {info.name!r} exists already; choose another name")
+            _plugins[info.kind][info.name] = cls
+            registered.append(info)
+    if not registered:
+        raise ComponentError(
+            f"plugin {path}: defines no component; decorate a class with @sensor, @analyzer or @policy"
+        )
+    return registered

@@ -1,0 +1,1 @@
+"""One sensor per file; the registry scans this folder."""

@@ -1,0 +1,156 @@
+"""The words that every part speaks: telemetry in, signals and regimes between, a decision out.
+
+Plain NamedTuples and integer enums, so that the same step function runs as Python in flight and can be compiled in
+replay. nan in any channel or signal means "not measured": no evidence, neither good nor bad. A loss that WAS measured
+and is not finite is told by `Telemetry.nonfinite`, never by nan alone.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import NamedTuple
+
+nan = float("nan")
+
+
+class Regime(IntEnum):
+    """What the analyzer says the run is in."""
+
+    WARMUP = 0  # too early to judge
+    STABLE = 1
+    STRESSED = 2  # above its own noise, not yet an event
+    SPIKE = 3  # a sudden rise
+    OSCILLATION = 4  # swings that do not settle
+    DIVERGING = 5  # rising and not coming back
+    PLATEAU = 6  # came down from a spike and stayed high
+    RECOVERY = 7  # was unsafe, is coming back
+    NONFINITE = 8  # loss or gradient is nan or infinite
+
+
+UNSAFE_REGIMES = frozenset(
+    {Regime.STRESSED, Regime.SPIKE, Regime.OSCILLATION, Regime.DIVERGING, Regime.PLATEAU, Regime.NONFINITE}
+)
+"""The regimes in which a step counts as stress mode; an alarm is the start of a run of such steps."""
+
+
+class Posture(IntEnum):
+    """What the policy asks for and, in a `Decision`, what the envelope granted."""
+
+    HOLD = 0  # leave the scale where it is
+    DAMP = 1  # lower the scale, or keep it low
+    RELEASE = 2  # let the scale return to 1
+    SKIP = 3  # drop this step's update: weights, moments and step counts stay
+    ROLLBACK = 4  # go back to an earlier snapshot
+
+
+class Reason(IntEnum):
+    """Which rule had the last word on a decision."""
+
+    NONE = 0  # nothing was asked for and nothing was limited
+    GRANTED = 1  # the policy's request, as asked
+    MIN_SCALE = 2  # held at the floor
+    RATE_LIMIT = 3  # moved as fast as allowed, not as far as asked
+    DAMPED_TOO_LONG = 4  # longest damping reached: being released
+    ENERGY_SPENT = 5  # control-energy budget used up: being released
+    RESTING = 6  # damping refused for a while after a forced release
+    SKIPS_SPENT = 7  # skip refused: budget used up, or too many in a row
+    ROLLBACKS_SPENT = 8  # rollback refused: budget used up, or cooling down
+    GUARD_FAULT = 9  # the guard itself failed: scale 1 from here on
+    RECORDER_FAULT = 10  # the trace cannot be written: scale 1 from here on
+
+
+class Telemetry(NamedTuple):
+    """What a guard sees of one optimizer step. Every channel but `step` may be nan: not measured."""
+
+    step: int
+    """Optimizer step, counted from 0."""
+    loss: float = nan
+    """Mean training loss of the step over all micro-batches and ranks, weighted by tokens; nats."""
+    lr: float = nan
+    """Learning rate before scaling, of the first parameter group."""
+    grad_norm: float = nan
+    """Euclidean norm of the whole gradient, before clipping."""
+    update_norm: float = nan
+    """Euclidean norm of the last parameter update; known one step after the update that it measures."""
+    tokens: float = nan
+    """Tokens in this step, over all ranks."""
+    nonfinite: float = nan
+    """1.0: loss or gradient was measured and is nan or infinite; 0.0: measured and finite."""
+    extra: tuple[float, ...] = ()
+    """Further channels, in the order in which the guard's sensor names them."""
+
+
+MEASURED_CHANNELS = ("loss", "grad_norm", "update_norm", "nonfinite")
+"""Channels that the device produces and that a delayed guard therefore sees late; the others are known to the host."""
+
+
+class Signals(NamedTuple):
+    """What a sensor makes of the telemetry. The whole vocabulary: a sensor fills what it can, the rest stays nan."""
+
+    loss: float = nan
+    """The loss as it came; nats."""
+    lr: float = nan
+    """The learning rate as it came."""
+    grad_norm: float = nan
+    """The gradient norm as it came."""
+    update_norm: float = nan
+    """The update norm as it came."""
+    nonfinite: float = nan
+    """1.0 when loss or gradient was measured and is not finite, 0.0 when it is."""
+    loss_level: float = nan
+    """Local level of the loss; nats."""
+    loss_sd: float = nan
+    """Standard deviation of the loss's step-to-step noise; nats."""
+    loss_z: float = nan
+    """Residual of this loss from its local trend; in `loss_sd`."""
+    loss_trend: float = nan
+    """Slope of the level; `loss_sd` per step, positive when rising."""
+    loss_rise: float = nan
+    """Draw-up: the level above its own trailing minimum; in `loss_sd`."""
+    oscillation: float = nan
+    """Share of recent steps on which the loss swung back by more than its noise; in [0, 1]."""
+    grad_ratio: float = nan
+    """Recent over long-run mean of the gradient norm; 1 when nothing changes."""
+    update_ratio: float = nan
+    """Recent over long-run mean of the update norm; 1 when nothing changes."""
+    probe_gain: float = nan
+    """Paired probe: loss of one batch after the step minus before it; nats, negative when the step helped."""
+    extra: tuple[float, ...] = ()
+    """Further channels passed through, in the order in which the sensor names them."""
+
+
+class Assessment(NamedTuple):
+    """What an analyzer concludes from the signals."""
+
+    regime: int
+    """A `Regime`."""
+    evidence: float = nan
+    """The signal that decided, in its own unit; nan when none did."""
+
+
+class Request(NamedTuple):
+    """What a policy asks of the envelope."""
+
+    posture: int
+    """A `Posture`."""
+    scale: float = 1.0
+    """Factor wanted on the learning rate. Anything may be asked for: the envelope limits it."""
+    rollback_steps: int = 0
+    """How many steps to go back; with ROLLBACK only."""
+
+
+class Decision(NamedTuple):
+    """What the guard decided for one optimizer step, after the envelope's limits."""
+
+    regime: int
+    """A `Regime`."""
+    posture: int
+    """The `Posture` that was granted."""
+    scale: float
+    """Factor on the learning rate of this step; in [min_scale, 1]."""
+    energy: float
+    """Control energy so far: the sum of (1 - scale)^2 over all steps up to and with this one."""
+    reason: int
+    """The `Reason` that had the last word."""
+    rollback_steps: int = 0
+    """How many steps to go back; 0 unless the posture is ROLLBACK."""
