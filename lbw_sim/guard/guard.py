@@ -127,7 +127,7 @@ class Guard:
         return before._replace(step=now.step, lr=now.lr, tokens=now.tokens)
 
     def step(self, state: GuardState, telemetry: Telemetry) -> tuple[GuardState, Decision]:
-        """Decide one optimizer step on what `seen` gives. Pure; any telemetry gives a finite decision inside the envelope."""
+        """Decide one optimizer step on what `seen` gives. Pure; any telemetry gives a decision inside the envelope."""
         sensor, signals = self.sensor.step(state.sensor, telemetry)
         analyzer, assessment = self.analyzer.step(state.analyzer, signals)
         policy, request = self.policy.step(state.policy, assessment, state.envelope.scale)

@@ -68,10 +68,11 @@ def attach(
             f"guard {spec.name!r} ({spec.fingerprint}) would act on this run, and nothing here shows that it should: "
             "watch it in shadow mode first, or say unproven=True, which the trace will record"
         )
-    if spec.tables["envelope"]["max_rollbacks"] > 0:
+    rollbacks = spec.tables["envelope"]["max_rollbacks"]
+    if rollbacks > 0:
         raise LiveError(
-            f"guard {spec.name!r} allows {spec.tables['envelope']['max_rollbacks']} rollbacks, and this version keeps no "
-            "snapshots in a live run; set envelope.max_rollbacks = 0"
+            f"guard {spec.name!r} allows {rollbacks} rollbacks, and this version keeps no snapshots in a live run; "
+            "set envelope.max_rollbacks = 0"
         )
     if isinstance(optimizer, torch.optim.LBFGS):
         raise LiveError("LBFGS evaluates its closure several times a step; a guard needs one loss per update")

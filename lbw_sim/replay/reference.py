@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from lbw_sim.guard import NOT_YET, Guard, GuardSpec
 from lbw_sim.trace import Trace
-from lbw_sim.values import UNSAFE_REGIMES, Decision, Telemetry
+from lbw_sim.values import Decision, Telemetry
 
 DECIDED = ("regime", "posture", "scale", "energy", "reason")
 """The columns that a guard's decision fills, in the order of `Decision`."""
@@ -30,13 +30,6 @@ class Replay(NamedTuple):
     fingerprint: str
     columns: dict[str, NDArray[np.generic]]
     """`step` and `lr` as recorded, and the decided columns: regime, posture and reason as enum codes, scale, energy."""
-
-    @property
-    def alarms(self) -> list[tuple[int, int]]:
-        """Runs of steps in an unsafe regime: (first row, last row), both inclusive."""
-        unsafe = np.isin(self.columns["regime"], [int(regime) for regime in UNSAFE_REGIMES])
-        edges = np.flatnonzero(np.diff(np.concatenate(([False], unsafe, [False])).astype(np.int8)))
-        return [(int(start), int(stop) - 1) for start, stop in zip(edges[::2], edges[1::2], strict=True)]
 
 
 def telemetry_rows(
