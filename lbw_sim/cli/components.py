@@ -11,7 +11,9 @@ from lbw_sim.cli.options import Json, Plugins, print_json
 
 def components(
     plugin: Plugins = None,
-    check: Annotated[bool, typer.Option("--check", help="Drive every component through the conformance checks.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Drive every component through the conformance checks.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """List sensors, analyzers and policies with their parameters and ranges."""

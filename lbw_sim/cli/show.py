@@ -60,11 +60,15 @@ def show(
                 continue
             typer.echo(name)
             for item in items:
-                line = " ".join(f"{k}={v}" for k, v in item.items() if v not in (None, "")) if isinstance(item, dict) else (
-                    f"{item[0]}: {item[1]}"
+                line = (
+                    " ".join(f"{k}={v}" for k, v in item.items() if v not in (None, ""))
+                    if isinstance(item, dict)
+                    else (f"{item[0]}: {item[1]}")
                 )
                 typer.echo(f"    {line}")
     summaries = {trace.run_id: control_summary(trace.to_numpy()) for trace in runs}
     Console().print(rich_table(control_rows(summaries), CONTROL_COLUMNS))
     if any(trace.meta.mode == "shadow" for trace in runs):
-        typer.echo("In shadow runs scale, control energy and LR mass are what the guard asked for; nothing was applied.")
+        typer.echo(
+            "In shadow runs scale, control energy and LR mass are what the guard asked for; nothing was applied."
+        )

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from enum import IntEnum
 from pathlib import Path
 from typing import IO, Any
+from zlib import crc32
 
 import numpy as np
 import pyarrow as pa
@@ -30,13 +31,22 @@ from lbw_sim.trace.schema import (
     SegmentMeta,
     check_description,
     columns,
+    row_fields,
 )
 from lbw_sim.values import Posture, Reason, Regime
 
 META_KEY = b"lbw"
 ENUMS: dict[str, type[IntEnum]] = {"regime": Regime, "posture": Posture, "reason": Reason}
 _TEXT = pa.dictionary(pa.int32(), pa.string())
-_TYPES = {"i8": pa.int64(), "i4": pa.int32(), "f8": pa.float64(), "u1": pa.bool_(), "i1": _TEXT, "S24": _TEXT}
+_TYPES = {
+    "i8": pa.int64(),
+    "i4": pa.int32(),
+    "f8": pa.float64(),
+    "u1": pa.bool_(),
+    "u4": pa.uint32(),
+    "i1": _TEXT,
+    "S24": _TEXT,
+}
 _READ_ERRORS = (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError, NotImplementedError)
 
 
@@ -259,6 +269,19 @@ def final_rows(step: NDArray[np.int64]) -> NDArray[np.bool_]:
 def select(table: pa.Table, keep: NDArray[np.bool_]) -> pa.Table:
     """The rows marked true."""
     return table if keep.all() else table.filter(pa.array(keep))
+
+
+def checksums(table: pa.Table, extra_channels: Sequence[str], seed: int) -> NDArray[np.uint32]:
+    """What the `crc32` column of these rows, the first of which is row 0, has to be."""
+    arrays = to_numpy(table)
+    rows = np.zeros(len(table), np.dtype(row_fields(extra_channels)))
+    for name in rows.dtype.names or ():
+        rows[name] = arrays[name]
+    data, size = memoryview(rows.tobytes()), rows.dtype.itemsize
+    body = size - rows.dtype["crc32"].itemsize
+    starts = range(0, len(data), size)
+    found = (crc32(data[at : at + body], (seed + row) & 0xFFFFFFFF) for row, at in enumerate(starts))
+    return np.fromiter(found, np.uint32, len(table))
 
 
 def to_numpy(table: pa.Table) -> dict[str, NDArray[Any]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import tempfile
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,6 +34,13 @@ class ClosedTrace(NamedTuple):
     """Rows that could not be recorded."""
     path: Path
     """The finished Parquet file, or the journal when it could not be made; the next reader then makes it."""
+
+
+def _cannot_write(run_id: str, folder: Path, error: OSError) -> TraceError:
+    return TraceError(
+        f"run {run_id!r} cannot be recorded: {folder} cannot be written: {error}. "
+        f"Choose a folder on a disk with room that this user may write"
+    )
 
 
 class Recorder:
@@ -129,10 +137,21 @@ class Recorder:
                     continue  # another process took this number since we looked
                 return cls(journal, run_id, segment, channels)
         except OSError as error:
-            raise TraceError(
-                f"run {run_id!r} cannot be recorded: {run_folder} cannot be written: {error}. "
-                f"Choose a folder on a disk with room that this user may write"
-            ) from None
+            raise _cannot_write(run_id, run_folder, error) from None
+
+    @staticmethod
+    def check(folder: str | Path, run_id: str) -> None:
+        """Refuse now what `open` would refuse later about the place: a bad run id, a folder that cannot be written.
+
+        Makes the run's folder. Raises TraceError.
+        """
+        run_folder = Path(folder) / run_folder_name(run_id)
+        try:
+            run_folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=run_folder):
+                pass
+        except OSError as error:
+            raise _cannot_write(run_id, run_folder, error) from None
 
     @property
     def rows(self) -> int:

@@ -60,6 +60,7 @@ BASE_COLUMNS: tuple[Column, ...] = (
         "rolled_back_to", "i8", "step", "step to which the run really went back after this row; -1: none", "context"
     ),
     Column("event", "S24", "", "injected fault or other mark; empty: none", "context"),
+    Column("crc32", "u4", "", "checksum of this row, as it was written when the step was taken", "context"),
 )
 """Without the extra channels, which stand between `nonfinite` and `regime`."""
 
@@ -94,8 +95,13 @@ def columns(extra_channels: Sequence[str] = ()) -> tuple[Column, ...]:
 
 
 def row_struct(extra_channels: Sequence[str] = ()) -> struct.Struct:
-    """The packing of one row, without its checksum."""
-    return struct.Struct("<" + "".join(_STRUCT_CODES[column.dtype] for column in columns(extra_channels)))
+    """The packing of one row, without its checksum, which is the last column."""
+    return struct.Struct("<" + "".join(_STRUCT_CODES[column.dtype] for column in columns(extra_channels)[:-1]))
+
+
+def row_fields(extra_channels: Sequence[str] = ()) -> list[tuple[str, str]]:
+    """The same, checksum included, as fields of a numpy structured type."""
+    return [(column.name, "<" + column.dtype) for column in columns(extra_channels)]
 
 
 class Damage(NamedTuple):
@@ -137,6 +143,8 @@ class SegmentMeta:
     damage: Damage | None = None
     failure: str | None = None
     """Why rows were lost, when the writer could say."""
+    crc32_seed: int = 0
+    """Where the checksum of row 0 starts from; that of row n starts from it plus n."""
 
     @property
     def spec(self) -> GuardSpec:
@@ -228,6 +236,9 @@ def check_description(found: Any, where: str) -> SegmentMeta:
         raise TraceError(f"{where}: lost_rows={str(lost)[:60]!r}, ended={str(ended)[:60]!r} do not describe an ending")
     if not (failure is None or isinstance(failure, str)):
         raise TraceError(f"{where}: failure is not text")
+    seed = found.get("crc32_seed", 0)
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 1 << 32:
+        raise TraceError(f"{where}: crc32_seed={str(seed)[:60]!r} is not a 32-bit number")
     return SegmentMeta(
         run_id=found["run_id"],
         segment=found["segment"],
@@ -242,6 +253,7 @@ def check_description(found: Any, where: str) -> SegmentMeta:
         ended=ended,
         damage=_damage(found.get("damage"), where),
         failure=failure,
+        crc32_seed=seed,
     )
 
 

@@ -37,7 +37,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "plain": {"foreach": False, "fused": False},
     "foreach": {"foreach": True},
     "fused": {"fused": True},
-    "tensor lr": {"foreach": True, "capturable": False, "lr": torch.tensor(1e-2)},
+    "tensor lr": {"fused": True, "lr": torch.tensor(1e-2)},
 }
 
 

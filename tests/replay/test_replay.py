@@ -81,6 +81,8 @@ def test_two_segments_verify_and_read_as_one(delay_steps: int, tmp_path: Path) -
     parts = read_trace(record(tmp_path / "b", spec, cut=157))
     assert verify(parts) == ("run", 2, ROWS, 0)
     for name, column in whole.to_numpy().items():
+        if name == "crc32":  # of the row and its place in its segment
+            continue
         np.testing.assert_array_equal(column, parts.to_numpy()[name], err_msg=name)
 
 
@@ -111,7 +113,7 @@ def test_another_guard_decides_otherwise_on_the_same_record(tmp_path: Path) -> N
         ("effective_lr", 12, 2e-3),
         ("regime", 155, "STABLE"),
         ("posture", 50, "DAMP"),
-        ("scale", 200, 0.25),
+        ("scale", 200, 0.3),
         ("energy", 299, 0.0),
         ("reason", 20, "GRANTED"),
         ("skipped", 40, True),
@@ -136,7 +138,9 @@ def test_a_decision_that_was_wrong_when_it_was_recorded_is_named_with_what_the_g
         told = decision._replace(scale=0.5) if now.step == 42 else decision
         recorder.append(now, told, elapsed_s=0.0, effective_lr=now.lr)
     recorder.close()
-    with pytest.raises(VerifyError, match=r"row 42 \(step 42\): recorded scale=0.5; the recorded guard decides scale=1.0"):
+    with pytest.raises(
+        VerifyError, match=r"row 42 \(step 42\): recorded scale=0.5; the recorded guard decides scale=1.0"
+    ):
         verify(read_trace(tmp_path))
 
 
@@ -160,5 +164,7 @@ def test_a_trace_without_the_needed_channel_is_refused_and_both_are_named(tmp_pa
     recorder.close()
     trace = read_trace(tmp_path)
     assert verify(trace).rows == 5
-    with pytest.raises(ChannelError, match="sensor 'robust_loss' needs channel loss, which trace 'blind' does not hold"):
+    with pytest.raises(
+        ChannelError, match="sensor 'robust_loss' needs channel loss, which trace 'blind' does not hold"
+    ):
         replay(trace, GuardSpec.load("default"))
