@@ -23,7 +23,8 @@ MAY_IMPORT = {
     "live": {"errors", "values", "guard", "trace"},
     "stress": {"errors", "values", "guard", "trace", "live"},
     "plots": {"errors", "values", "trace", "score"},
-    "cli": {"errors", "values", "params", "guard", "trace", "replay", "score", "live", "stress", "plots"},
+    "demo": {"errors", "values", "guard", "trace", "replay", "score", "stress", "plots"},
+    "cli": {"demo", "errors", "values", "params", "guard", "trace", "replay", "score", "live", "stress", "plots"},
 }
 HEAVY = {"torch": {"live", "stress"}, "matplotlib": {"plots"}}
 STANDARD_LIBRARY_ONLY = {"errors", "values", "params", "guard"}

@@ -14,7 +14,7 @@ from lbw_sim.errors import LbwError
 
 def replay(
     traces: Traces,
-    guard: Guards = ["default"],  # noqa: B006 - typer copies it
+    guard: Guards = ["default"],
     plugin: Plugins = None,
     alarms: Annotated[
         Path | None,

@@ -12,7 +12,7 @@ from lbw_sim.cli.options import Guards, Json, Plugins, Traces, load_guards, load
 
 def score(
     traces: Traces,
-    guard: Guards = ["default", "zscore", "cusum", "never"],  # noqa: B006 - typer copies it
+    guard: Guards = ["default", "zscore", "cusum", "never"],
     plugin: Plugins = None,
     families: Annotated[bool, typer.Option("--families", help="A row for every family of runs as well.")] = False,
     figure: Annotated[

@@ -86,13 +86,16 @@ def _verify_segment(run_id: str, segment: Segment) -> tuple[int, int]:
             state, decision = guard.step(state, guard.seen(now, before))
             _compare(at, decided, decision)
         before = now
-        acts = meta.mode == "active" and not grounded
-        skips = acts and decided[1] == Posture.SKIP
-        expected = 0.0 if skips else now.lr * (decided[2] if acts else 1.0)
+        if meta.mode == "shadow":
+            if skipped:
+                raise VerifyError(f"{at}: an update was skipped, and a guard in shadow mode never skips one")
+            continue
+        skips = decided[1] == Posture.SKIP and not grounded
+        expected = 0.0 if skips else now.lr * decided[2]
         if skipped != skips or not _same(effective_lr, expected):
             raise VerifyError(
-                f"{at}: recorded effective_lr={effective_lr!r}, skipped={skipped}; a guard in {meta.mode} mode that "
-                f"decided this makes it effective_lr={expected!r}, skipped={skips}"
+                f"{at}: recorded effective_lr={effective_lr!r}, skipped={skipped}; a guard that decided this and acts "
+                f"makes it effective_lr={expected!r}, skipped={skips}"
             )
     return len(columns["step"]), grounded
 
