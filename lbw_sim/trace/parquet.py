@@ -58,10 +58,10 @@ def arrow_schema(extra_channels: Sequence[str] = ()) -> pa.Schema:
     )
 
 
-def rows_to_table(rows: NDArray[np.void], extra_channels: Sequence[str]) -> pa.Table:
+def rows_to_table(rows: NDArray[np.void], schema: pa.Schema, extra_channels: Sequence[str]) -> pa.Table:
     """Journal rows as Arrow."""
     arrays = [_to_arrow(rows[column.name], column) for column in columns(extra_channels)]
-    return pa.Table.from_arrays(arrays, schema=arrow_schema(extra_channels))
+    return pa.Table.from_arrays(arrays, schema=schema)
 
 
 def _to_arrow(values: NDArray[Any], column: Column) -> pa.Array:
@@ -104,14 +104,13 @@ def codes(text: pa.ChunkedArray, column: str) -> NDArray[np.int8]:
     return np.concatenate(parts) if parts else np.empty(0, np.int8)
 
 
-def write_segment(
-    reader: JournalReader, target: Path, *, ended: str, lost_rows: int | None, failure: str | None
-) -> int:
-    """Turn a journal into `target`, at one stroke; gives the number of rows. The journal itself is left alone.
+def write_segment(reader: JournalReader, target: Path, ending: dict[str, Any]) -> None:
+    """Turn a journal into `target`, at one stroke. `ending` joins its description. The journal itself is left alone.
 
     Raises OSError, and leaves no half-made file then.
     """
     extra = reader.meta.extra_channels
+    schema = arrow_schema(extra).with_metadata({META_KEY: json.dumps(reader.description | ending)})
     names: dict[str, list[str]] = {}
     for column in columns(extra):
         names.setdefault(column.dtype, []).append(column.name)
@@ -124,16 +123,14 @@ def write_segment(
         with open(fresh, "wb") as file:
             with pq.ParquetWriter(
                 file,
-                arrow_schema(extra),
+                schema,
                 compression="zstd",
                 use_dictionary=names["i1"] + names["S24"],
                 column_encoding=encoding,
                 write_page_checksum=True,
             ) as writer:
                 for rows in reader.chunks():
-                    writer.write_table(rows_to_table(rows, extra), row_group_size=len(rows))
-                ending = {"ended": ended, "lost_rows": lost_rows, "damage": reader.damage, "failure": failure}
-                writer.add_key_value_metadata({META_KEY: json.dumps(reader.description | ending).encode()})
+                    writer.write_table(rows_to_table(rows, schema, extra), row_group_size=len(rows))
             file.flush()
             os.fsync(file.fileno())
         os.replace(fresh, target)
@@ -142,7 +139,6 @@ def write_segment(
             fresh.unlink()
         raise
     sync_folder(target.parent)
-    return reader.rows
 
 
 def sync_folder(folder: Path) -> None:

@@ -308,7 +308,8 @@ def _read_journal(place: _Place) -> Segment:
         with place.open() as file:
             reader = JournalReader(file, place.path)
             extra = reader.meta.extra_channels
-            tables = [parquet.rows_to_table(rows, extra) for rows in reader.chunks()]
+            schema = parquet.arrow_schema(extra)
+            tables = [parquet.rows_to_table(rows, schema, extra) for rows in reader.chunks()]
     except FileNotFoundError:
         raise
     except OSError as error:
