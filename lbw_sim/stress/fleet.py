@@ -1,0 +1,304 @@
+"""Trains many tiny runs for real, each with its own guard and its own recorded trace.
+
+Runs of one architecture and length share a graph; which runs share it changes no bit of any of them. It knows no
+simulated loss: what a run shows here really happened. It keeps no snapshots, so it cannot roll back.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lbw_sim.errors import StressError
+from lbw_sim.stress.adamw import BatchedAdamW, norm
+from lbw_sim.stress.corpus import Codes, corpus, random_labels, training_windows, validation_windows
+from lbw_sim.stress.plan import RunPlan, RunResult, check_run_ids
+from lbw_sim.stress.schedule import scheduled_lr
+from lbw_sim.stress.tiny_gpt import BATCH, CONTEXT, PARAMETERS, SIZES, initial_weights, losses
+from lbw_sim.trace.labels import write_labels
+from lbw_sim.trace.layout import run_folder_name
+from lbw_sim.trace.provenance import Provenance, collect
+from lbw_sim.trace.recorder import Recorder
+from lbw_sim.values import Posture, Telemetry, nan
+
+RUNS_PER_GRAPH = 8
+"""As many as one core's cache holds: wider graphs are slower per run (docs/results/tiny_lr_grid.md)."""
+
+VALIDATION_BATCHES = 20
+
+Progress = Callable[[int, int], None]
+
+
+def train(
+    plans: Sequence[RunPlan],
+    folder: Path | None = None,
+    progress: Progress | None = None,
+    runs_per_graph: int = RUNS_PER_GRAPH,
+) -> list[RunResult]:
+    """Train every plan; results in the order of the plans.
+
+    With `folder`, each run is recorded there, with the labels of its fault. `progress` is called after every step
+    with the steps done and to do, summed over runs. Work is spread over as many threads as torch is set to
+    (`torch.set_num_threads`); neither that nor `runs_per_graph` changes a bit of any result.
+
+    Raises StressError for two plans with one run id, or one that `folder` holds already, and TraceError when a trace
+    cannot be begun.
+    """
+    check_run_ids(plans)
+    if folder is not None:
+        _refuse_recorded(plans, folder)
+    facts = collect(host=False, prose=corpus("prose").digest, code=corpus("code").digest) if folder else {}
+    alike: dict[tuple[str, int], list[RunPlan]] = {}
+    for plan in plans:
+        alike.setdefault((plan.architecture, plan.steps), []).append(plan)
+    total = sum(plan.steps for plan in plans)
+    done = 0
+
+    def count(steps: int) -> None:
+        nonlocal done
+        done += steps
+        if progress is not None:
+            progress(done, total)
+
+    results: dict[str, RunResult] = {}
+    for group in alike.values():
+        for start in range(0, len(group), runs_per_graph):
+            part = group[start : start + runs_per_graph]
+            results |= {result.run_id: result for result in _train_graph(part, folder, facts, count)}
+    return [results[plan.run_id] for plan in plans]
+
+
+class _Run:
+    """One run's guard, trace and sums; its tensors lie in the graph's."""
+
+    def __init__(self, plan: RunPlan, weights: Tensor, recorder: Recorder | None) -> None:
+        self.plan = plan
+        self.guard = plan.spec.build()
+        self.state = self.guard.init()
+        self.recorder = recorder
+        self.before = Telemetry(step=-1)
+        self.lr_sum = 0.0
+        self.effective_lr_sum = 0.0
+        self.energy = 0.0
+        self.skipped_steps = 0
+        self.scales: list[float] = []
+        self.caps = (
+            [plan.cap_ratio * float(part.square().mean().sqrt()) for part in torch.split_with_sizes(weights, SIZES)]
+            if plan.method == "static_cap"
+            else []
+        )
+
+    def lr(self, step: int) -> float:
+        """Scheduled learning rate, a fault's bump included."""
+        plan, fault = self.plan, self.plan.fault
+        restart = fault.onset_step if fault is not None and fault.restarts_schedule else None
+        lr = scheduled_lr(step, plan.steps, plan.lr, restart)
+        return lr * fault.lr_factor if fault is not None and fault.active(step) else lr
+
+    def corpus_name(self, step: int) -> str:
+        """Text of this step's batch."""
+        fault = self.plan.fault
+        return "prose" if fault is None or fault.corpus is None or step < fault.onset_step else fault.corpus
+
+    def data_step(self, step: int) -> int:
+        """Step whose batch this step trains on."""
+        fault = self.plan.fault
+        return fault.onset_step if fault is not None and fault.repeats_batch and fault.active(step) else step
+
+    def decide(self, telemetry: Telemetry) -> tuple[float, bool]:
+        """Show the guard what it may see of this step; returns the scale and the skip to apply."""
+        late = self.before
+        self.telemetry = telemetry
+        # the update of this step is still to come: the guard has the last one's
+        seen = telemetry._replace(update_norm=late.update_norm)
+        if self.guard.delay_steps == 1:
+            seen = seen._replace(loss=late.loss, grad_norm=late.grad_norm, nonfinite=late.nonfinite)
+        self.state, self.decision = self.guard.step(self.state, seen)
+        method = self.plan.method
+        self.skip = method == "guard" and self.decision.posture == Posture.SKIP
+        self.scale = 1.0
+        if method == "guard":
+            self.scale = self.decision.scale
+        elif method == "playback":
+            self.scale = self.plan.scales[telemetry.step]
+        return self.scale, self.skip
+
+    def finish(self, update_norm: float, elapsed_s: float) -> None:
+        """Book the step and write its row, now that the update is known."""
+        telemetry = self.telemetry._replace(update_norm=update_norm)
+        lr = telemetry.lr * self.scale
+        if self.skip:
+            lr = 0.0
+        elif self.caps:
+            lr = sum(min(lr, cap) * size for cap, size in zip(self.caps, SIZES, strict=True)) / PARAMETERS
+        self.before = telemetry
+        self.lr_sum += telemetry.lr
+        self.effective_lr_sum += lr
+        self.energy += (1.0 - self.scale) * (1.0 - self.scale)
+        self.skipped_steps += self.skip
+        self.scales.append(self.scale)
+        if self.recorder is not None:
+            fault = self.plan.fault
+            event = fault.name if fault is not None and fault.active(telemetry.step) else ""
+            self.recorder.append(
+                telemetry, self.decision, elapsed_s=elapsed_s, effective_lr=lr, skipped=self.skip, event=event
+            )
+
+
+def _train_graph(
+    plans: Sequence[RunPlan], folder: Path | None, facts: Provenance, count: Callable[[int], None]
+) -> list[RunResult]:
+    """Train runs of one architecture and length in one graph."""
+    weights = torch.stack([initial_weights(plan.seed) for plan in plans])
+    with ExitStack() as recording:
+        runs = []
+        for plan, row in zip(plans, weights, strict=True):
+            recorder = None if folder is None else _record(plan, folder, facts)
+            if recorder is not None:
+                recording.callback(recorder.close)
+            runs.append(_Run(plan, row, recorder))
+        started = time.perf_counter()
+        _train_steps(runs, weights, started, count)
+        validation = _validate(runs, weights)
+        seconds = (time.perf_counter() - started) / len(runs)
+    return [
+        RunResult(
+            run_id=run.plan.run_id,
+            plan=run.plan,
+            validation_loss=loss,
+            mean_lr=run.lr_sum / run.plan.steps,
+            mean_effective_lr=run.effective_lr_sum / run.plan.steps,
+            energy=run.energy,
+            skipped_steps=run.skipped_steps,
+            scales=tuple(run.scales),
+            seconds=seconds,
+            lost_rows=0 if run.recorder is None else run.recorder.lost_rows,
+        )
+        for run, loss in zip(runs, validation, strict=True)
+    ]
+
+
+def _refuse_recorded(plans: Sequence[RunPlan], folder: Path) -> None:
+    """A second recording under one run id would read as the first one, resumed."""
+    there = [plan.run_id for plan in plans if (folder / run_folder_name(plan.run_id)).exists()]
+    if there:
+        raise StressError(
+            f"{folder} holds {', '.join(there)} already; record into another folder, or remove those runs"
+        )
+
+
+def _record(plan: RunPlan, folder: Path, facts: Provenance) -> Recorder:
+    """Begin a run's trace and write down its fault."""
+    fault = plan.fault
+    more: Provenance = {
+        "seed": plan.seed,
+        "architecture": plan.architecture,
+        "method": plan.method,
+        "peak_lr": plan.lr,
+        "steps": plan.steps,
+        "fault": None if fault is None else fault.name,
+    }
+    recorder = Recorder.open(folder, plan.run_id, spec=plan.spec, mode=plan.mode, provenance=facts | more)
+    if fault is not None:
+        write_labels(folder / run_folder_name(plan.run_id), [fault.label(plan.steps)])
+    return recorder
+
+
+def _train_steps(runs: Sequence[_Run], weights: Tensor, started: float, count: Callable[[int], None]) -> None:
+    """All steps of all runs of one graph, in place on `weights` [runs, PARAMETERS]."""
+    first = runs[0].plan
+    optimizer = BatchedAdamW(weights)
+    leaf = weights.detach().requires_grad_()
+    clips = [run.plan.clip_norm if run.plan.method == "clip" else math.inf for run in runs]
+    clip = torch.tensor(clips) if min(clips) < math.inf else None
+    caps = None
+    if any(run.caps for run in runs):
+        each = torch.tensor([run.caps or [math.inf] * len(SIZES) for run in runs])
+        caps = each.repeat_interleave(torch.tensor(SIZES), dim=1)
+    tokens = float(BATCH * CONTEXT)
+
+    for step in range(first.steps):
+        inputs, labels = _batch(runs, step)
+        leaf.grad = None
+        loss = losses(leaf, inputs, labels, first.architecture)
+        faults = [run.plan.fault if run.plan.fault and run.plan.fault.active(step) else None for run in runs]
+        for row, fault in enumerate(faults):
+            if fault is not None and fault.loss_factor != 1.0:
+                factor = torch.ones(len(runs))
+                factor[row] = fault.loss_factor
+                loss = loss * factor
+        loss.sum().backward()  # type: ignore[no-untyped-call]
+        gradient = leaf.grad
+        assert gradient is not None
+        for row, fault in enumerate(faults):
+            if fault is not None and fault.noise_ratio > 0.0:
+                _add_noise(gradient[row], fault.noise_ratio, runs[row].plan.seed, step)
+        norms = norm(gradient)
+
+        lrs, skips = [], []
+        for run, run_loss, run_norm in zip(runs, loss.tolist(), norms.tolist(), strict=True):
+            finite = math.isfinite(run_loss) and math.isfinite(run_norm)
+            lr = run.lr(step)
+            scale, skip = run.decide(Telemetry(step, run_loss, lr, run_norm, nan, tokens, 0.0 if finite else 1.0))
+            lrs.append(lr * scale)
+            skips.append(skip)
+        lr_rows = torch.tensor(lrs).view(-1, 1)
+        if caps is not None:
+            lr_rows = torch.minimum(lr_rows, caps)
+        if clip is not None:
+            # as torch.nn.utils.clip_grad_norm_; a run that does not clip gets exactly 1
+            gradient.mul_((clip / (norms + 1e-6)).clamp_(max=1.0).where(clip < math.inf, 1.0).view(-1, 1))
+        updates = optimizer.step(gradient, lr_rows, torch.tensor(skips))
+        elapsed_s = time.perf_counter() - started
+        for run, update_norm in zip(runs, updates.tolist(), strict=True):
+            run.finish(update_norm, elapsed_s)
+        count(len(runs))
+
+
+def _batch(runs: Sequence[_Run], step: int) -> tuple[Tensor, Tensor]:
+    """Inputs and labels of one step for every run; [runs, BATCH, CONTEXT] each."""
+    # runs that share seed and data share the draw
+    drawn: dict[tuple[str, int, int], Codes] = {}
+    windows = []
+    for run in runs:
+        key = (run.corpus_name(step), run.plan.seed, run.data_step(step))
+        if key not in drawn:
+            drawn[key] = training_windows(corpus(key[0]), key[1], key[2], BATCH, CONTEXT + 1)
+        windows.append(drawn[key])
+    stacked = torch.from_numpy(np.stack(windows)).long()
+    inputs, labels = stacked[:, :, :-1], stacked[:, :, 1:]
+    for row, run in enumerate(runs):
+        fault = run.plan.fault
+        if fault is not None and fault.random_labels and fault.active(step):
+            labels[row] = torch.from_numpy(random_labels(run.plan.seed, step, BATCH, CONTEXT))
+    return inputs, labels
+
+
+def _add_noise(gradient: Tensor, ratio: float, seed: int, step: int) -> None:
+    """Add Gaussian noise of `ratio` times the norm to one run's gradient, in place."""
+    noise = torch.from_numpy(np.random.default_rng((3, seed, step)).standard_normal(PARAMETERS, dtype=np.float32))
+    gradient += noise * (ratio * gradient.norm() / noise.norm())
+
+
+def _validate(runs: Sequence[_Run], weights: Tensor) -> list[float]:
+    """Mean loss of each run on fixed windows of the text that it ended on; nats per byte."""
+    texts = [run.corpus_name(run.plan.steps - 1) for run in runs]
+    cuts = {
+        name: validation_windows(corpus(name), VALIDATION_BATCHES * BATCH, CONTEXT + 1).reshape(
+            VALIDATION_BATCHES, BATCH, CONTEXT + 1
+        )
+        for name in set(texts)
+    }
+    total = torch.zeros(len(runs))
+    with torch.no_grad():
+        for batch in range(VALIDATION_BATCHES):
+            stacked = torch.from_numpy(np.stack([cuts[name][batch] for name in texts])).long()
+            total += losses(weights, stacked[:, :, :-1], stacked[:, :, 1:], runs[0].plan.architecture)
+    return [value / VALIDATION_BATCHES for value in total.tolist()]
