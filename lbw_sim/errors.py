@@ -42,6 +42,10 @@ class LiveError(LbwError):
     """The guard cannot be attached to this optimizer, or was given something it cannot record."""
 
 
+class ScoreError(LbwError):
+    """A run cannot be judged or drawn: rows out of order, a column missing, or a label that no scorer knows."""
+
+
 def unknown_name(what: str, name: str, known: Iterable[str]) -> str:
     """The sentence for a name that is not there, with the nearest one that is.
 
