@@ -220,7 +220,7 @@ class _Span(NamedTuple):
         return self.onset - 2 <= row <= self.end + 2
 
     def contains(self, other: _Span) -> bool:
-        return self.onset <= other.onset and other.end <= self.end and self[1:] != other[1:]
+        return self.onset <= other.onset and other.end <= self.end
 
 
 def match(alarms: Iterable[tuple[int, int]], labels: Iterable[LabelledSpan], steps: ArrayLike, run_id: str) -> RunScore:

@@ -84,7 +84,9 @@ def test_an_alarm_already_on_before_an_event_detects_it_only_inside_a_larger_sco
     assert counts_at(190, inner, end=300).detected == 0, "there is no larger event"
     low = LONG._replace(confidence="low")
     assert counts_at(190, low, inner, end=300).detected == 0, "a larger event of low confidence rewards nothing"
-    assert counts_at(190, LONG, LONG, end=399).delays_rows == (-10, -10), "equal events do not nest"
+    assert counts_at(390, LONG, Label(394, 600), end=500).detected == 2, "390 is in the second one's own tolerance"
+    assert counts_at(380, LONG, Label(394, 600), end=500).detected == 1, "an overlap is not inside"
+    assert counts_at(190, LONG, LONG, end=399).delays_rows == (-10, -10), "equal events share an alarm, not a nest"
 
 
 def test_of_an_alarm_of_its_own_and_one_carried_in_the_earlier_counts():
