@@ -1,0 +1,270 @@
+"""Finished segments: rows as Parquet that pandas, polars and DuckDB read as it is, and come back bit for bit.
+
+Enumerations and events are dictionary-encoded text, floats are split by byte and packed with zstd, whole numbers are
+stored as differences. What the run says about itself stands in the file's metadata under the key `lbw`. A file from a
+stranger is checked before it is believed, and its rows are loaded only when they are asked for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterable, Sequence
+from enum import IntEnum
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from lbw_sim.errors import TraceError
+from lbw_sim.trace.journal import JournalReader, parse_description
+from lbw_sim.trace.schema import (
+    MAX_META_BYTES,
+    MAX_SEGMENT_ROWS,
+    Column,
+    SegmentMeta,
+    check_description,
+    columns,
+)
+from lbw_sim.values import Posture, Reason, Regime
+
+META_KEY = b"lbw"
+ENUMS: dict[str, type[IntEnum]] = {"regime": Regime, "posture": Posture, "reason": Reason}
+_TEXT = pa.dictionary(pa.int32(), pa.string())
+_TYPES = {"i8": pa.int64(), "i4": pa.int32(), "f8": pa.float64(), "u1": pa.bool_(), "i1": _TEXT, "S24": _TEXT}
+_READ_ERRORS = (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError, NotImplementedError)
+
+
+def arrow_schema(extra_channels: Sequence[str] = ()) -> pa.Schema:
+    """The columns as Arrow fields; unit and meaning of each stand in its metadata."""
+    return pa.schema(
+        pa.field(c.name, _TYPES[c.dtype], nullable=False, metadata={"unit": c.unit, "doc": c.doc, "role": c.role})
+        for c in columns(extra_channels)
+    )
+
+
+def rows_to_table(rows: NDArray[np.void], schema: pa.Schema, extra_channels: Sequence[str]) -> pa.Table:
+    """Journal rows as Arrow."""
+    arrays = [_to_arrow(rows[column.name], column) for column in columns(extra_channels)]
+    return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def _to_arrow(values: NDArray[Any], column: Column) -> pa.Array:
+    if column.name in ENUMS:
+        names = [member.name for member in ENUMS[column.name]]
+        strange = np.unique(values[(values < 0) | (values >= len(names))]).tolist()
+        indices = values.astype(np.int32)
+        for i, code in enumerate(strange):
+            # a plugged-in component may have its own codes: kept, as digits
+            indices[values == code] = len(names) + i
+        return pa.DictionaryArray.from_arrays(pa.array(indices), pa.array(names + [str(code) for code in strange]))
+    if column.dtype == "S24":
+        if not (values != b"").any():
+            return pa.DictionaryArray.from_arrays(pa.array(np.zeros(len(values), np.int32)), pa.array([""]))
+        texts, where = np.unique(values, return_inverse=True)
+        decoded = [text.decode("ascii", "replace") for text in texts.tolist()]
+        return pa.DictionaryArray.from_arrays(pa.array(where.astype(np.int32)), pa.array(decoded))
+    if column.dtype == "u1":
+        return pa.array(values != 0)
+    return pa.array(np.ascontiguousarray(values))
+
+
+def codes(text: pa.ChunkedArray, column: str) -> NDArray[np.int8]:
+    """An enumeration column as integer codes. Raises TraceError for a name that the enumeration does not have."""
+    members = {member.name: int(member) for member in ENUMS[column]}
+    parts = []
+    for chunk in text.chunks:
+        table = []
+        for name in chunk.dictionary.to_pylist():
+            code = members.get(name)
+            if code is None:
+                try:
+                    code = int(name)
+                except (TypeError, ValueError):
+                    code = 128
+                if not -128 <= code <= 127:
+                    raise TraceError(f"column {column} holds {str(name)[:60]!r}; known: {', '.join(members)}")
+            table.append(code)
+        parts.append(np.array(table, np.int8)[chunk.indices.to_numpy(zero_copy_only=False)])
+    return np.concatenate(parts) if parts else np.empty(0, np.int8)
+
+
+def write_segment(reader: JournalReader, target: Path, ending: dict[str, Any]) -> None:
+    """Turn a journal into `target`, at one stroke. `ending` joins its description. The journal itself is left alone.
+
+    Raises OSError, and leaves no half-made file then.
+    """
+    extra = reader.meta.extra_channels
+    schema = arrow_schema(extra).with_metadata({META_KEY: json.dumps(reader.description | ending)})
+    names: dict[str, list[str]] = {}
+    for column in columns(extra):
+        names.setdefault(column.dtype, []).append(column.name)
+    encoding = dict.fromkeys(names["f8"], "BYTE_STREAM_SPLIT") | dict.fromkeys(
+        names["i8"] + names["i4"], "DELTA_BINARY_PACKED"
+    )
+    # one name, not one per process: the next attempt overwrites a killed one's, and the journal's lock keeps them apart
+    fresh = target.with_name(f"_{target.name}.tmp")
+    try:
+        with open(fresh, "wb") as file:
+            with pq.ParquetWriter(
+                file,
+                schema,
+                compression="zstd",
+                use_dictionary=names["i1"] + names["S24"],
+                column_encoding=encoding,
+                write_page_checksum=True,
+            ) as writer:
+                for rows in reader.chunks():
+                    writer.write_table(rows_to_table(rows, schema, extra), row_group_size=len(rows))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(fresh, target)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            fresh.unlink()
+        raise
+    sync_folder(target.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make names that were added or removed survive a power cut, where the file system can."""
+    with contextlib.suppress(OSError):
+        fd = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+def read_meta(file: IO[bytes], where: str) -> tuple[SegmentMeta, int]:
+    """What a finished segment says about itself, and its number of rows, from the footer. Raises TraceError."""
+    return _check(_open(file, where), where)
+
+
+def read_rows(file: IO[bytes], where: str) -> pa.Table:
+    """All rows of a finished segment, checked. Raises TraceError."""
+    found = _open(file, where)
+    meta, _ = _check(found, where)
+    schema = arrow_schema(meta.extra_channels)
+    try:
+        table = found.read(columns=schema.names)
+        holes = [name for name in schema.names if table[name].null_count]
+        if holes:
+            raise TraceError(f"{where}: nulls in column {', '.join(holes)}; a trace writes nan for 'not measured'")
+        table = table.select(schema.names).cast(schema)
+    except _READ_ERRORS as error:
+        raise TraceError(f"{where}: rows cannot be read: {_one_line(error)}") from None
+    check_rows(table, where)
+    return table
+
+
+def check_rows(table: pa.Table, where: str) -> None:
+    """Refuse steps that do not rise within an attempt, and enumeration names that do not exist. Raises TraceError."""
+    step, attempt = table["step"].to_numpy(), table["attempt"].to_numpy()
+    fewer = attempt[1:] < attempt[:-1]
+    back = (attempt[1:] == attempt[:-1]) & (step[1:] <= step[:-1])
+    if len(bad := np.flatnonzero(fewer | back)):
+        row = int(bad[0]) + 1
+        what = "attempt" if fewer[row - 1] else "step"
+        values = (attempt if fewer[row - 1] else step)[row - 1 : row + 1].tolist()
+        raise TraceError(
+            f"{where} row {row}: {what} goes {values[0]} -> {values[1]}"
+            + ("; attempts never go down" if what == "attempt" else " within one attempt; steps always rise")
+        )
+    for name in ENUMS:
+        try:
+            codes(table[name], name)
+        except TraceError as error:
+            raise TraceError(f"{where}: {error}") from None
+
+
+def _open(file: IO[bytes], where: str) -> Any:
+    try:
+        return pq.ParquetFile(file, page_checksum_verification=True)
+    except _READ_ERRORS as error:
+        raise TraceError(f"{where}: not a Parquet file, or cut short: {_one_line(error)}") from None
+
+
+def _check(found: Any, where: str) -> tuple[SegmentMeta, int]:
+    text = (found.metadata.metadata or {}).get(META_KEY)
+    if text is None:
+        raise TraceError(f"{where}: a Parquet file without the metadata key 'lbw' is not a trace")
+    if len(text) > 2 * MAX_META_BYTES:
+        raise TraceError(f"{where}: description of {len(text)} bytes; at most {2 * MAX_META_BYTES} are allowed")
+    rows = found.metadata.num_rows
+    if not 0 <= rows <= MAX_SEGMENT_ROWS:
+        raise TraceError(f"{where}: {rows} rows; at most {MAX_SEGMENT_ROWS} are allowed")
+    meta = check_description(parse_description(text, where), where)
+    try:
+        schema = found.schema_arrow
+    except _READ_ERRORS as error:
+        raise TraceError(f"{where}: columns cannot be read: {_one_line(error)}") from None
+    problems = []
+    for field in arrow_schema(meta.extra_channels):
+        there = schema.get_all_field_indices(field.name)
+        if len(there) != 1:
+            problems.append(f"column {field.name} is {'missing' if not there else 'there twice'}")
+        elif not _fits(schema.field(there[0]).type, field.type):
+            problems.append(f"column {field.name} is {schema.field(there[0]).type}, not {field.type}")
+    if problems:
+        raise TraceError(f"{where}: {'; '.join(problems)}")
+    return meta, rows
+
+
+def _fits(found: pa.DataType, wanted: pa.DataType) -> bool:
+    """Other tools may write the file anew and turn dictionaries into plain text."""
+    if wanted != _TEXT:
+        return bool(found == wanted)
+    plain = found.value_type if pa.types.is_dictionary(found) else found
+    return bool(pa.types.is_string(plain) or pa.types.is_large_string(plain))
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def concat(tables: Iterable[pa.Table], extra_channels: Sequence[str]) -> pa.Table:
+    """Tables under one another; an extra channel that one of them lacks is nan there."""
+    schema = arrow_schema(extra_channels)
+    full = []
+    for table in tables:
+        for name in schema.names:
+            if name not in table.column_names:
+                table = table.append_column(schema.field(name), pa.array(np.full(len(table), np.nan)))
+        full.append(table.select(schema.names).cast(schema))
+    return pa.concat_tables(full).unify_dictionaries() if full else schema.empty_table()
+
+
+def final_rows(step: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which rows no later one overtook: those whose step is below every step that comes after.
+
+    >>> final_rows(np.array([0, 1, 2, 3, 2, 3, 4])).tolist()
+    [True, True, False, False, True, True, True]
+    """
+    keep = np.ones(len(step), bool)
+    if len(step):
+        keep[:-1] = step[:-1] < np.minimum.accumulate(step[::-1])[::-1][1:]
+    return keep
+
+
+def select(table: pa.Table, keep: NDArray[np.bool_]) -> pa.Table:
+    """The rows marked true."""
+    return table if keep.all() else table.filter(pa.array(keep))
+
+
+def to_numpy(table: pa.Table) -> dict[str, NDArray[Any]]:
+    """Columns as arrays: enumerations as int8 codes, events as text, `skipped` as bool."""
+    arrays: dict[str, NDArray[Any]] = {}
+    for name in table.column_names:
+        if name in ENUMS:
+            arrays[name] = codes(table[name], name)
+        elif name == "event":
+            arrays[name] = np.array(pc.cast(table[name], pa.string()).to_pylist(), dtype=np.str_)
+        else:
+            arrays[name] = table[name].to_numpy()
+    return arrays

@@ -1,0 +1,255 @@
+"""The columns of a trace: name, type, unit and meaning of each, once; and what a trace says about itself.
+
+Journal rows, Parquet columns and documentation are made from this list. It refuses names and metadata that do not fit
+rather than bend them: a trace from a stranger is data to be checked.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+from lbw_sim.errors import TraceError
+from lbw_sim.guard.spec import GuardSpec
+
+SCHEMA_VERSION = 1
+MODES = ("shadow", "active")
+MAX_META_BYTES = 4 << 20
+"""Largest description of a run, in bytes of JSON; a longer one is refused unread."""
+MAX_SEGMENT_ROWS = 100_000_000
+"""Longest segment that is loaded: a small hostile file can claim any number of rows."""
+MAX_EXTRA_CHANNELS = 1000
+
+Role = Literal["context", "seen", "decided"]
+
+
+class Column(NamedTuple):
+    """One column of a trace."""
+
+    name: str
+    dtype: str
+    """numpy code; rows in a journal are packed in little-endian order."""
+    unit: str
+    doc: str
+    role: Role
+    """`seen`: telemetry that the guard was shown; `decided`: what it answered; `context`: everything around it."""
+
+
+BASE_COLUMNS: tuple[Column, ...] = (
+    Column("step", "i8", "step", "optimizer step, counted from 0; rises within an attempt", "context"),
+    Column("attempt", "i4", "", "0, and one more after every rollback within the segment", "context"),
+    Column("elapsed_s", "f8", "s", "time since recording began", "context"),
+    Column("loss", "f8", "nats", "mean training loss over micro-batches and ranks, weighted by tokens", "seen"),
+    Column("lr", "f8", "", "learning rate before scaling, of the first parameter group", "seen"),
+    Column("effective_lr", "f8", "", "learning rate with which this step was really taken", "context"),
+    Column("grad_norm", "f8", "", "Euclidean norm of the whole gradient, before clipping", "seen"),
+    Column("update_norm", "f8", "", "Euclidean norm of this step's parameter update; seen one step later", "seen"),
+    Column("tokens", "f8", "tokens", "tokens in this step, over all ranks", "seen"),
+    Column("nonfinite", "f8", "", "1: loss or gradient was measured and is nan or infinite; 0: finite", "seen"),
+    Column("regime", "i1", "", "what the analyzer said the run is in: a Regime", "decided"),
+    Column("posture", "i1", "", "what the envelope granted: a Posture", "decided"),
+    Column("scale", "f8", "", "factor decided for the learning rate of this step", "decided"),
+    Column("energy", "f8", "", "control energy so far: the sum of (1 - scale)^2", "decided"),
+    Column("reason", "i1", "", "the rule that had the last word: a Reason", "decided"),
+    Column("skipped", "u1", "", "whether this step's update was really dropped", "context"),
+    Column(
+        "rolled_back_to", "i8", "step", "step to which the run really went back after this row; -1: none", "context"
+    ),
+    Column("event", "S24", "", "injected fault or other mark; empty: none", "context"),
+)
+"""Without the extra channels, which stand between `nonfinite` and `regime`."""
+
+_NAMES = frozenset(column.name for column in BASE_COLUMNS)
+_FIRST_DECIDED = next(i for i, column in enumerate(BASE_COLUMNS) if column.role == "decided")
+_STRUCT_CODES = {"i8": "q", "i4": "i", "i1": "b", "u1": "?", "f8": "d", "S24": "24s"}
+_CHANNEL = re.compile(r"[A-Za-z_][A-Za-z0-9_./-]{0,63}")
+
+
+def columns(extra_channels: Sequence[str] = ()) -> tuple[Column, ...]:
+    """All columns of a trace with these extra channels, in file order.
+
+    Raises TraceError when a channel name is taken, comes twice or is not a plain word.
+
+    >>> [column.name for column in columns(["probe_gain"])][9:12]
+    ['nonfinite', 'probe_gain', 'regime']
+    """
+    problems = []
+    if len(extra_channels) > MAX_EXTRA_CHANNELS:
+        raise TraceError(f"{len(extra_channels)} extra channels; at most {MAX_EXTRA_CHANNELS} are allowed")
+    for i, name in enumerate(extra_channels):
+        if not isinstance(name, str) or not _CHANNEL.fullmatch(name):
+            problems.append(f"{name!r} is not a channel name: a letter, then up to 63 of A-Z a-z 0-9 _ . / -")
+        elif name in _NAMES or name == "run_id":
+            problems.append(f"{name!r} is a column that every trace has")
+        elif name in extra_channels[:i]:
+            problems.append(f"{name!r} comes twice")
+    if problems:
+        raise TraceError(f"extra channels: {'; '.join(problems)}")
+    extra = tuple(Column(name, "f8", "", "extra telemetry channel", "seen") for name in extra_channels)
+    return BASE_COLUMNS[:_FIRST_DECIDED] + extra + BASE_COLUMNS[_FIRST_DECIDED:]
+
+
+def row_struct(extra_channels: Sequence[str] = ()) -> struct.Struct:
+    """The packing of one row, without its checksum."""
+    return struct.Struct("<" + "".join(_STRUCT_CODES[column.dtype] for column in columns(extra_channels)))
+
+
+class Damage(NamedTuple):
+    """Where a journal stopped being readable. Rows before it are whole and kept."""
+
+    good_rows: int
+    bad_row: int | None
+    """Number of the row that fails its checksum; None: the file ends within a row, as a crash leaves it."""
+    leftover_bytes: int
+    """Bytes from there to the end of the journal, which are not used."""
+
+    def __str__(self) -> str:
+        why = f"row {self.bad_row} fails its checksum" if self.bad_row is not None else "the last row is cut short"
+        return f"{why}; {self.good_rows} rows before it are good, {self.leftover_bytes} bytes from there are not used"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentMeta:
+    """What a segment says about itself: everything needed to judge its rows and to fly its guard again."""
+
+    run_id: str
+    segment: int
+    """0 for the start of a run, one more for every resumption."""
+    schema_version: int
+    spec_toml: str
+    """The guard as text. `spec` builds it."""
+    fingerprint: str
+    """Of the guard that flew, as it was when it flew."""
+    mode: str
+    """`shadow`: recorded, never acted; `active`: acted."""
+    extra_channels: tuple[str, ...]
+    guard_state: Any
+    """`state_to_data` of the guard's state before the first row; None: `guard.init()`."""
+    provenance: dict[str, str | int | float | None]
+    lost_rows: int | None
+    """Rows that could not be recorded; None: the writer died, or still lives, and has not said."""
+    ended: str
+    """`closed` by its writer; `recovered` from the journal of a writer that died; `open`: read from the journal."""
+    damage: Damage | None = None
+    failure: str | None = None
+    """Why rows were lost, when the writer could say."""
+
+    @property
+    def spec(self) -> GuardSpec:
+        """The guard that flew. Raises SpecError when this installation does not have its components and versions."""
+        return GuardSpec.from_toml(self.spec_toml, where=f"guard of run {self.run_id!r} segment {self.segment}")
+
+    @property
+    def delay_steps(self) -> int:
+        """By how many steps the guard saw measured channels late; readable without the guard's components."""
+        return int(tomllib.loads(self.spec_toml).get("delay_steps", 0))
+
+
+_FIELDS: dict[str, tuple[type, ...]] = {
+    "run_id": (str,),
+    "segment": (int,),
+    "spec_toml": (str,),
+    "fingerprint": (str,),
+    "mode": (str,),
+    "extra_channels": (list,),
+    "provenance": (dict,),
+}
+
+
+def describe(
+    *,
+    run_id: str,
+    segment: int,
+    spec: GuardSpec,
+    mode: str,
+    extra_channels: Sequence[str],
+    guard_state: object,
+    provenance: dict[str, str | int | float | None],
+) -> dict[str, Any]:
+    """The JSON description that opens a journal and travels in the Parquet file."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "run_id": run_id,
+        "segment": segment,
+        "mode": mode,
+        "fingerprint": spec.fingerprint,
+        "spec_toml": spec.to_toml(),
+        "extra_channels": list(extra_channels),
+        "guard_state": guard_state,
+        "provenance": provenance,
+        "columns": [column._asdict() for column in columns(extra_channels)],
+    }
+
+
+def check_description(found: Any, where: str) -> SegmentMeta:
+    """Check a description that came out of a file. Raises TraceError that names the file and the fault.
+
+    Not checked here: whether the guard's components are installed, so that a run of any guard stays readable.
+    """
+    if not isinstance(found, dict):
+        raise TraceError(f"{where}: its description is not a JSON object")
+    version = found.get("schema_version")
+    if version != SCHEMA_VERSION or isinstance(version, bool):
+        raise TraceError(f"{where}: schema_version={version!r}; this release reads {SCHEMA_VERSION}")
+    problems = []
+    for key, types in _FIELDS.items():
+        value = found.get(key)
+        if not isinstance(value, types) or isinstance(value, bool):
+            problems.append(
+                f"{key} is missing" if key not in found else f"{key}={str(value)[:60]!r} is of a wrong type"
+            )
+    if problems:
+        raise TraceError(f"{where}: {'; '.join(problems)}")
+    if found["mode"] not in MODES:
+        raise TraceError(f"{where}: mode={found['mode'][:60]!r} is not {' or '.join(MODES)}")
+    try:
+        wanted = columns(found["extra_channels"])
+    except TraceError as error:
+        raise TraceError(f"{where}: {error}") from None
+    stated = found.get("columns")
+    names = [(c.get("name"), c.get("dtype")) if isinstance(c, dict) else None for c in stated or ()]
+    if names != [(column.name, column.dtype) for column in wanted]:
+        raise TraceError(f"{where}: its columns are not those of schema_version {SCHEMA_VERSION}")
+    for key, value in found["provenance"].items():
+        if value is not None and not isinstance(value, (str, int, float)):
+            raise TraceError(f"{where}: provenance {key[:60]!r} is neither text nor a number")
+    try:
+        delay = tomllib.loads(found["spec_toml"]).get("delay_steps", 0)
+    except (ValueError, RecursionError) as error:
+        raise TraceError(f"{where}: its guard spec is not TOML: {str(error)[:200]}") from None
+    if delay not in (0, 1):
+        raise TraceError(f"{where}: its guard spec has delay_steps={str(delay)[:60]}, which is not 0 or 1")
+    lost, ended, failure = found.get("lost_rows"), found.get("ended", "open"), found.get("failure")
+    if not (lost is None or (isinstance(lost, int) and lost >= 0)) or ended not in ("closed", "recovered", "open"):
+        raise TraceError(f"{where}: lost_rows={str(lost)[:60]!r}, ended={str(ended)[:60]!r} do not describe an ending")
+    if not (failure is None or isinstance(failure, str)):
+        raise TraceError(f"{where}: failure is not text")
+    return SegmentMeta(
+        run_id=found["run_id"],
+        segment=found["segment"],
+        schema_version=version,
+        spec_toml=found["spec_toml"],
+        fingerprint=found["fingerprint"],
+        mode=found["mode"],
+        extra_channels=tuple(found["extra_channels"]),
+        guard_state=found.get("guard_state"),
+        provenance=found["provenance"],
+        lost_rows=lost,
+        ended=ended,
+        damage=_damage(found.get("damage"), where),
+        failure=failure,
+    )
+
+
+def _damage(found: Any, where: str) -> Damage | None:
+    if found is None:
+        return None
+    numbers = found if isinstance(found, list) and len(found) == 3 else [None, None, None]
+    good, bad, leftover = numbers
+    if not (isinstance(good, int) and isinstance(leftover, int) and (bad is None or isinstance(bad, int))):
+        raise TraceError(f"{where}: damage={str(found)[:60]!r} is not three numbers")
+    return Damage(good, bad, leftover)

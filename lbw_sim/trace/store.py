@@ -1,0 +1,312 @@
+"""Reads recorded runs: one, or all below a folder, from this machine or through `pyarrow.fs`.
+
+Descriptions are read at once, rows when they are asked for. Journals of dead writers are finished on the way where
+the folder can be written; in a read-only or remote folder everything is read where it lies. Nothing in a file is ever
+executed or imported.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import posixpath
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pyarrow import fs as arrow_fs
+
+from lbw_sim.errors import TraceError
+from lbw_sim.trace import parquet
+from lbw_sim.trace.journal import DamagedHeaderError, JournalReader, TraceWarning
+from lbw_sim.trace.labels import MAX_BYTES, Label, parse_labels
+from lbw_sim.trace.layout import LABELS, run_folder_name, run_id_of, segments_in
+from lbw_sim.trace.recovery import recover_run
+from lbw_sim.trace.schema import SegmentMeta, columns
+
+Lineage = Literal["final", "all"]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One uninterrupted recording: a run, or the part of it since a resumption."""
+
+    meta: SegmentMeta
+    rows: int
+    """How many; known without loading them."""
+    _load: Callable[[], pa.Table]
+
+    @cached_property
+    def table(self) -> pa.Table:
+        """Every row in the order of recording. Raises TraceError."""
+        return self._load()
+
+    def __repr__(self) -> str:
+        return f"<Segment {self.meta.segment} of {self.meta.run_id}: {self.rows:,} rows, {self.meta.ended}>"
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A recorded run.
+
+    `lineage="final"` is the run as it ended: of every step the row of the last attempt at it. `"all"` is everything
+    that happened, in order, rows that were rolled back or lost with a crash included.
+    """
+
+    run_id: str
+    segments: tuple[Segment, ...]
+    """At least one, in order."""
+    labels: tuple[Label, ...] = ()
+
+    @property
+    def meta(self) -> SegmentMeta:
+        """What the last segment says about itself."""
+        return self.segments[-1].meta
+
+    @cached_property
+    def _all(self) -> pa.Table:
+        if len(self.segments) == 1:
+            return self.segments[0].table
+        extra = dict.fromkeys(name for segment in self.segments for name in segment.meta.extra_channels)
+        return parquet.concat((segment.table for segment in self.segments), list(extra))
+
+    @cached_property
+    def _final(self) -> pa.Table:
+        return parquet.select(self._all, parquet.final_rows(self._all["step"].to_numpy()))
+
+    def table(self, lineage: Lineage = "final") -> pa.Table:
+        """The rows as Arrow; enumerations as dictionary-encoded text. Raises TraceError."""
+        if lineage not in ("final", "all"):
+            raise TraceError(f"lineage {lineage!r} is not 'final' or 'all'")
+        return self._final if lineage == "final" else self._all
+
+    def to_pandas(self, lineage: Lineage = "final") -> Any:
+        """The rows as a pandas DataFrame; enumerations and events as categories. Raises TraceError."""
+        return self.table(lineage).to_pandas()
+
+    def to_numpy(self, lineage: Lineage = "final") -> dict[str, NDArray[Any]]:
+        """Column -> array: enumerations as int8 codes, `event` as text, `skipped` as bool. Raises TraceError."""
+        return parquet.to_numpy(self.table(lineage))
+
+    @cached_property
+    def channels(self) -> tuple[str, ...]:
+        """Telemetry channels that hold at least one number (infinity counts). Raises TraceError."""
+        seen = {c.name for segment in self.segments for c in columns(segment.meta.extra_channels) if c.role == "seen"}
+        return tuple(
+            name
+            for name in self._all.column_names
+            if name in seen and not bool(np.isnan(self._all[name].to_numpy()).all())
+        )
+
+    def __repr__(self) -> str:
+        rows = sum(segment.rows for segment in self.segments)
+        parts = [f"{rows:,} rows", f"{len(self.segments)} segment{'s' * (len(self.segments) > 1)}"]
+        parts += [f"guard {self.meta.fingerprint} {self.meta.mode}", self.meta.ended]
+        lost = sum(segment.meta.lost_rows or 0 for segment in self.segments)
+        parts += [f"{lost:,} rows lost"] * (lost > 0)
+        parts += ["damaged"] * any(segment.meta.damage for segment in self.segments)
+        parts += [f"{len(self.labels)} labels"] * bool(self.labels)
+        return f"<Trace {self.run_id}: {', '.join(parts)}>"
+
+
+def read_trace(path: str | os.PathLike[str], run_id: str | None = None) -> Trace:
+    """A recorded run, from its folder `…/run_id=X`, from one file of it, or from a folder of runs.
+
+    A folder that holds several runs needs `run_id`. `path` may be a URI such as `s3://bucket/traces`. Raises TraceError
+    that names the file and what is wrong with it; warns with TraceWarning about journals that are damaged.
+    """
+    place = _Place.of(path)
+    kind = place.kind()
+    if kind == "nothing":
+        raise TraceError(f"{path}: no such file or folder")
+    if kind == "file":
+        folder = _Place(place.system, posixpath.dirname(place.path), place.local)
+        try:
+            segment = _read_file(place)
+        except FileNotFoundError:
+            raise TraceError(f"{path}: was there and is gone") from None
+        if run_id is not None and run_id != segment.meta.run_id:
+            raise TraceError(f"{path} is of run {segment.meta.run_id!r}, not {run_id!r}")
+        return Trace(segment.meta.run_id, (segment,), folder.labels())
+    files, folders = place.listing()
+    if run_id_of(place.name) or segments_in(files):
+        trace = _read_run(place)
+        if trace is None:
+            raise TraceError(f"{path}: holds no readable segment of a run")
+        if run_id is not None and run_id != trace.run_id:
+            raise TraceError(f"{path} is run {trace.run_id!r}, not {run_id!r}")
+        return trace
+    runs = sorted(found for name in folders if (found := run_id_of(name)))
+    known = f"runs there: {', '.join(runs[:20])}{', …' if len(runs) > 20 else ''}" if runs else "it holds no run"
+    if run_id is None:
+        if len(runs) != 1:
+            raise TraceError(f"{path}: say which run by run_id; {known}" if runs else f"{path}: {known}")
+        run_id = runs[0]
+    if run_id not in runs:
+        run_folder_name(run_id)
+        raise TraceError(f"{path}: no run {run_id!r}; {known}")
+    trace = _read_run(place.below(run_folder_name(run_id)))
+    if trace is None:
+        raise TraceError(f"{path}: run {run_id!r} holds no readable segment")
+    return trace
+
+
+def read_traces(folder: str | os.PathLike[str]) -> list[Trace]:
+    """Every run below a folder, sorted by run id; rows are loaded when they are asked for. Raises TraceError.
+
+    A run folder in which no row was ever recorded is passed over.
+    """
+    place = _Place.of(folder)
+    if place.kind() != "folder":
+        raise TraceError(f"{folder}: no such folder")
+    traces = []
+    waiting = [place]
+    while waiting:
+        here = waiting.pop()
+        if run_id_of(here.name):
+            if trace := _read_run(here):
+                traces.append(trace)
+        else:
+            waiting += [here.below(name) for name in here.listing()[1]]
+    return sorted(traces, key=lambda trace: trace.run_id)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A file or folder on some file system."""
+
+    system: Any
+    path: str
+    local: bool
+
+    @classmethod
+    def of(cls, path: str | os.PathLike[str]) -> _Place:
+        text = os.fspath(path)
+        if "://" not in text:
+            return cls(arrow_fs.LocalFileSystem(), os.path.abspath(text), True)
+        try:
+            system, inside = arrow_fs.FileSystem.from_uri(text)
+        except (pa.ArrowException, OSError, ImportError) as error:
+            raise TraceError(f"{text}: cannot be reached: {' '.join(str(error).split())[:200]}") from None
+        return cls(system, inside.rstrip("/"), False)
+
+    @property
+    def name(self) -> str:
+        return posixpath.basename(self.path)
+
+    def below(self, name: str) -> _Place:
+        return _Place(self.system, posixpath.join(self.path, name), self.local)
+
+    def kind(self) -> Literal["file", "folder", "nothing"]:
+        try:
+            found = self.system.get_file_info(self.path).type
+        except (pa.ArrowException, OSError) as error:
+            raise TraceError(f"{self.path}: cannot be reached: {error}") from None
+        kinds: dict[Any, Literal["file", "folder"]] = {
+            arrow_fs.FileType.File: "file",
+            arrow_fs.FileType.Directory: "folder",
+        }
+        return kinds.get(found, "nothing")
+
+    def listing(self) -> tuple[list[str], list[str]]:
+        """Names of the files and of the folders here."""
+        try:
+            found = self.system.get_file_info(arrow_fs.FileSelector(self.path))
+        except (pa.ArrowException, OSError) as error:
+            raise TraceError(f"{self.path}: cannot be listed: {error}") from None
+        files = [info.base_name for info in found if info.type == arrow_fs.FileType.File]
+        return files, [info.base_name for info in found if info.type == arrow_fs.FileType.Directory]
+
+    def open(self) -> Any:
+        """Raises FileNotFoundError, for a file may be finished and gone; TraceError otherwise."""
+        try:
+            return self.system.open_input_file(self.path)
+        except FileNotFoundError:
+            raise
+        except (pa.ArrowException, OSError) as error:
+            raise TraceError(f"{self.path}: cannot be read: {' '.join(str(error).split())[:200]}") from None
+
+    def labels(self) -> tuple[Label, ...]:
+        file = self.below(LABELS)
+        try:
+            with file.open() as found:
+                data = found.read(MAX_BYTES + 1)
+        except FileNotFoundError:
+            return ()
+        return parse_labels(data, file.path)
+
+
+def _read_run(place: _Place) -> Trace | None:
+    """The run in a folder; None when it holds no segment."""
+    if place.local:
+        # a read-only folder or a full disk: read it where it lies
+        with contextlib.suppress(OSError):
+            recover_run(Path(place.path))
+    for _ in range(10):
+        try:
+            segments = _read_segments(place)
+        except FileNotFoundError:
+            continue  # its writer finished a journal since we looked
+        break
+    else:
+        raise TraceError(f"{place.path}: its files come and go; read it when it is at rest")
+    if not segments:
+        return None
+    ids = sorted({segment.meta.run_id for segment in segments})
+    if len(ids) > 1:
+        raise TraceError(f"{place.path}: holds segments of several runs: {', '.join(ids)}")
+    # the folder's name is what other tools take for the run id
+    return Trace(run_id_of(place.name) or ids[0], tuple(segments), place.labels())
+
+
+def _read_segments(place: _Place) -> list[Segment]:
+    segments = []
+    for name in segments_in(place.listing()[0]).values():
+        try:
+            segments.append(_read_file(place.below(name)))
+        except DamagedHeaderError as error:
+            warnings.warn(f"{error}. Passed over", TraceWarning, stacklevel=2)
+    return segments
+
+
+def _read_file(place: _Place) -> Segment:
+    """One segment. Raises TraceError, and FileNotFoundError."""
+    if ".journal" in place.name:
+        return _read_journal(place)
+    with place.open() as file:
+        meta, rows = parquet.read_meta(file, place.path)
+    return Segment(meta, rows, partial(_load, place))
+
+
+def _load(place: _Place) -> pa.Table:
+    try:
+        with place.open() as file:
+            return parquet.read_rows(file, place.path)
+    except FileNotFoundError:
+        raise TraceError(f"{place.path}: was there and is gone") from None
+
+
+def _read_journal(place: _Place) -> Segment:
+    """A journal as it stands. Its rows are taken at once: it may become Parquet at any moment."""
+    try:
+        with place.open() as file:
+            reader = JournalReader(file, place.path)
+            extra = reader.meta.extra_channels
+            schema = parquet.arrow_schema(extra)
+            tables = [parquet.rows_to_table(rows, schema, extra) for rows in reader.chunks()]
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise TraceError(f"{place.path}: cannot be read: {error}") from None
+    if reader.damage is not None and reader.damage.bad_row is not None:
+        warnings.warn(f"{place.path}: {reader.damage}", TraceWarning, stacklevel=2)
+    table = parquet.concat(tables, extra)
+    parquet.check_rows(table, place.path)
+    return Segment(dataclasses.replace(reader.meta, damage=reader.damage), reader.rows, lambda: table)
