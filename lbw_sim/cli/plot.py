@@ -43,9 +43,9 @@ def plot(
         if spec is not None:
             columns = columns | replay_trace(trace, spec).columns
             title = f"{trace.run_id}: {spec.name}, replayed"
-        applied = spec is None and trace.meta.mode == "active"
+        mode = trace.meta.mode if spec is None else "shadow"
         drawn[trace.run_id] = columns
-        save(run_figure(columns, trace.labels, title=title, applied=applied), out / f"{trace.run_id}.{file_format}")
+        save(run_figure(columns, trace.labels, title, mode=mode), out / f"{trace.run_id}.{file_format}")
     if len(drawn) > 1:
         save(comparison_figure(drawn), out / f"comparison.{file_format}")
     typer.echo(f"{len(drawn) + (len(drawn) > 1)} figures in {out}")

@@ -38,7 +38,7 @@ def show(
             "rows": trace.table().num_rows,
             "segments": len(trace.segments),
             "ended": meta.ended,
-            "lost_rows": sum(segment.meta.lost_rows for segment in trace.segments),
+            "lost_rows": sum(segment.meta.lost_rows or 0 for segment in trace.segments),
             "mode": meta.mode,
             "delay_steps": meta.delay_steps,
             "guard": meta.spec.name,

@@ -51,7 +51,7 @@ class Mail:
             raise ValueError(f"a channel is one number, not a tensor of shape {tuple(value.shape)}")
         buffer = torch.empty((), dtype=torch.float64, pin_memory=True)
         buffer.copy_(value.reshape(()), non_blocking=True)
-        self._arrived = torch.cuda.Event()
+        self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
         self._arrived.record()
         return buffer
 

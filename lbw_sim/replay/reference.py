@@ -38,12 +38,18 @@ def telemetry_rows(
     """The telemetry of each row, in order. A channel that the columns lack is nan."""
     rows = len(columns["step"])
     missing = np.full(rows, np.nan)
-    names = ("loss", "lr", "grad_norm", "update_norm", "tokens", "nonfinite")
-    fixed = [columns.get(name, missing).tolist() for name in names]
-    extra = [columns.get(name, missing).tolist() for name in extra_channels]
-    extras = zip(*extra, strict=True) if extra else ((),) * rows
-    for step, *values, more in zip(columns["step"].tolist(), *fixed, extras, strict=True):
-        yield Telemetry(step, *values, more)
+
+    def numbers(name: str) -> list[float]:
+        return list(columns.get(name, missing).tolist())
+
+    extras = zip(*map(numbers, extra_channels), strict=True) if extra_channels else ((),) * rows
+    for step, loss, lr, grad_norm, update_norm, tokens, nonfinite, extra in zip(
+        columns["step"].tolist(),
+        *map(numbers, ("loss", "lr", "grad_norm", "update_norm", "tokens", "nonfinite")),
+        extras,
+        strict=True,
+    ):
+        yield Telemetry(step, loss, lr, grad_norm, update_norm, tokens, nonfinite, extra)
 
 
 def decide(guard: Guard, columns: Mapping[str, NDArray[np.generic]]) -> Iterator[Decision]:
