@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from lbw_sim.errors import ScoreError
-from lbw_sim.plots.canvas import LINE_COLOURS, PALE, TEXT, dress, new_figure
+from lbw_sim.plots.canvas import GREY, LINE_COLOURS, PALE, TEXT, dress, new_figure
 from lbw_sim.plots.loss_axis import LossAxis, loss_axis, median_rows, running_median, set_loss_axis, spread
 
 NAMED_RUNS = 10
@@ -65,7 +65,7 @@ def comparison_info(runs: Mapping[str, Mapping[str, NDArray[Any]]], title: str =
     if len(lines) > NAMED_RUNS:
         notes.append(f"{NAMED_RUNS} of {len(lines)} runs named, the others grey")
     if axis.cut:
-        notes.append(f"losses above the frame: up to {axis.largest:.3g}")
+        notes.append(axis.cut)
     return ComparisonInfo(title, tuple(lines[:NAMED_RUNS]), tuple(lines[NAMED_RUNS:]), axis, "; ".join(notes))
 
 
@@ -96,24 +96,27 @@ def draw_losses(info: ComparisonInfo, ax: Axes) -> None:
         value = line.end_loss if np.isfinite(line.end_loss) else info.axis.high
         value = min(info.axis.high, max(info.axis.low, value))
         ends.append(float(height((0.0, np.log10(value) if info.axis.log else value))[1]))
-    last = max(float(line.steps[-1]) for line in info.lines + info.unnamed)
+    last = max(line.steps[-1] for line in info.lines + info.unnamed)
     for place, (line, want, at) in enumerate(zip(info.lines, ends, spread(ends, 0.062, 0.0, 1.0), strict=True)):
         beyond = "" if np.isfinite(line.end_loss) and line.end_loss <= info.axis.high else " ↑"
         look = _look(place)
         # a thin leader from where the line ends to where its name had to move
-        here = float(line.steps[-1]) / last if line.steps[-1] != last else 1.0
+        ended = "" if line.steps[-1] == last else f" (ends at {line.steps[-1]:,})"
         ax.annotate(
-            line.name + beyond + ("" if here == 1.0 else f" (ends at {line.steps[-1]:,})"),
-            (1.0, want), xycoords="axes fraction", xytext=(1.035, at), textcoords="axes fraction",
+            line.name + beyond + ended, (line.steps[-1], want), xycoords=ax.get_xaxis_transform(),
+            xytext=(1.035, at), textcoords="axes fraction",
             fontsize=TEXT, color=look["color"], va="center", annotation_clip=False,
             arrowprops={
-                "arrowstyle": "-", "color": look["color"], "linestyle": look["linestyle"], "linewidth": 1.0,
+                "arrowstyle": "-", "color": look["color"], "linestyle": ":", "linewidth": 1.0,
                 "shrinkA": 0, "shrinkB": 0, "relpos": (0.0, 0.5),
             },
         )  # fmt: skip
-    ax.set_title(info.title, loc="left", fontsize=TEXT + 2)
+    ax.set_title(info.title, loc="left", fontsize=TEXT + 2, pad=20 if info.note else 6)
     if info.note:
-        ax.text(0.99, 0.98, info.note, transform=ax.transAxes, ha="right", va="top", fontsize=TEXT - 1)
+        ax.annotate(
+            info.note, (0.0, 1.0), xycoords="axes fraction", xytext=(0, 5), textcoords="offset points",
+            fontsize=TEXT - 1, color=GREY, annotation_clip=False,
+        )  # fmt: skip
 
 
 def draw_scales(info: ComparisonInfo, ax: Axes) -> None:
