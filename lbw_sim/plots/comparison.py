@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -29,6 +30,8 @@ class RunLine(NamedTuple):
     scale: NDArray[np.float64]
     end_loss: float
     """The last finite loss of the line; nan when there is none."""
+    fate: str
+    """What its end in the figure alone would not tell; empty when nothing."""
 
 
 class ComparisonInfo(NamedTuple):
@@ -53,14 +56,14 @@ def comparison_info(runs: Mapping[str, Mapping[str, NDArray[Any]]], title: str =
             raise ScoreError(f"comparison: run {name!r} has no {', '.join(missing) or 'rows'}")
         loss = np.asarray(columns["loss"], dtype=float)
         median = running_median(loss, median_rows(len(loss)))
-        finite = median[np.isfinite(median)]
-        end_loss = float(finite[-1]) if len(finite) else float("nan")
-        lines.append(
-            RunLine(name, np.asarray(columns["step"]), median, np.asarray(columns["scale"], dtype=float), end_loss)
-        )
+        steps, scale = np.asarray(columns["step"]), np.asarray(columns["scale"], dtype=float)
+        rows = np.flatnonzero(np.isfinite(median))
+        lines.append(RunLine(name, steps, median, scale, float(median[rows[-1]]) if len(rows) else math.nan, ""))
     if not lines:
         raise ScoreError("comparison: there is no run to draw")
     axis = loss_axis(line.loss for line in lines)
+    last = max(line.steps[-1] for line in lines)
+    lines = [line._replace(fate=_fate(line, axis, last)) for line in lines]
     notes = []
     if len(lines) > NAMED_RUNS:
         notes.append(f"{NAMED_RUNS} of {len(lines)} runs named, the others grey")
@@ -96,14 +99,11 @@ def draw_losses(info: ComparisonInfo, ax: Axes) -> None:
         value = line.end_loss if np.isfinite(line.end_loss) else info.axis.high
         value = min(info.axis.high, max(info.axis.low, value))
         ends.append(float(height((0.0, np.log10(value) if info.axis.log else value))[1]))
-    last = max(line.steps[-1] for line in info.lines + info.unnamed)
     for place, (line, want, at) in enumerate(zip(info.lines, ends, spread(ends, 0.062, 0.0, 1.0), strict=True)):
-        beyond = "" if np.isfinite(line.end_loss) and line.end_loss <= info.axis.high else " ↑"
         look = _look(place)
         # a thin leader from where the line ends to where its name had to move
-        ended = "" if line.steps[-1] == last else f" (ends at {line.steps[-1]:,})"
         ax.annotate(
-            line.name + beyond + ended, (line.steps[-1], want), xycoords=ax.get_xaxis_transform(),
+            line.name + (f" ({line.fate})" if line.fate else ""), (line.steps[-1], want), xycoords=ax.get_xaxis_transform(),
             xytext=(1.035, at), textcoords="axes fraction",
             fontsize=TEXT, color=look["color"], va="center", annotation_clip=False,
             arrowprops={
@@ -128,6 +128,16 @@ def draw_scales(info: ComparisonInfo, ax: Axes) -> None:
         ax.plot(line.steps, line.scale, color=PALE, linewidth=0.8, drawstyle="steps-post", zorder=1)
     for place, line in enumerate(info.lines):
         ax.plot(line.steps, line.scale, linewidth=1.2, drawstyle="steps-post", zorder=2, **_look(place))
+
+
+def _fate(line: RunLine, axis: LossAxis, last_step: int) -> str:
+    rows = np.flatnonzero(np.isfinite(line.loss))
+    if not len(rows):
+        return "no finite loss"
+    if rows[-1] < len(line.steps) - 1:
+        return f"no finite loss after {line.steps[rows[-1]]:,}"
+    parts = ["above the frame"] if line.end_loss > axis.high else []
+    return ", ".join(parts + ([f"ends at {line.steps[-1]:,}"] if line.steps[-1] < last_step else []))
 
 
 def _look(place: int) -> dict[str, Any]:
