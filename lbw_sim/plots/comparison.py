@@ -101,11 +101,11 @@ def draw_losses(info: ComparisonInfo, ax: Axes) -> None:
         ends.append(float(height((0.0, np.log10(value) if info.axis.log else value))[1]))
     for place, (line, want, at) in enumerate(zip(info.lines, ends, spread(ends, 0.062, 0.0, 1.0), strict=True)):
         look = _look(place)
+        name = f"{line.name} ({line.fate})" if line.fate else line.name
         # a thin leader from where the line ends to where its name had to move
         ax.annotate(
-            line.name + (f" ({line.fate})" if line.fate else ""), (line.steps[-1], want), xycoords=ax.get_xaxis_transform(),
-            xytext=(1.035, at), textcoords="axes fraction",
-            fontsize=TEXT, color=look["color"], va="center", annotation_clip=False,
+            name, (line.steps[-1], want), xycoords=ax.get_xaxis_transform(), xytext=(1.035, at),
+            textcoords="axes fraction", fontsize=TEXT, color=look["color"], va="center", annotation_clip=False,
             arrowprops={
                 "arrowstyle": "-", "color": look["color"], "linestyle": ":", "linewidth": 1.0,
                 "shrinkA": 0, "shrinkB": 0, "relpos": (0.0, 0.5),
