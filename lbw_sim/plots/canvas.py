@@ -38,6 +38,14 @@ def dress(ax: Axes, x_label: str = "", y_label: str = "") -> None:
     ax.set_axisbelow(True)
 
 
+def footnote(ax: Axes, text: str) -> None:
+    """What a reader must know, under the horizontal axis."""
+    ax.annotate(
+        text, (0.0, 0.0), xycoords="axes fraction", xytext=(0, -44), textcoords="offset points", fontsize=TEXT - 1,
+        color=GREY, annotation_clip=False,
+    )  # fmt: skip
+
+
 def save(figure: Figure, path: str | Path, *, dots_per_inch: int = 150) -> Path:
     """Write a figure; the suffix says how: .png, .svg or .pdf. Makes the folder. Raises ScoreError."""
     path = Path(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from lbw_sim.errors import ScoreError
-from lbw_sim.plots.canvas import LINE_COLOURS, PALE, TEXT, dress, new_figure
+from lbw_sim.plots.canvas import GREY, LINE_COLOURS, PALE, TEXT, dress, new_figure
 from lbw_sim.plots.loss_axis import LossAxis, loss_axis, median_rows, running_median, set_loss_axis, spread
 
 NAMED_RUNS = 10
@@ -29,6 +30,8 @@ class RunLine(NamedTuple):
     scale: NDArray[np.float64]
     end_loss: float
     """The last finite loss of the line; nan when there is none."""
+    fate: str
+    """What its end in the figure alone would not tell; empty when nothing."""
 
 
 class ComparisonInfo(NamedTuple):
@@ -53,19 +56,19 @@ def comparison_info(runs: Mapping[str, Mapping[str, NDArray[Any]]], title: str =
             raise ScoreError(f"comparison: run {name!r} has no {', '.join(missing) or 'rows'}")
         loss = np.asarray(columns["loss"], dtype=float)
         median = running_median(loss, median_rows(len(loss)))
-        finite = median[np.isfinite(median)]
-        end_loss = float(finite[-1]) if len(finite) else float("nan")
-        lines.append(
-            RunLine(name, np.asarray(columns["step"]), median, np.asarray(columns["scale"], dtype=float), end_loss)
-        )
+        steps, scale = np.asarray(columns["step"]), np.asarray(columns["scale"], dtype=float)
+        rows = np.flatnonzero(np.isfinite(median))
+        lines.append(RunLine(name, steps, median, scale, float(median[rows[-1]]) if len(rows) else math.nan, ""))
     if not lines:
         raise ScoreError("comparison: there is no run to draw")
     axis = loss_axis(line.loss for line in lines)
+    last = max(line.steps[-1] for line in lines)
+    lines = [line._replace(fate=_fate(line, axis, last)) for line in lines]
     notes = []
     if len(lines) > NAMED_RUNS:
         notes.append(f"{NAMED_RUNS} of {len(lines)} runs named, the others grey")
     if axis.cut:
-        notes.append(f"losses above the frame: up to {axis.largest:.3g}")
+        notes.append(axis.cut)
     return ComparisonInfo(title, tuple(lines[:NAMED_RUNS]), tuple(lines[NAMED_RUNS:]), axis, "; ".join(notes))
 
 
@@ -96,24 +99,24 @@ def draw_losses(info: ComparisonInfo, ax: Axes) -> None:
         value = line.end_loss if np.isfinite(line.end_loss) else info.axis.high
         value = min(info.axis.high, max(info.axis.low, value))
         ends.append(float(height((0.0, np.log10(value) if info.axis.log else value))[1]))
-    last = max(float(line.steps[-1]) for line in info.lines + info.unnamed)
     for place, (line, want, at) in enumerate(zip(info.lines, ends, spread(ends, 0.062, 0.0, 1.0), strict=True)):
-        beyond = "" if np.isfinite(line.end_loss) and line.end_loss <= info.axis.high else " ↑"
         look = _look(place)
+        name = f"{line.name} ({line.fate})" if line.fate else line.name
         # a thin leader from where the line ends to where its name had to move
-        here = float(line.steps[-1]) / last if line.steps[-1] != last else 1.0
         ax.annotate(
-            line.name + beyond + ("" if here == 1.0 else f" (ends at {line.steps[-1]:,})"),
-            (1.0, want), xycoords="axes fraction", xytext=(1.035, at), textcoords="axes fraction",
-            fontsize=TEXT, color=look["color"], va="center", annotation_clip=False,
+            name, (line.steps[-1], want), xycoords=ax.get_xaxis_transform(), xytext=(1.035, at),
+            textcoords="axes fraction", fontsize=TEXT, color=look["color"], va="center", annotation_clip=False,
             arrowprops={
-                "arrowstyle": "-", "color": look["color"], "linestyle": look["linestyle"], "linewidth": 1.0,
+                "arrowstyle": "-", "color": look["color"], "linestyle": ":", "linewidth": 1.0,
                 "shrinkA": 0, "shrinkB": 0, "relpos": (0.0, 0.5),
             },
         )  # fmt: skip
-    ax.set_title(info.title, loc="left", fontsize=TEXT + 2)
+    ax.set_title(info.title, loc="left", fontsize=TEXT + 2, pad=20 if info.note else 6)
     if info.note:
-        ax.text(0.99, 0.98, info.note, transform=ax.transAxes, ha="right", va="top", fontsize=TEXT - 1)
+        ax.annotate(
+            info.note, (0.0, 1.0), xycoords="axes fraction", xytext=(0, 5), textcoords="offset points",
+            fontsize=TEXT - 1, color=GREY, annotation_clip=False,
+        )  # fmt: skip
 
 
 def draw_scales(info: ComparisonInfo, ax: Axes) -> None:
@@ -125,6 +128,16 @@ def draw_scales(info: ComparisonInfo, ax: Axes) -> None:
         ax.plot(line.steps, line.scale, color=PALE, linewidth=0.8, drawstyle="steps-post", zorder=1)
     for place, line in enumerate(info.lines):
         ax.plot(line.steps, line.scale, linewidth=1.2, drawstyle="steps-post", zorder=2, **_look(place))
+
+
+def _fate(line: RunLine, axis: LossAxis, last_step: int) -> str:
+    rows = np.flatnonzero(np.isfinite(line.loss))
+    if not len(rows):
+        return "no finite loss"
+    if rows[-1] < len(line.steps) - 1:
+        return f"no finite loss after {line.steps[rows[-1]]:,}"
+    parts = ["above the frame"] if line.end_loss > axis.high else []
+    return ", ".join(parts + ([f"ends at {line.steps[-1]:,}"] if line.steps[-1] < last_step else []))
 
 
 def _look(place: int) -> dict[str, Any]:

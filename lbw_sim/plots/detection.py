@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from matplotlib.transforms import Bbox
 
-from lbw_sim.plots.canvas import BLACK, BLUE, GREY, TEXT, dress, new_figure
+from lbw_sim.plots.canvas import BLACK, BLUE, GREY, TEXT, dress, footnote, new_figure
 from lbw_sim.score.detection import Interval, RunScore, bootstrap, pooled
 
 REFERENCES = ("never", "oracle", "random")
@@ -101,7 +101,7 @@ def draw_detection(info: DetectionInfo, ax: Axes) -> None:
     note = f"{info.events} events, {info.runs} runs; bars: 95 % bootstrap over runs within families"
     if info.undefined:
         note += f"; undefined: {', '.join(info.undefined)}"
-    ax.set_title(note, loc="right", fontsize=TEXT - 1, color=GREY, y=-0.16)
+    footnote(ax, note)
     _name_points(info, ax)
 
 

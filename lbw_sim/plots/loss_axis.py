@@ -22,13 +22,18 @@ class LossAxis(NamedTuple):
     high: float
     log: bool
     """Logarithmic: the frame spans more than a factor of 2, all above 0."""
+    smallest: float
+    """The smallest finite loss, in the frame or below it; nan when there is none."""
     largest: float
-    """The largest finite loss, in the frame or above it; nan when there is none."""
 
     @property
-    def cut(self) -> bool:
-        """Whether some losses lie above the frame."""
-        return self.largest > self.high
+    def cut(self) -> str:
+        """What is not shown, in words; empty when everything is."""
+        if self.smallest < self.low and self.largest > self.high:
+            return f"outside the frame: {self.smallest:.3g} to {self.largest:.3g}"
+        if self.largest > self.high:
+            return f"above the frame: up to {self.largest:.3g}"
+        return f"below the frame: down to {self.smallest:.3g}" if self.smallest < self.low else ""
 
 
 def running_median(values: Values, window_rows: int) -> Values:
@@ -68,36 +73,38 @@ def loss_axis(curves: Iterable[Values]) -> LossAxis:
     """Limits for these losses together.
 
     The first hundredth of each curve does not count: it is a few pixels wide, and the fall in it would take most of the
-    height. From the lowest loss to the highest of the rest; at most to the start plus a third of the fall, or to 4
-    times the lowest loss if that is more, so that a run that blew up does not flatten everything. What lies higher is
-    left above the frame.
+    height. From the lowest loss, but for one row in a thousand, to the highest of the rest; at most to the start plus a
+    third of the fall, or to 4 times the lowest loss if that is more, so that a run that blew up does not flatten
+    everything. A loss that falls 30-fold and more is shown up to its start. What lies outside is left out.
     """
     finite = [values[np.isfinite(values)] for values in curves]
     finite = [values for values in finite if len(values)]
     if not finite:
-        return LossAxis(0.0, 1.0, False, math.nan)
+        return LossAxis(0.0, 1.0, False, math.nan, math.nan)
+    smallest = min(float(values.min()) for values in finite)
     largest = max(float(values.max()) for values in finite)
     shown = [values[len(values) // 100 :] for values in finite]
-    best = min(float(values.min()) for values in shown)
+    best = min(float(np.quantile(values, 0.001)) for values in shown)
+    first = max(float(values[:3].max()) for values in finite)
     start = max(float(values[:3].max()) for values in shown)
     room = start + 0.35 * (start - best)
     if best > 0.0:
-        room = max(start * min(start / best, 4.0) ** 0.35, 4.0 * best)
+        room = max(start * min(start / best, 4.0) ** 0.35, 4.0 * best, first if first > 30.0 * best else 0.0)
     elif start == best:
         room = max(float(np.quantile(values, 0.95)) for values in shown)
     top = min(max(float(values.max()) for values in shown), room)
     if best > 0.0 and top > 2.0 * best:
         pad = (top / best) ** 0.05
-        return LossAxis(best / pad, top * pad, True, largest)
+        return LossAxis(best / pad, top * pad, True, smallest, largest)
     pad = 0.05 * (top - best) or 0.05 * abs(best) or 0.5
-    return LossAxis(best - pad, top + pad, False, largest)
+    return LossAxis(best - pad, top + pad, False, smallest, largest)
 
 
 def loss_ticks(axis: LossAxis) -> list[float]:
     """At most 7 round numbers inside the limits."""
     if axis.log:
         decades = range(math.floor(math.log10(axis.low)), math.ceil(math.log10(axis.high)) + 1)
-        for digits in ((1.0,), (1.0, 3.0), (1.0, 2.0, 5.0), (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)):
+        for digits in ((1.0,), (1.0, 3.0), (1.0, 2.0, 5.0), (1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0)):
             ticks = [digit * 10.0**k for k in decades for digit in digits if axis.low <= digit * 10.0**k <= axis.high]
             if len(ticks) >= 4:
                 return ticks[:: math.ceil(len(ticks) / 7)]

@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from lbw_sim.errors import ScoreError
-from lbw_sim.plots.canvas import GREY, LINE_COLOURS, TEXT, dress, new_figure
+from lbw_sim.plots.canvas import GREY, LINE_COLOURS, TEXT, dress, footnote, new_figure
 from lbw_sim.plots.loss_axis import LossAxis, loss_axis, set_loss_axis
 
 MARKERS = ("o", "s", "D", "P", "X", "v", "p")
@@ -87,7 +88,7 @@ def outcome_info(
     if math.isfinite(initial_loss):
         # worse than untrained is all the same: the frame ends just above
         shown = [min(loss, 1.1 * initial_loss) for loss in losses] + [initial_loss]
-        axis = loss_axis([np.array(shown)])._replace(largest=max(losses, default=math.nan))
+        axis = loss_axis([np.array(shown)])._replace(largest=max([*losses, initial_loss]))
     else:
         axis = loss_axis([np.array(losses)])
     return OutcomeInfo(title, tuple(lines), tuple(sorted(set(map(float, lrs)))), axis, float(initial_loss))
@@ -123,18 +124,17 @@ def draw_outcome(info: OutcomeInfo, ax: Axes) -> None:
         )  # fmt: skip
     # side by side, so that methods do not hide each other
     step = min([b / a for a, b in zip(info.lrs, info.lrs[1:], strict=False)], default=2.0)
+    handles: list[Line2D] = []
     for place, line in enumerate(info.lines):
         shift = step ** (0.3 * ((place + 0.5) / len(info.lines) - 0.5))
         look: dict[str, Any] = {"color": LINE_COLOURS[place % len(LINE_COLOURS)]}
         marker = MARKERS[place % len(MARKERS)]
+        ax.plot([lr * shift for lr in line.lrs], line.means, linewidth=1.5, zorder=3, **look)
         ax.plot(
-            [lr * shift for lr in line.lrs], line.means, marker=marker, markersize=6, linewidth=1.5, label=line.method,
-            zorder=3, **look,
+            [lr * shift for lr, _ in line.dots], [loss for _, loss in line.dots], marker, markersize=5.5, alpha=0.75,
+            markeredgecolor="white", markeredgewidth=0.3, zorder=4, **look,
         )  # fmt: skip
-        ax.plot(
-            [lr * shift for lr, _ in line.dots], [loss for _, loss in line.dots], marker, markersize=3.5, alpha=0.6,
-            markerfacecolor="white", linestyle="none", zorder=2, **look,
-        )  # fmt: skip
+        handles.append(Line2D([], [], linewidth=1.5, marker=marker, markersize=5, label=line.method, **look))
         above = [lr * shift for lr, loss in line.dots if loss > info.axis.high]
         ax.plot(above, [1.0] * len(above), "^", transform=edge, clip_on=False, markersize=7, zorder=4, **look)
         for lr, count in line.lost:
@@ -147,11 +147,11 @@ def draw_outcome(info: OutcomeInfo, ax: Axes) -> None:
     ax.xaxis.set_major_locator(FixedLocator(list(info.lrs)))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_formatter(lambda tick, _: f"{tick:.3g}")
-    ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=TEXT, frameon=False)
+    ax.legend(handles=handles, loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=TEXT, frameon=False)
     ax.set_title(info.title, loc="left", fontsize=TEXT + 2, pad=22)
-    told = ["line: mean over seeds; small: each run"]
+    told = ["a mark per run, the line through means over seeds"]
     if any(line.lost for line in info.lines):
         told.append("× no finite final loss, so no mean")
     if info.axis.cut:
-        told.append(f"▲ above the frame, up to {info.axis.largest:.3g}")
-    ax.set_title("; ".join(told), loc="right", fontsize=TEXT - 1, color=GREY, y=-0.18)
+        told.append(f"▲ {info.axis.cut}")
+    footnote(ax, "; ".join(told))

@@ -29,7 +29,8 @@ from lbw_sim.plots.canvas import (
     new_figure,
 )  # fmt: skip
 from lbw_sim.plots.loss_axis import LossAxis, loss_axis, median_rows, running_median, set_loss_axis
-from lbw_sim.score.detection import EVENT_KINDS, LabelledSpan, find_alarms, score_regimes, unsafe_rows
+from lbw_sim.score.detection import JudgedAlarm, find_alarms, score_regimes, unsafe_rows
+from lbw_sim.trace.labels import EVENT_KINDS, Label
 from lbw_sim.values import Posture, Regime
 
 Values = NDArray[np.float64]
@@ -88,7 +89,8 @@ class RunInfo(NamedTuple):
     median_rows: int
     axis: LossAxis
     steps_above: NDArray[Any]
-    """Steps whose loss lies above the frame."""
+    steps_below: NDArray[Any]
+    """Steps whose loss lies above, below the frame."""
     steps_nonfinite: NDArray[Any]
     """Steps whose loss or gradient was measured and is not finite."""
     bands: tuple[tuple[int, float, float], ...]
@@ -104,7 +106,7 @@ class RunInfo(NamedTuple):
 
 
 def run_info(
-    columns: Mapping[str, NDArray[Any]], labels: Iterable[LabelledSpan] = (), title: str = "", *, mode: str = "active"
+    columns: Mapping[str, NDArray[Any]], labels: Iterable[Label] = (), title: str = "", *, mode: str = "active"
 ) -> RunInfo:
     """Prepare the figure of one lineage of a trace. Raises ScoreError.
 
@@ -145,6 +147,7 @@ def run_info(
         median_rows=window,
         axis=axis,
         steps_above=steps[loss > axis.high],
+        steps_below=steps[loss < axis.low],
         steps_nonfinite=steps[(np.asarray(columns["nonfinite"]) == 1.0) | infinite],
         bands=bands,
         events=tuple(
@@ -167,7 +170,7 @@ def run_info(
 
 
 def run_figure(
-    columns: Mapping[str, NDArray[Any]], labels: Iterable[LabelledSpan] = (), title: str = "", *, mode: str = "active"
+    columns: Mapping[str, NDArray[Any]], labels: Iterable[Label] = (), title: str = "", *, mode: str = "active"
 ) -> Figure:
     """Loss, timeline, scale, learning rate and control energy of one run over its steps. Raises ScoreError."""
     info = run_info(columns, labels, title, mode=mode)
@@ -197,12 +200,14 @@ def draw_loss(info: RunInfo, ax: Axes) -> None:
     ax.plot(info.steps, info.loss, color=GREY, linewidth=0.6, alpha=0.6, label="loss")
     ax.plot(info.steps, info.loss_median, color=BLACK, linewidth=1.3, label=f"running median, {info.median_rows} rows")
     edge = ax.get_xaxis_transform()
-    if len(info.steps_above):
-        name = f"above the frame, up to {info.axis.largest:.3g}"
-        ax.plot(
-            info.steps_above, np.full(len(info.steps_above), 0.985), "^", transform=edge, color=VERMILLION,
-            markersize=4, label=name, clip_on=False,
-        )  # fmt: skip
+    name = info.axis.cut or None
+    for outside, height, marker in ((info.steps_above, 0.985, "^"), (info.steps_below, 0.015, "v")):
+        if len(outside):
+            ax.plot(
+                outside, np.full(len(outside), height), marker, transform=edge, color=VERMILLION, markersize=4,
+                label=name, clip_on=False,
+            )  # fmt: skip
+            name = None
     if len(info.steps_nonfinite):
         ax.plot(
             info.steps_nonfinite, np.full(len(info.steps_nonfinite), 0.03), "x", transform=edge, color=BLACK,
@@ -284,7 +289,7 @@ def _words(name: str) -> str:
     return name.lower().replace("_", " ")
 
 
-def _label_lanes(labels: tuple[LabelledSpan, ...]) -> list[Lane]:
+def _label_lanes(labels: tuple[Label, ...]) -> list[Lane]:
     lanes: list[Lane] = []
     kinds = sorted({label.kind for label in labels}, key=lambda kind: (kind not in EVENT_KINDS, kind))
     for kind in kinds:
@@ -309,7 +314,7 @@ def _mark_lanes(steps: NDArray[Any], after: NDArray[Any], events: NDArray[Any]) 
 
 
 def _alarm_lanes(
-    steps: NDArray[Any], after: NDArray[Any], alarms: Iterable[Any], *, judged: bool, regimes: NDArray[Any]
+    steps: NDArray[Any], after: NDArray[Any], alarms: Iterable[JudgedAlarm], *, judged: bool, regimes: NDArray[Any]
 ) -> list[Lane]:  # fmt: skip
     """Alarms from start to end, by verdict."""
     if not judged:

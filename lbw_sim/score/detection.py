@@ -21,35 +21,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lbw_sim.errors import ScoreError, unknown_name
+from lbw_sim.trace.labels import CONFIDENCES, EVENT_KINDS, KINDS, Label
 from lbw_sim.values import UNSAFE_REGIMES
-
-EVENT_KINDS = ("spike", "divergence", "oscillation", "nonfinite")
-BENIGN_KINDS = ("benign_shift", "benign_outlier")
-CONFIDENCES = ("high", "medium", "low")
 
 STARTUP_ROWS = 10
 """An event whose onset row is below this is a start-up event."""
 
 nan = float("nan")
-
-
-class LabelledSpan(Protocol):
-    """What a label must tell; `lbw_sim.trace.labels.Label` does."""
-
-    @property
-    def start_step(self) -> int: ...
-    @property
-    def end_step(self) -> int: ...
-    @property
-    def kind(self) -> str: ...
-    @property
-    def confidence(self) -> str: ...
 
 
 class Alarm(NamedTuple):
@@ -197,7 +181,7 @@ def find_alarms(unsafe: ArrayLike) -> list[Alarm]:
 class _Span(NamedTuple):
     """A label in rows."""
 
-    label: LabelledSpan
+    label: Label
     onset: int
     end: int
 
@@ -223,7 +207,7 @@ class _Span(NamedTuple):
         return self.onset <= other.onset and other.end <= self.end
 
 
-def match(alarms: Iterable[tuple[int, int]], labels: Iterable[LabelledSpan], steps: ArrayLike, run_id: str) -> RunScore:
+def match(alarms: Iterable[tuple[int, int]], labels: Iterable[Label], steps: ArrayLike, run_id: str) -> RunScore:
     """Judge the alarms of one run by its labels.
 
     `alarms`: (first row, last row) pairs; `labels`: events and benign spans in steps, any order; `steps`: the step of
@@ -269,7 +253,7 @@ def match(alarms: Iterable[tuple[int, int]], labels: Iterable[LabelledSpan], ste
     return RunScore(run_id, outcomes, judged, counts)
 
 
-def score_regimes(regimes: ArrayLike, labels: Iterable[LabelledSpan], steps: ArrayLike, run_id: str) -> RunScore:
+def score_regimes(regimes: ArrayLike, labels: Iterable[Label], steps: ArrayLike, run_id: str) -> RunScore:
     """Judge one run from the `Regime` code of each of its rows. Raises ScoreError."""
     regimes, steps = np.asarray(regimes), np.asarray(steps)
     if regimes.shape != steps.shape:
@@ -277,7 +261,7 @@ def score_regimes(regimes: ArrayLike, labels: Iterable[LabelledSpan], steps: Arr
     return match(find_alarms(unsafe_rows(regimes)), labels, steps, run_id)
 
 
-def _place(labels: Iterable[LabelledSpan], steps: NDArray[Any], run_id: str) -> tuple[list[_Span], list[_Span], int]:
+def _place(labels: Iterable[Label], steps: NDArray[Any], run_id: str) -> tuple[list[_Span], list[_Span], int]:
     """Events and benign spans in rows, by onset, and the number of labels outside the run."""
     if steps.ndim != 1 or bool(np.any(np.diff(steps) < 0)):
         row = int(np.flatnonzero(np.diff(steps) < 0)[0]) + 1 if steps.ndim == 1 else 0
@@ -288,8 +272,8 @@ def _place(labels: Iterable[LabelledSpan], steps: NDArray[Any], run_id: str) -> 
     benign: list[_Span] = []
     unplaced = 0
     for label in labels:
-        if label.kind not in EVENT_KINDS + BENIGN_KINDS:
-            raise ScoreError(f"run {run_id!r}: " + unknown_name("label kind", label.kind, EVENT_KINDS + BENIGN_KINDS))
+        if label.kind not in KINDS:
+            raise ScoreError(f"run {run_id!r}: " + unknown_name("label kind", label.kind, KINDS))
         if label.confidence not in CONFIDENCES:
             raise ScoreError(f"run {run_id!r}: " + unknown_name("confidence", label.confidence, CONFIDENCES))
         if not (label.start_step <= label.end_step):
@@ -335,7 +319,7 @@ def never_alarms() -> list[Alarm]:
     return []
 
 
-def oracle_alarms(labels: Iterable[LabelledSpan], steps: ArrayLike, run_id: str) -> list[Alarm]:
+def oracle_alarms(labels: Iterable[Label], steps: ArrayLike, run_id: str) -> list[Alarm]:
     """The reference row that knows the labels: one row of alarm at the onset of every scored event."""
     events, _, _ = _place(labels, np.asarray(steps), run_id)
     return [Alarm(row, row) for row in sorted({e.onset for e in events if e.label.confidence != "low"})]

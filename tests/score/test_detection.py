@@ -2,7 +2,6 @@
 
 import json
 import math
-from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -25,19 +24,12 @@ from lbw_sim.score.detection import (
     score_regimes,
     unsafe_rows,
 )
+from lbw_sim.trace.labels import Label
 from lbw_sim.values import UNSAFE_REGIMES, Regime
 
-
-class Label(NamedTuple):
-    start_step: int
-    end_step: int
-    kind: str = "spike"
-    confidence: str = "high"
-
-
 STEPS = np.arange(1000)
-LONG = Label(200, 399)  # 200 rows: tolerance 10, aftermath 100
-SHORT = Label(500, 504)  # 5 rows: tolerance 3, aftermath 10
+LONG = Label(200, 399, "spike")  # 200 rows: tolerance 10, aftermath 100
+SHORT = Label(500, 504, "spike")  # 5 rows: tolerance 3, aftermath 10
 
 
 def counts_at(row, *labels, end=None):
@@ -76,7 +68,7 @@ def test_a_missed_event_has_no_delay_and_the_first_of_two_alarms_gives_it():
 
 
 def test_an_alarm_already_on_before_an_event_detects_it_only_inside_a_larger_scored_one():
-    inner = Label(300, 309)
+    inner = Label(300, 309, "spike")
     outer, other = match([(190, 300)], [LONG, inner], STEPS, "run").events
     assert (outer.delay_rows, other.delay_rows) == (-10, 0)
     assert counts_at(190, LONG, inner, end=299).detected == 1, "it let go one row before the inner onset"
@@ -84,13 +76,15 @@ def test_an_alarm_already_on_before_an_event_detects_it_only_inside_a_larger_sco
     assert counts_at(190, inner, end=300).detected == 0, "there is no larger event"
     low = LONG._replace(confidence="low")
     assert counts_at(190, low, inner, end=300).detected == 0, "a larger event of low confidence rewards nothing"
-    assert counts_at(390, LONG, Label(394, 600), end=500).detected == 2, "390 is in the second one's own tolerance"
-    assert counts_at(380, LONG, Label(394, 600), end=500).detected == 1, "an overlap is not inside"
+    assert counts_at(390, LONG, Label(394, 600, "spike"), end=500).detected == 2, (
+        "390 is in the second one's own tolerance"
+    )
+    assert counts_at(380, LONG, Label(394, 600, "spike"), end=500).detected == 1, "an overlap is not inside"
     assert counts_at(190, LONG, LONG, end=399).delays_rows == (-10, -10), "equal events share an alarm, not a nest"
 
 
 def test_of_an_alarm_of_its_own_and_one_carried_in_the_earlier_counts():
-    inner = Label(300, 309)
+    inner = Label(300, 309, "spike")
     assert match([(250, 301), (304, 305)], [LONG, inner], STEPS, "run").events[1].delay_rows == 0
     assert match([(298, 305)], [LONG, inner], STEPS, "run").events[1].delay_rows == -2
 
@@ -126,7 +120,7 @@ def test_false_alarms_are_per_10000_clean_rows_and_latching_is_a_share_of_them()
 
 
 def test_startup_events_are_also_counted_apart():
-    labels = [Label(9, 20), Label(10, 20), SHORT._replace(confidence="medium")]
+    labels = [Label(9, 20, "spike"), Label(10, 20, "spike"), SHORT._replace(confidence="medium")]
     counts = match([(18, 18)], labels, STEPS, "run").counts
     assert (counts.startup_events, counts.startup_detected, counts.startup_recall) == (1, 1, 1.0)
     assert counts.later_recall == 0.5
@@ -135,16 +129,18 @@ def test_startup_events_are_also_counted_apart():
 
 def test_steps_of_sparse_logs_become_rows():
     steps = np.arange(0, 5000, 5)
-    event = Label(1003, 1049)  # rows 201..209
+    event = Label(1003, 1049, "spike")  # rows 201..209
     outcome = match([(203, 203)], [event], steps, "run").events[0]
     assert (outcome.onset_row, outcome.end_row) == (201, 209)
     assert (outcome.delay_rows, outcome.delay_steps) == (2, 12)
-    between = match([(202, 202)], [Label(1006, 1008)], steps, "run").events[0]
+    between = match([(202, 202)], [Label(1006, 1008, "spike")], steps, "run").events[0]
     assert (between.onset_row, between.end_row, between.detected) == (202, 202, True)
 
 
 def test_a_label_outside_the_recorded_steps_is_told_and_not_scored():
-    counts = match([], [Label(1000, 1010), Label(-5, -1), Label(999, 1010)], STEPS, "run").counts
+    counts = match(
+        [], [Label(1000, 1010, "spike"), Label(-5, -1, "spike"), Label(999, 1010, "spike")], STEPS, "run"
+    ).counts
     assert (counts.unplaced_labels, counts.events) == (2, 1)
     assert match([], [SHORT], [], "empty").counts.unplaced_labels == 1
 
@@ -167,7 +163,7 @@ def test_undefined_rates_are_nan_never_zero():
     [
         ([Label(1, 2, "spikes")], STEPS, [], "run 'bad': no label kind named 'spikes'.*Did you mean 'spike'"),
         ([Label(1, 2, "spike", "sure")], STEPS, [], "no confidence named 'sure'"),
-        ([Label(3, 2)], STEPS, [], "spike ends at 2 before it starts"),
+        ([Label(3, 2, "spike")], STEPS, [], "spike ends at 2 before it starts"),
         ([], [0, 1, 2, 1], [], "steps fall at row 3"),
         ([], STEPS, [(999, 1000)], "outside its 1000 rows"),
         ([], STEPS, [(-1, 2)], "outside its 1000 rows"),
@@ -200,7 +196,13 @@ def test_counts_of_runs_and_families_add_up():
 
 
 def test_the_reference_rows_bracket_every_guard():
-    labels = [LONG, SHORT, Label(501, 505), Label(300, 310, "oscillation"), Label(700, 720, "divergence", "low")]
+    labels = [
+        LONG,
+        SHORT,
+        Label(501, 505, "spike"),
+        Label(300, 310, "oscillation"),
+        Label(700, 720, "divergence", "low"),
+    ]
     never = match(never_alarms(), labels, STEPS, "run").counts
     assert (never.recall, never.false_alarms_per_10k) == (0.0, 0.0)
     oracle = match(oracle_alarms(labels, STEPS, "run"), labels, STEPS, "run").counts
