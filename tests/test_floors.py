@@ -32,7 +32,11 @@ ALLOWED_BESIDES = {"guard": {"tomli_w"}}
 
 
 def modules() -> list[Path]:
-    return [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__init__.py"]
+    return [
+        path
+        for path in sorted(PACKAGE.rglob("*.py"))
+        if path.parent != PACKAGE or path.stem not in ("__init__", "__main__")
+    ]
 
 
 def part_of(path: Path) -> str:

@@ -15,7 +15,7 @@ def main() -> None:
     from lbw_sim.cli.app import app
 
     try:
-        app()
+        app(prog_name="lbw")
     except LbwError as error:
         print(f"lbw: {error}", file=sys.stderr)
         sys.exit(2)
