@@ -39,10 +39,10 @@ def plot(
     drawn = {}
     for trace in track(chosen, "drawing", transient=True):
         columns = trace.to_numpy()
-        title = f"{trace.run_id}: {trace.meta.spec.name}, {trace.meta.mode}"
+        title = f"{trace.run_id}: guard {trace.meta.spec.name}"
         if spec is not None:
             columns = columns | replay_trace(trace, spec).columns
-            title = f"{trace.run_id}: {spec.name}, replayed"
+            title = f"{trace.run_id}: guard {spec.name}, replayed"
         mode = trace.meta.mode if spec is None else "shadow"
         drawn[trace.run_id] = columns
         save(run_figure(columns, trace.labels, title, mode=mode), out / f"{trace.run_id}.{file_format}")

@@ -53,4 +53,8 @@ def score(
     if as_json:
         print_json(rows)
     else:
-        Console().print(rich_table(rows, DETECTION_COLUMNS))
+        shown = [row for row in rows if families or row["group"] == "all"]
+        Console().print(rich_table(shown, DETECTION_COLUMNS))
+        typer.echo(
+            "recall: labelled events seen. baited: alarms on benign changes. latched: clean rows spent in alarm."
+        )

@@ -33,6 +33,16 @@ class Column(NamedTuple):
     title: str
     format: str = ""
     """A format specification for numbers; text is shown as it is."""
+    interval: bool = False
+    """The row also holds the ends of an interval, `<key>_low` and `<key>_high`, shown behind the value."""
+
+    def cell(self, row: Mapping[str, object]) -> str:
+        """What stands in a row's cell."""
+        text = shown(row[self.key], self.format)
+        low, high = row.get(f"{self.key}_low"), row.get(f"{self.key}_high")
+        if not self.interval or UNDEFINED in (text, shown(low), shown(high)):
+            return text
+        return f"{text} ({shown(low, self.format)}–{shown(high, self.format)})"
 
 
 DETECTION_COLUMNS = (
@@ -40,17 +50,11 @@ DETECTION_COLUMNS = (
     Column("group", "runs of"),
     Column("runs", "runs", "d"),
     Column("events", "events", "d"),
-    Column("recall", "recall", ".2f"),
-    Column("recall_low", "95 % from", ".2f"),
-    Column("recall_high", "to", ".2f"),
-    Column("later_recall", "without start-up", ".2f"),
-    Column("median_delay_rows", "delay, rows", ".0f"),
+    Column("recall", "recall (95 %)", ".2f", interval=True),
     Column("median_delay_steps", "delay, steps", ".0f"),
-    Column("false_alarms_per_10k", "false alarms per 10k", ".1f"),
-    Column("false_alarms_per_10k_low", "95 % from", ".1f"),
-    Column("false_alarms_per_10k_high", "to", ".1f"),
+    Column("false_alarms_per_10k", "false alarms per 10k (95 %)", ".1f", interval=True),
     Column("baited", "baited", "d"),
-    Column("latched_share", "latched", ".2%"),
+    Column("latched_share", "latched", ".1%"),
 )
 """What a detection table shows; the rows hold more."""
 
@@ -120,7 +124,7 @@ def markdown(rows: Sequence[Mapping[str, object]], columns: Sequence[Column]) ->
         "|" + "|".join("---:" if column.format else "---" for column in columns) + "|",
     ]
     for row in rows:
-        cells = (shown(row[column.key], column.format).replace("|", "\\|") for column in columns)
+        cells = (column.cell(row).replace("|", "\\|") for column in columns)
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -131,7 +135,7 @@ def rich_table(rows: Sequence[Mapping[str, object]], columns: Sequence[Column], 
     for column in columns:
         table.add_column(column.title, justify="right" if column.format else "left")
     for row in rows:
-        table.add_row(*(shown(row[column.key], column.format) for column in columns))
+        table.add_row(*(column.cell(row) for column in columns))
     return table
 
 
