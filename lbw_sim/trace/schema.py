@@ -149,14 +149,15 @@ class SegmentMeta:
         return int(tomllib.loads(self.spec_toml).get("delay_steps", 0))
 
 
-_FIELDS: dict[str, tuple[type, ...]] = {
-    "run_id": (str,),
-    "segment": (int,),
-    "spec_toml": (str,),
-    "fingerprint": (str,),
-    "mode": (str,),
-    "extra_channels": (list,),
-    "provenance": (dict,),
+_FIELDS: dict[str, type] = {
+    "run_id": str,
+    "segment": int,
+    "spec_toml": str,
+    "fingerprint": str,
+    "mode": str,
+    "extra_channels": list,
+    "provenance": dict,
+    "columns": list,
 }
 
 
@@ -196,9 +197,9 @@ def check_description(found: Any, where: str) -> SegmentMeta:
     if version != SCHEMA_VERSION or isinstance(version, bool):
         raise TraceError(f"{where}: schema_version={version!r:.60}; this release reads {SCHEMA_VERSION}")
     problems = []
-    for key, types in _FIELDS.items():
+    for key, wanted_type in _FIELDS.items():
         value = found.get(key)
-        if not isinstance(value, types) or isinstance(value, bool):
+        if not isinstance(value, wanted_type) or isinstance(value, bool):
             problems.append(f"{key} is missing" if key not in found else f"{key}={value!r:.60} is of a wrong type")
     if problems:
         raise TraceError(f"{where}: {'; '.join(problems)}")
@@ -208,8 +209,7 @@ def check_description(found: Any, where: str) -> SegmentMeta:
         wanted = columns(found["extra_channels"])
     except TraceError as error:
         raise TraceError(f"{where}: {error}") from None
-    stated = found.get("columns")
-    names = [(c.get("name"), c.get("dtype")) if isinstance(c, dict) else None for c in stated or ()]
+    names = [(c.get("name"), c.get("dtype")) if isinstance(c, dict) else None for c in found["columns"]]
     if names != [(column.name, column.dtype) for column in wanted]:
         raise TraceError(f"{where}: its columns are not those of schema_version {SCHEMA_VERSION}")
     for key, value in found["provenance"].items():
