@@ -42,17 +42,9 @@ class BatchedAdamW:
         update = (self.mean / mean_bias).div_((self.square.sqrt().div_(square_bias)).add_(EPSILON))
         update.add_(self.weights, alpha=self.weight_decay).mul_(lr)
         self.weights -= update
-        norms = norm(update)
+        norms: Tensor = torch.linalg.vector_norm(update, dim=1)
         if kept is not None:
             for tensor, before in zip(state, kept, strict=True):
                 tensor[skip] = before
             norms[skip] = 0.0
         return norms
-
-
-def norm(rows: Tensor) -> Tensor:
-    """Euclidean norm of each row; [runs].
-
-    In two sums, because torch splits one long sum over threads when it is alone, which gives other bits.
-    """
-    return rows.square().view(len(rows), -1, 32).sum(dim=2).sum(dim=1).sqrt()

@@ -86,7 +86,7 @@ def nan_loss(onset_step: int, length_steps: int = 2) -> Fault:
     return Fault(name="nan_loss", onset_step=onset_step, length_steps=length_steps, kind="nonfinite", loss_factor=nan)
 
 
-def gradient_noise(onset_step: int, ratio: float = 5.0, length_steps: int = 20) -> Fault:
+def gradient_noise(onset_step: int, ratio: float = 10.0, length_steps: int = 20) -> Fault:
     """Gaussian noise of `ratio` times the gradient's norm, as from a broken reduction: hardly any signal is left."""
     return Fault(
         name="gradient_noise", onset_step=onset_step, length_steps=length_steps, kind="spike", noise_ratio=ratio

@@ -7,8 +7,10 @@ simulated loss: what a run shows here really happened. It keeps no snapshots, so
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -18,7 +20,7 @@ from torch import Tensor
 
 from lbw_sim.errors import StressError
 from lbw_sim.guard import NOT_YET
-from lbw_sim.stress.adamw import BatchedAdamW, norm
+from lbw_sim.stress.adamw import BatchedAdamW
 from lbw_sim.stress.corpus import Codes, corpus, random_labels, training_windows, validation_windows
 from lbw_sim.stress.plan import RunPlan, RunResult, check_run_ids
 from lbw_sim.stress.schedule import scheduled_lr
@@ -46,8 +48,9 @@ def train(
     """Train every plan; results in the order of the plans.
 
     With `folder`, each run is recorded there, with the labels of its fault. `progress` is called after every step
-    with the steps done and to do, summed over runs. Work is spread over as many threads as torch is set to
-    (`torch.set_num_threads`); neither that nor `runs_per_graph` changes a bit of any result.
+    with the steps done and to do, summed over runs, from one thread at a time. As many graphs are trained at once as
+    torch is set to have threads (`torch.set_num_threads`), each on one thread; neither that nor `runs_per_graph`
+    changes a bit of any result.
 
     Raises StressError for two plans with one run id, or one that `folder` holds already, and TraceError when a trace
     cannot be begun.
@@ -59,20 +62,32 @@ def train(
     alike: dict[tuple[str, int], list[RunPlan]] = {}
     for plan in plans:
         alike.setdefault((plan.architecture, plan.steps), []).append(plan)
+    graphs = []
+    for group in alike.values():
+        width = math.ceil(len(group) / math.ceil(len(group) / runs_per_graph))
+        graphs += [group[start : start + width] for start in range(0, len(group), width)]
     total = sum(plan.steps for plan in plans)
     done = 0
+    lock = threading.Lock()
 
     def count(steps: int) -> None:
         nonlocal done
-        done += steps
-        if progress is not None:
-            progress(done, total)
+        with lock:
+            done += steps
+            if progress is not None:
+                progress(done, total)
 
-    results: dict[str, RunResult] = {}
-    for group in alike.values():
-        for start in range(0, len(group), runs_per_graph):
-            part = group[start : start + runs_per_graph]
-            results |= {result.run_id: result for result in _train_graph(part, folder, facts, count)}
+    # a graph per thread, not a graph over threads: threads that wait for each other at every operation crawl as soon
+    # as another program wants a core
+    threads = torch.get_num_threads()
+    pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        torch.set_num_threads(1)
+        finished = pool.map(lambda graph: _train_graph(graph, folder, facts, count), graphs)
+        results = {result.run_id: result for part in finished for result in part}
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)
     return [results[plan.run_id] for plan in plans]
 
 
@@ -236,7 +251,7 @@ def _train_steps(runs: Sequence[_Run], weights: Tensor, started: float, count: C
         for row, fault in enumerate(faults):
             if fault is not None and fault.noise_ratio > 0.0:
                 _add_noise(gradient[row], fault.noise_ratio, runs[row].plan.seed, step)
-        norms = norm(gradient)
+        norms = torch.linalg.vector_norm(gradient, dim=1)
 
         lrs, skips = [], []
         for run, run_loss, run_norm in zip(runs, loss.tolist(), norms.tolist(), strict=True):
