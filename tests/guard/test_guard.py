@@ -94,6 +94,13 @@ def test_default_guard_skips_nonfinite_steps_until_the_budget_says_no() -> None:
     assert [d.regime for d in decisions[100:110]] == [Regime.NONFINITE] * 10
 
 
+def test_only_the_nonfinite_steps_are_skipped_not_the_healthy_ones_after() -> None:
+    losses = falling_losses(200, 1)
+    losses[100] = losses[101] = math.nan
+    decisions = fly(GuardSpec.load("default").build(), losses)
+    assert [step for step, d in enumerate(decisions) if d.posture == Posture.SKIP] == [100, 101]
+
+
 def test_a_loss_that_is_merely_missing_is_no_alarm() -> None:
     guard = GuardSpec.load("default").build()
     state = guard.init()
