@@ -46,6 +46,10 @@ class StressError(LbwError):
     """A stress experiment was asked for something that it cannot run."""
 
 
+class ScoreError(LbwError):
+    """A run cannot be judged or drawn: rows out of order, a column missing, or a label that no scorer knows."""
+
+
 def unknown_name(what: str, name: str, known: Iterable[str]) -> str:
     """The sentence for a name that is not there, with the nearest one that is.
 

@@ -101,7 +101,7 @@ def _component(
     return decorate
 
 
-@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(param, part))
+@dataclass_transform(frozen_default=True, kw_only_default=True)
 def sensor(
     *,
     version: int,
@@ -114,19 +114,19 @@ def sensor(
     return _component("sensor", version, needs, uses, emits, extra)
 
 
-@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(param, part))
+@dataclass_transform(frozen_default=True, kw_only_default=True)
 def analyzer(*, version: int, needs: tuple[str, ...] = (), uses: tuple[str, ...] = ()) -> Callable[[type[T]], type[T]]:
     """Make an analyzer: `step(state, signals) -> (state, Assessment)`."""
     return _component("analyzer", version, needs, uses, (), ())
 
 
-@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(param, part))
+@dataclass_transform(frozen_default=True, kw_only_default=True)
 def policy(*, version: int) -> Callable[[type[T]], type[T]]:
     """Make a policy: `step(state, assessment, scale) -> (state, Request)`, `scale` being the one now in force."""
     return _component("policy", version, (), (), (), ())
 
 
-@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(param, part))
+@dataclass_transform(frozen_default=True, kw_only_default=True)
 def envelope(*, version: int) -> Callable[[type[T]], type[T]]:
     """Make an envelope: `step(state, regime, request) -> (state, Decision)`. There is one, `guard/envelope.py`."""
     return _component("envelope", version, (), (), (), ())

@@ -71,17 +71,13 @@ class Telemetry(NamedTuple):
     grad_norm: float = nan
     """Euclidean norm of the whole gradient, before clipping."""
     update_norm: float = nan
-    """Euclidean norm of the last parameter update; known one step after the update that it measures."""
+    """Euclidean norm of this step's parameter update, learning rate included."""
     tokens: float = nan
     """Tokens in this step, over all ranks."""
     nonfinite: float = nan
     """1.0: loss or gradient was measured and is nan or infinite; 0.0: measured and finite."""
     extra: tuple[float, ...] = ()
     """Further channels, in the order in which the guard's sensor names them."""
-
-
-MEASURED_CHANNELS = ("loss", "grad_norm", "update_norm", "nonfinite")
-"""Channels that the device produces and that a delayed guard therefore sees late; the others are known to the host."""
 
 
 class Signals(NamedTuple):

@@ -40,6 +40,10 @@ class Policy(Protocol):
     def step(self, state: Any, assessment: Assessment, scale: float, /) -> tuple[Any, Request]: ...
 
 
+NOT_YET = Telemetry(-1)
+"""The telemetry before the first step: nothing was measured."""
+
+
 class GuardState(NamedTuple):
     """The guard's whole memory; goes into a checkpoint as JSON."""
 
@@ -60,8 +64,8 @@ class Guard:
 
     >>> from lbw_sim import GuardSpec, Telemetry
     >>> guard = GuardSpec.load("default").build()
-    >>> state = guard.init()
-    >>> state, decision = guard.step(state, Telemetry(step=0, loss=5.5, lr=1e-3, nonfinite=0.0))
+    >>> now = Telemetry(step=0, loss=5.5, lr=1e-3, nonfinite=0.0)
+    >>> state, decision = guard.step(guard.init(), guard.seen(now, NOT_YET))
     >>> decision.scale
     1.0
     """
@@ -111,8 +115,19 @@ class Guard:
         """The state before the first step."""
         return GuardState(self.sensor.init(), self.analyzer.init(), self.policy.init(), self.envelope.init())
 
+    def seen(self, now: Telemetry, before: Telemetry) -> Telemetry:
+        """What this guard sees at the step of `now`; `before` is the telemetry of the step before it.
+
+        The update norm is always that of the last update: this step's comes after the decision. With `delay_steps` = 1
+        every measured channel, and every extra one, is that of the step before. Before the first step, pass
+        `NOT_YET`. Live loop, replay and simulation all go through here: there is no second notion of the delay.
+        """
+        if self.delay_steps == 0:
+            return now._replace(update_norm=before.update_norm)
+        return before._replace(step=now.step, lr=now.lr, tokens=now.tokens)
+
     def step(self, state: GuardState, telemetry: Telemetry) -> tuple[GuardState, Decision]:
-        """Decide one optimizer step. Pure; any telemetry gives a finite decision inside the envelope."""
+        """Decide one optimizer step on what `seen` gives. Pure; any telemetry gives a decision inside the envelope."""
         sensor, signals = self.sensor.step(state.sensor, telemetry)
         analyzer, assessment = self.analyzer.step(state.analyzer, signals)
         policy, request = self.policy.step(state.policy, assessment, state.envelope.scale)

@@ -67,14 +67,14 @@ class GuardSpec:
         >>> GuardSpec.load("default").build().delay_steps
         0
         """
-        if isinstance(source, str) and source in presets():
-            text = (resources.files("lbw_sim.guard.presets") / f"{source}.toml").read_text(encoding="utf-8")
+        if isinstance(source, str) and source in preset_names():
+            text = (resources.files("lbw_sim.guard") / "presets" / f"{source}.toml").read_text(encoding="utf-8")
             return cls.from_toml(text, where=f"preset {source}")
         path = Path(source)
         try:
             text = path.read_text(encoding="utf-8")
         except FileNotFoundError:
-            raise SpecError(unknown_name("guard preset or TOML file", str(source), presets())) from None
+            raise SpecError(unknown_name("guard preset or TOML file", str(source), preset_names())) from None
         except (OSError, UnicodeDecodeError) as error:
             raise SpecError(f"{path} cannot be read as a guard spec: {error}") from None
         return cls.from_toml(text, where=str(path))
@@ -141,13 +141,13 @@ class GuardSpec:
         return hash(self.fingerprint)
 
 
-def presets() -> list[str]:
+def preset_names() -> list[str]:
     """Names of the guards that ship with the package.
 
-    >>> presets()
+    >>> preset_names()
     ['cusum', 'default', 'never', 'zscore']
     """
-    folder = resources.files("lbw_sim.guard.presets")
+    folder = resources.files("lbw_sim.guard") / "presets"
     return sorted(entry.name[: -len(".toml")] for entry in folder.iterdir() if entry.name.endswith(".toml"))
 
 

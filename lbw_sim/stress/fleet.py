@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from lbw_sim.errors import StressError
+from lbw_sim.guard import NOT_YET
 from lbw_sim.stress.adamw import BatchedAdamW
 from lbw_sim.stress.corpus import Codes, corpus, random_labels, training_windows, validation_windows
 from lbw_sim.stress.plan import RunPlan, RunResult, check_run_ids
@@ -98,7 +99,7 @@ class _Run:
         self.guard = plan.spec.build()
         self.state = self.guard.init()
         self.recorder = recorder
-        self.before = Telemetry(step=-1)
+        self.before = NOT_YET
         self.lr_sum = 0.0
         self.effective_lr_sum = 0.0
         self.energy = 0.0
@@ -129,13 +130,8 @@ class _Run:
 
     def decide(self, telemetry: Telemetry) -> tuple[float, bool]:
         """Show the guard what it may see of this step; returns the scale and the skip to apply."""
-        late = self.before
         self.telemetry = telemetry
-        # the update of this step is still to come: the guard has the last one's
-        seen = telemetry._replace(update_norm=late.update_norm)
-        if self.guard.delay_steps == 1:
-            seen = seen._replace(loss=late.loss, grad_norm=late.grad_norm, nonfinite=late.nonfinite)
-        self.state, self.decision = self.guard.step(self.state, seen)
+        self.state, self.decision = self.guard.step(self.state, self.guard.seen(telemetry, self.before))
         method = self.plan.method
         self.skip = method == "guard" and self.decision.posture == Posture.SKIP
         self.scale = 1.0

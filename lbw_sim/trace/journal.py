@@ -22,7 +22,7 @@ from typing import IO, TYPE_CHECKING, Any
 from zlib import crc32
 
 from lbw_sim.errors import TraceError
-from lbw_sim.trace.schema import MAX_META_BYTES, Damage, SegmentMeta, check_description, columns, row_struct
+from lbw_sim.trace.schema import MAX_META_BYTES, Damage, SegmentMeta, check_description, row_fields, row_struct
 
 try:
     import fcntl
@@ -162,15 +162,14 @@ class JournalReader:
         if version != FORMAT_VERSION:
             raise TraceError(f"{where}: journal format {version}; this release reads {FORMAT_VERSION}")
         self._seed = checksum
-        self.description = parse_description(text, where)
+        self.description = parse_description(text, where) | {"crc32_seed": checksum}
         self.meta: SegmentMeta = check_description(self.description, where)
 
     def chunks(self) -> Iterator[NDArray[np.void]]:
         """Good rows in order, as structured arrays of up to some 100,000; then `damage` says how it ended."""
         import numpy as np
 
-        fields = [(column.name, "<" + column.dtype) for column in columns(self.meta.extra_channels)]
-        dtype = np.dtype([*fields, ("crc32", "<u4")])
+        dtype = np.dtype(row_fields(self.meta.extra_channels))
         size = dtype.itemsize
         body = size - _CRC.size
         at_once = max(1, min(_CHUNK_ROWS, _CHUNK_BYTES // size))

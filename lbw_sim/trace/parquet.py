@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from enum import IntEnum
 from pathlib import Path
 from typing import IO, Any
+from zlib import crc32
 
 import numpy as np
 import pyarrow as pa
@@ -30,13 +31,22 @@ from lbw_sim.trace.schema import (
     SegmentMeta,
     check_description,
     columns,
+    row_fields,
 )
 from lbw_sim.values import Posture, Reason, Regime
 
 META_KEY = b"lbw"
 ENUMS: dict[str, type[IntEnum]] = {"regime": Regime, "posture": Posture, "reason": Reason}
 _TEXT = pa.dictionary(pa.int32(), pa.string())
-_TYPES = {"i8": pa.int64(), "i4": pa.int32(), "f8": pa.float64(), "u1": pa.bool_(), "i1": _TEXT, "S24": _TEXT}
+_TYPES = {
+    "i8": pa.int64(),
+    "i4": pa.int32(),
+    "f8": pa.float64(),
+    "u1": pa.bool_(),
+    "u4": pa.uint32(),
+    "i1": _TEXT,
+    "S24": _TEXT,
+}
 _READ_ERRORS = (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError, NotImplementedError)
 
 
@@ -48,10 +58,10 @@ def arrow_schema(extra_channels: Sequence[str] = ()) -> pa.Schema:
     )
 
 
-def rows_to_table(rows: NDArray[np.void], extra_channels: Sequence[str]) -> pa.Table:
+def rows_to_table(rows: NDArray[np.void], schema: pa.Schema, extra_channels: Sequence[str]) -> pa.Table:
     """Journal rows as Arrow."""
     arrays = [_to_arrow(rows[column.name], column) for column in columns(extra_channels)]
-    return pa.Table.from_arrays(arrays, schema=arrow_schema(extra_channels))
+    return pa.Table.from_arrays(arrays, schema=schema)
 
 
 def _to_arrow(values: NDArray[Any], column: Column) -> pa.Array:
@@ -94,14 +104,13 @@ def codes(text: pa.ChunkedArray, column: str) -> NDArray[np.int8]:
     return np.concatenate(parts) if parts else np.empty(0, np.int8)
 
 
-def write_segment(
-    reader: JournalReader, target: Path, *, ended: str, lost_rows: int | None, failure: str | None
-) -> int:
-    """Turn a journal into `target`, at one stroke; gives the number of rows. The journal itself is left alone.
+def write_segment(reader: JournalReader, target: Path, ending: dict[str, Any]) -> None:
+    """Turn a journal into `target`, at one stroke. `ending` joins its description. The journal itself is left alone.
 
     Raises OSError, and leaves no half-made file then.
     """
     extra = reader.meta.extra_channels
+    schema = arrow_schema(extra).with_metadata({META_KEY: json.dumps(reader.description | ending)})
     names: dict[str, list[str]] = {}
     for column in columns(extra):
         names.setdefault(column.dtype, []).append(column.name)
@@ -114,16 +123,14 @@ def write_segment(
         with open(fresh, "wb") as file:
             with pq.ParquetWriter(
                 file,
-                arrow_schema(extra),
+                schema,
                 compression="zstd",
                 use_dictionary=names["i1"] + names["S24"],
                 column_encoding=encoding,
                 write_page_checksum=True,
             ) as writer:
                 for rows in reader.chunks():
-                    writer.write_table(rows_to_table(rows, extra), row_group_size=len(rows))
-                ending = {"ended": ended, "lost_rows": lost_rows, "damage": reader.damage, "failure": failure}
-                writer.add_key_value_metadata({META_KEY: json.dumps(reader.description | ending).encode()})
+                    writer.write_table(rows_to_table(rows, schema, extra), row_group_size=len(rows))
             file.flush()
             os.fsync(file.fileno())
         os.replace(fresh, target)
@@ -132,7 +139,6 @@ def write_segment(
             fresh.unlink()
         raise
     sync_folder(target.parent)
-    return reader.rows
 
 
 def sync_folder(folder: Path) -> None:
@@ -259,6 +265,19 @@ def final_rows(step: NDArray[np.int64]) -> NDArray[np.bool_]:
 def select(table: pa.Table, keep: NDArray[np.bool_]) -> pa.Table:
     """The rows marked true."""
     return table if keep.all() else table.filter(pa.array(keep))
+
+
+def checksums(table: pa.Table, extra_channels: Sequence[str], seed: int) -> NDArray[np.uint32]:
+    """What the `crc32` column of these rows, the first of which is row 0, has to be."""
+    arrays = to_numpy(table)
+    rows = np.zeros(len(table), np.dtype(row_fields(extra_channels)))
+    for name in rows.dtype.names or ():
+        rows[name] = arrays[name]
+    data, size = memoryview(rows.tobytes()), rows.dtype.itemsize
+    body = size - rows.dtype["crc32"].itemsize
+    starts = range(0, len(data), size)
+    found = (crc32(data[at : at + body], (seed + row) & 0xFFFFFFFF) for row, at in enumerate(starts))
+    return np.fromiter(found, np.uint32, len(table))
 
 
 def to_numpy(table: pa.Table) -> dict[str, NDArray[Any]]:

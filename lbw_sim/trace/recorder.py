@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import tempfile
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,6 +34,13 @@ class ClosedTrace(NamedTuple):
     """Rows that could not be recorded."""
     path: Path
     """The finished Parquet file, or the journal when it could not be made; the next reader then makes it."""
+
+
+def _cannot_write(run_id: str, folder: Path, error: OSError) -> TraceError:
+    return TraceError(
+        f"run {run_id!r} cannot be recorded: {folder} cannot be written: {error}. "
+        f"Choose a folder on a disk with room that this user may write"
+    )
 
 
 class Recorder:
@@ -63,10 +71,10 @@ class Recorder:
         """Rows that could not be recorded."""
         self.failure: str | None = None
         """Why rows were lost; None: none were."""
-        self._journal: JournalWriter | None = journal
+        self._journal = journal
+        self._owned = True
         self._writing = True
         self._path = journal.path
-        self._rows = 0
         self._pack = row_struct(extra_channels).pack
         self._extra = len(extra_channels)
         self._step = -(1 << 63)
@@ -129,15 +137,26 @@ class Recorder:
                     continue  # another process took this number since we looked
                 return cls(journal, run_id, segment, channels)
         except OSError as error:
-            raise TraceError(
-                f"run {run_id!r} cannot be recorded: {run_folder} cannot be written: {error}. "
-                f"Choose a folder on a disk with room that this user may write"
-            ) from None
+            raise _cannot_write(run_id, run_folder, error) from None
+
+    @staticmethod
+    def check(folder: str | Path, run_id: str) -> None:
+        """Refuse now what `open` would refuse later about the place: a bad run id, a folder that cannot be written.
+
+        Makes the run's folder. Raises TraceError.
+        """
+        run_folder = Path(folder) / run_folder_name(run_id)
+        try:
+            run_folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=run_folder):
+                pass
+        except OSError as error:
+            raise _cannot_write(run_id, run_folder, error) from None
 
     @property
     def rows(self) -> int:
         """Rows on disk so far."""
-        return self._rows
+        return self._journal.rows
 
     @property
     def path(self) -> Path:
@@ -182,15 +201,15 @@ class Recorder:
         except Exception as error:
             self._lose(f"a row does not fit the columns: {error}")
             return False
-        try:
-            self._journal.append(body)  # type: ignore[union-attr]  # there while _writing
-        except Exception as error:
-            self._writing = False
-            self._lose(f"recording stopped after {self._rows} rows: {error}")
-            return False
-        self._rows += 1
+        # before the write: an interrupt between the two must not let this step come twice in one attempt
         self._step = step
         self._attempt = attempt
+        try:
+            self._journal.append(body)
+        except Exception as error:
+            self._writing = False
+            self._lose(f"recording stopped after {self.rows} rows: {error}")
+            return False
         return True
 
     def close(self) -> ClosedTrace:
@@ -201,7 +220,7 @@ class Recorder:
         """
         if self._closed is None:
             self._writing = False
-            if self._journal is not None:
+            if self._owned:
                 try:
                     self._path = finish(
                         self._path,
@@ -213,7 +232,7 @@ class Recorder:
                 except Exception as error:
                     self.failure = self.failure or f"the journal could not be turned into Parquet: {error}"
                 self._release()
-            self._closed = ClosedTrace(self._rows, self.lost_rows, self._path)
+            self._closed = ClosedTrace(self.rows, self.lost_rows, self._path)
         return self._closed
 
     def _lose(self, why: str) -> None:
@@ -222,11 +241,11 @@ class Recorder:
 
     def _release(self) -> None:
         self._writing = False
-        journal, self._journal = self._journal, None
-        if journal is not None:
+        if self._owned:
+            self._owned = False
             # a failing close of a file that is gone has nothing left to tell
             with contextlib.suppress(OSError):
-                journal.close()
+                self._journal.close()
 
     def __enter__(self) -> Self:
         return self
@@ -239,7 +258,7 @@ class Recorder:
     def __repr__(self) -> str:
         state = "closed" if self._closed else "recording" if self._writing else "stopped"
         lost = f", {self.lost_rows} lost" if self.lost_rows else ""
-        return f"<Recorder {self.run_id} segment {self.segment}: {self._rows:,} rows{lost}, {state}>"
+        return f"<Recorder {self.run_id} segment {self.segment}: {self.rows:,} rows{lost}, {state}>"
 
 
 _open_recorders: weakref.WeakSet[Recorder] = weakref.WeakSet()

@@ -85,17 +85,14 @@ def finish(path: Path, target: Path, *, ended: str, lost_rows: int | None, failu
 
     with open(path, "rb") as file:
         reader = JournalReader(file, str(path))
-        rows = _rows_finished(target)
-        if rows is not None:
-            # killed between making the one and removing the other, or damaged after it was made: count before choosing
-            for _ in reader.chunks():
-                pass
-            if rows < reader.rows:
-                file.seek(0)
-                reader, rows = JournalReader(file, str(path)), None
-        if rows is None:
-            rows = parquet.write_segment(reader, target, ended=ended, lost_rows=lost_rows, failure=failure)
-    damage = reader.damage
+        for _ in reader.chunks():
+            pass  # only now is known where it ends, and a Parquet file wants that before its rows
+        rows, damage = reader.rows, reader.damage
+        # a whole Parquet file is there already when its maker was killed before it could remove the journal
+        if _rows_finished(target) < rows:
+            file.seek(0)
+            ending = {"ended": ended, "lost_rows": lost_rows, "failure": failure, "damage": damage}
+            parquet.write_segment(JournalReader(file, str(path)), target, ending)
     if damage is not None and damage.bad_row is not None:
         warnings.warn(f"{path}: {damage}. Kept as {_put_aside(path).name}", TraceWarning, stacklevel=2)
     else:
@@ -104,14 +101,15 @@ def finish(path: Path, target: Path, *, ended: str, lost_rows: int | None, failu
     return Recovered(reader.meta.run_id, reader.meta.segment, rows, target, damage)
 
 
-def _rows_finished(target: Path) -> int | None:
+def _rows_finished(target: Path) -> int:
+    """Rows of a finished segment; -1: there is none, or none that can be read."""
     from lbw_sim.trace import parquet
 
     try:
         with open(target, "rb") as file:
             return parquet.read_meta(file, str(target))[1]
     except (FileNotFoundError, TraceError):
-        return None
+        return -1
 
 
 def _put_aside(path: Path) -> Path:

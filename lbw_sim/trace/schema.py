@@ -60,6 +60,7 @@ BASE_COLUMNS: tuple[Column, ...] = (
         "rolled_back_to", "i8", "step", "step to which the run really went back after this row; -1: none", "context"
     ),
     Column("event", "S24", "", "injected fault or other mark; empty: none", "context"),
+    Column("crc32", "u4", "", "checksum of this row, as it was written when the step was taken", "context"),
 )
 """Without the extra channels, which stand between `nonfinite` and `regime`."""
 
@@ -94,8 +95,13 @@ def columns(extra_channels: Sequence[str] = ()) -> tuple[Column, ...]:
 
 
 def row_struct(extra_channels: Sequence[str] = ()) -> struct.Struct:
-    """The packing of one row, without its checksum."""
-    return struct.Struct("<" + "".join(_STRUCT_CODES[column.dtype] for column in columns(extra_channels)))
+    """The packing of one row, without its checksum, which is the last column."""
+    return struct.Struct("<" + "".join(_STRUCT_CODES[column.dtype] for column in columns(extra_channels)[:-1]))
+
+
+def row_fields(extra_channels: Sequence[str] = ()) -> list[tuple[str, str]]:
+    """The same, checksum included, as fields of a numpy structured type."""
+    return [(column.name, "<" + column.dtype) for column in columns(extra_channels)]
 
 
 class Damage(NamedTuple):
@@ -137,6 +143,8 @@ class SegmentMeta:
     damage: Damage | None = None
     failure: str | None = None
     """Why rows were lost, when the writer could say."""
+    crc32_seed: int = 0
+    """Where the checksum of row 0 starts from; that of row n starts from it plus n."""
 
     @property
     def spec(self) -> GuardSpec:
@@ -149,14 +157,15 @@ class SegmentMeta:
         return int(tomllib.loads(self.spec_toml).get("delay_steps", 0))
 
 
-_FIELDS: dict[str, tuple[type, ...]] = {
-    "run_id": (str,),
-    "segment": (int,),
-    "spec_toml": (str,),
-    "fingerprint": (str,),
-    "mode": (str,),
-    "extra_channels": (list,),
-    "provenance": (dict,),
+_FIELDS: dict[str, type] = {
+    "run_id": str,
+    "segment": int,
+    "spec_toml": str,
+    "fingerprint": str,
+    "mode": str,
+    "extra_channels": list,
+    "provenance": dict,
+    "columns": list,
 }
 
 
@@ -194,40 +203,40 @@ def check_description(found: Any, where: str) -> SegmentMeta:
         raise TraceError(f"{where}: its description is not a JSON object")
     version = found.get("schema_version")
     if version != SCHEMA_VERSION or isinstance(version, bool):
-        raise TraceError(f"{where}: schema_version={version!r}; this release reads {SCHEMA_VERSION}")
+        raise TraceError(f"{where}: schema_version={version!r:.60}; this release reads {SCHEMA_VERSION}")
     problems = []
-    for key, types in _FIELDS.items():
+    for key, wanted_type in _FIELDS.items():
         value = found.get(key)
-        if not isinstance(value, types) or isinstance(value, bool):
-            problems.append(
-                f"{key} is missing" if key not in found else f"{key}={str(value)[:60]!r} is of a wrong type"
-            )
+        if not isinstance(value, wanted_type) or isinstance(value, bool):
+            problems.append(f"{key} is missing" if key not in found else f"{key}={value!r:.60} is of a wrong type")
     if problems:
         raise TraceError(f"{where}: {'; '.join(problems)}")
     if found["mode"] not in MODES:
-        raise TraceError(f"{where}: mode={found['mode'][:60]!r} is not {' or '.join(MODES)}")
+        raise TraceError(f"{where}: mode={found['mode']!r:.60} is not {' or '.join(MODES)}")
     try:
         wanted = columns(found["extra_channels"])
     except TraceError as error:
         raise TraceError(f"{where}: {error}") from None
-    stated = found.get("columns")
-    names = [(c.get("name"), c.get("dtype")) if isinstance(c, dict) else None for c in stated or ()]
+    names = [(c.get("name"), c.get("dtype")) if isinstance(c, dict) else None for c in found["columns"]]
     if names != [(column.name, column.dtype) for column in wanted]:
         raise TraceError(f"{where}: its columns are not those of schema_version {SCHEMA_VERSION}")
     for key, value in found["provenance"].items():
         if value is not None and not isinstance(value, (str, int, float)):
-            raise TraceError(f"{where}: provenance {key[:60]!r} is neither text nor a number")
+            raise TraceError(f"{where}: provenance {key!r:.60} is neither text nor a number")
     try:
         delay = tomllib.loads(found["spec_toml"]).get("delay_steps", 0)
     except (ValueError, RecursionError) as error:
         raise TraceError(f"{where}: its guard spec is not TOML: {str(error)[:200]}") from None
     if delay not in (0, 1):
-        raise TraceError(f"{where}: its guard spec has delay_steps={str(delay)[:60]}, which is not 0 or 1")
+        raise TraceError(f"{where}: its guard spec has delay_steps={delay!r:.60}, which is not 0 or 1")
     lost, ended, failure = found.get("lost_rows"), found.get("ended", "open"), found.get("failure")
     if not (lost is None or (isinstance(lost, int) and lost >= 0)) or ended not in ("closed", "recovered", "open"):
-        raise TraceError(f"{where}: lost_rows={str(lost)[:60]!r}, ended={str(ended)[:60]!r} do not describe an ending")
+        raise TraceError(f"{where}: lost_rows={lost!r:.60}, ended={ended!r:.60} do not describe an ending")
     if not (failure is None or isinstance(failure, str)):
         raise TraceError(f"{where}: failure is not text")
+    seed = found.get("crc32_seed", 0)
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 1 << 32:
+        raise TraceError(f"{where}: crc32_seed={str(seed)[:60]!r} is not a 32-bit number")
     return SegmentMeta(
         run_id=found["run_id"],
         segment=found["segment"],
@@ -242,6 +251,7 @@ def check_description(found: Any, where: str) -> SegmentMeta:
         ended=ended,
         damage=_damage(found.get("damage"), where),
         failure=failure,
+        crc32_seed=seed,
     )
 
 
@@ -251,5 +261,5 @@ def _damage(found: Any, where: str) -> Damage | None:
     numbers = found if isinstance(found, list) and len(found) == 3 else [None, None, None]
     good, bad, leftover = numbers
     if not (isinstance(good, int) and isinstance(leftover, int) and (bad is None or isinstance(bad, int))):
-        raise TraceError(f"{where}: damage={str(found)[:60]!r} is not three numbers")
+        raise TraceError(f"{where}: damage={found!r:.60} is not three numbers")
     return Damage(good, bad, leftover)

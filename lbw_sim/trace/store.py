@@ -48,6 +48,15 @@ class Segment:
         """Every row in the order of recording. Raises TraceError."""
         return self._load()
 
+    def to_numpy(self) -> dict[str, NDArray[Any]]:
+        """Column -> array, as `Trace.to_numpy` does. Raises TraceError."""
+        return parquet.to_numpy(self.table)
+
+    def damaged_rows(self) -> list[int]:
+        """Rows that are no longer what was written when the step was taken, by their checksums. Raises TraceError."""
+        wanted = parquet.checksums(self.table, self.meta.extra_channels, self.meta.crc32_seed)
+        return [int(row) for row in np.flatnonzero(wanted != self.table["crc32"].to_numpy())]
+
     def __repr__(self) -> str:
         return f"<Segment {self.meta.segment} of {self.meta.run_id}: {self.rows:,} rows, {self.meta.ended}>"
 
@@ -299,7 +308,8 @@ def _read_journal(place: _Place) -> Segment:
         with place.open() as file:
             reader = JournalReader(file, place.path)
             extra = reader.meta.extra_channels
-            tables = [parquet.rows_to_table(rows, extra) for rows in reader.chunks()]
+            schema = parquet.arrow_schema(extra)
+            tables = [parquet.rows_to_table(rows, schema, extra) for rows in reader.chunks()]
     except FileNotFoundError:
         raise
     except OSError as error:

@@ -82,7 +82,9 @@ class Hysteresis:
             regime = int(Regime.STRESSED)
 
         if regime == Regime.STABLE and unsafe:
-            regime = now if state.dwell < self.dwell_steps else int(Regime.RECOVERY)
+            # NONFINITE is a fact about one step: a policy that skips on it must not skip the healthy ones after
+            stays = state.dwell < self.dwell_steps and now != Regime.NONFINITE
+            regime = now if stays else int(Regime.RECOVERY)
         elif regime == Regime.STABLE and now == Regime.RECOVERY and state.dwell < self.recovery_steps:
             regime = now
         dwell = min(state.dwell + 1, 1_000_000) if regime == now else 1

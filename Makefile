@@ -1,0 +1,35 @@
+# `make demo` and `make test` work from a clean clone: all they assume is make and Python >= 3.11 with venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test check traces clean
+
+demo: $(VENV)/installed-live  ## train, record, replay, choose, verify and fly a guard; writes demo/
+	$(BIN)/lbw demo --out demo
+
+test: $(VENV)/installed-dev check  ## lint, types and the whole test suite
+	$(BIN)/python -m pytest -n 2
+
+check: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+traces: $(VENV)/installed-live  ## record the traces that ship in traces/ anew
+	$(BIN)/python analysis/record_traces.py
+
+clean:
+	rm -rf $(VENV) demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed-live: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(INSTALL) --editable '.[live]'
+	touch $@
+
+$(VENV)/installed-dev: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(INSTALL) --editable '.[dev]'
+	touch $@

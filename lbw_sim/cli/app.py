@@ -1,0 +1,40 @@
+"""The command line's table of contents."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from lbw_sim import __version__
+from lbw_sim.cli import components, demo, plot, record, replay, score, show, verify
+
+app = typer.Typer(
+    name="lbw",
+    help="Flight recorder and flight simulator for training-stability guards.\n\n"
+    "Record a run through a guard, replay it through other guards, see which would have seen what, how late and how "
+    "often wrongly. Replay scores detection; it never says what acting would have gained.",
+    epilog="Start with: lbw demo",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"lbw-sim {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+for module in (demo, record, show, replay, score, verify, plot, components):
+    app.command()(getattr(module, module.__name__.rpartition(".")[2]))

@@ -1,0 +1,69 @@
+"""Arguments and options that several commands share, and how their values are read."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from lbw_sim.guard import GuardSpec
+    from lbw_sim.trace import Trace
+
+Traces = Annotated[Path, typer.Argument(help="A folder of traces, one run's folder, or one Parquet file.")]
+Guards = Annotated[
+    list[str], typer.Option("--guard", "-g", help="Preset name or TOML file; repeat for several guards.")
+]
+Plugins = Annotated[
+    list[Path] | None,
+    typer.Option("--plugin", help="Python file or folder with components of your own; runs its code."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
+
+
+def load_guards(names: Iterable[str], plugins: Iterable[Path] | None) -> list[GuardSpec]:
+    """The specs that the options name, after loading the plugins that they may need."""
+    from lbw_sim.guard import GuardSpec, load_plugin
+
+    for plugin in plugins or ():
+        load_plugin(plugin)
+    return [GuardSpec.load(name) for name in names]
+
+
+def load_traces(path: Path) -> list[Trace]:
+    """Every run at or below a path. Raises TraceError when there is none."""
+    from lbw_sim.trace import read_trace, read_traces
+
+    if path.is_file() or path.name.startswith("run_id="):
+        return [read_trace(path)]
+    return read_traces(path)
+
+
+@contextmanager
+def stages() -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar per stage of long work, on standard error: call with stage, done and total."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description:20}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def report(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=total)
+            bars.update(tasks[stage], completed=done, total=total)
+
+        yield report
+
+
+def print_json(document: Any) -> None:
+    """One JSON document on standard output; nan and infinite become null, as JSON has neither."""
+    from lbw_sim.score import jsonable
+
+    sys.stdout.write(json.dumps(jsonable(document), indent=2) + "\n")

@@ -1,0 +1,51 @@
+"""`lbw plot`: figures of recorded runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lbw_sim.cli.options import Plugins, Traces, load_guards, load_traces
+
+
+def plot(
+    traces: Traces,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the figures.")] = Path("figures"),
+    run: Annotated[list[str] | None, typer.Option("--run", help="Only these run ids; repeat.")] = None,
+    guard: Annotated[
+        str | None, typer.Option("--guard", "-g", help="Draw what this guard decides in replay, not what was recorded.")
+    ] = None,
+    plugin: Plugins = None,
+    file_format: Annotated[str, typer.Option("--format", help="svg, png or pdf.")] = "svg",
+) -> None:
+    """Draw one figure per run (loss, regimes, scale, control energy, events) and one that compares them."""
+    from rich.progress import track
+
+    from lbw_sim.errors import LbwError, unknown_name
+    from lbw_sim.plots import comparison_figure, run_figure, save
+    from lbw_sim.replay import replay as replay_trace
+
+    if file_format not in ("svg", "png", "pdf"):
+        raise LbwError(unknown_name("figure format", file_format, ("svg", "png", "pdf")))
+    spec = load_guards([guard], plugin)[0] if guard else None
+    found = {trace.run_id: trace for trace in load_traces(traces)}
+    for wanted in run or ():
+        if wanted not in found:
+            raise LbwError(unknown_name("run", wanted, found))
+    out.mkdir(parents=True, exist_ok=True)
+    chosen = [trace for run_id, trace in found.items() if not run or run_id in run]
+    drawn = {}
+    for trace in track(chosen, "drawing", transient=True):
+        columns = trace.to_numpy()
+        title = f"{trace.run_id}: guard {trace.meta.spec.name}"
+        if spec is not None:
+            columns = columns | replay_trace(trace, spec).columns
+            title = f"{trace.run_id}: guard {spec.name}, replayed"
+        mode = trace.meta.mode if spec is None else "shadow"
+        drawn[trace.run_id] = columns
+        save(run_figure(columns, trace.labels, title, mode=mode), out / f"{trace.run_id}.{file_format}")
+    if len(drawn) > 1:
+        save(comparison_figure(drawn), out / f"comparison.{file_format}")
+    typer.echo(f"{len(drawn) + (len(drawn) > 1)} figures in {out}")

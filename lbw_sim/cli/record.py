@@ -1,0 +1,66 @@
+"""`lbw record`: real training runs of the tiny GPT, recorded as traces."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lbw_sim.cli.options import Json, Plugins, load_guards, print_json, stages
+
+
+def record(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of traces to add to.")] = Path("traces"),
+    architecture: Annotated[list[str], typer.Option(help="post_ln, pre_ln or pre_ln_qk_norm; repeat.")] = ["post_ln"],
+    lr: Annotated[list[float], typer.Option(help="Peak learning rate; repeat.")] = [5e-3],
+    fault: Annotated[list[str], typer.Option(help="Injected fault, or none; repeat. See docs/quickstart.md.")] = [
+        "none"
+    ],
+    onset: Annotated[int, typer.Option(help="Step of the fault.")] = 200,
+    seed: Annotated[list[int], typer.Option(help="Seed of weights and data; repeat.")] = [0],
+    steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 400,
+    method: Annotated[
+        str, typer.Option(help="adamw, clip, static_cap (guard in shadow), or guard (active).")
+    ] = "adamw",
+    guard: Annotated[str, typer.Option("--guard", "-g", help="Preset name or TOML file.")] = "default",
+    plugin: Plugins = None,
+    as_json: Json = False,
+) -> None:
+    """Train tiny byte-level GPTs for real, through a guard, and record every step as Parquet.
+
+    One run per combination of architecture, learning rate, fault and seed. To record a training loop of your own, see
+    `lbw_sim.live.attach` in the README.
+    """
+    from lbw_sim.stress import RunPlan, train
+    from lbw_sim.stress import fault as make_fault
+
+    spec = load_guards([guard], plugin)[0]
+    plans = [
+        RunPlan(
+            run_id=f"{arch.replace('_', '')}_lr{rate:g}_{kind}_{method}_s{s}",
+            architecture=arch,
+            lr=rate,
+            seed=s,
+            steps=steps,
+            method=method,
+            fault=None if kind == "none" else make_fault(kind, onset),
+            spec=spec,
+        )
+        for arch in architecture
+        for rate in lr
+        for kind in fault
+        for s in seed
+    ]
+    with stages() as progress:
+        results = train(plans, out, lambda done, total: progress("training", done, total))
+    rows = [
+        {"run": r.run_id, "validation_loss": r.validation_loss, "energy": r.energy, "lost_rows": r.lost_rows}
+        for r in results
+    ]
+    if as_json:
+        print_json(rows)
+        return
+    for row in rows:
+        typer.echo(f"{row['run']}: final validation loss {row['validation_loss']:.3f} nats per byte")
+    typer.echo(f"{len(rows)} runs in {out}. Next: lbw plot {out}, lbw score {out}")

@@ -1,0 +1,192 @@
+"""What every component must keep, checked by driving it: built in or a user's own.
+
+Refuses to judge whether a component is any good: it says whether it may fly.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Iterator
+from typing import Any
+
+from lbw_sim.errors import ComponentError
+from lbw_sim.guard.envelope import Envelope
+from lbw_sim.guard.guard import state_from_data, state_to_data
+from lbw_sim.params import meta, params_of
+from lbw_sim.values import Assessment, Posture, Regime, Request, Signals, Telemetry
+
+STEPS = 400
+"""Length of each input that a component is driven with."""
+
+
+def check_component(component: object, seed: int = 0) -> None:
+    """Drive a component instance with ordinary and hostile input; raise ComponentError with all that is wrong.
+
+    Checked: a docstring and a documented range for every parameter; same input, same output; a state of plain finite
+    numbers that survives JSON; resumed from a saved state equals uninterrupted; finite, valid output under nan, inf,
+    level shifts and constants; every decision inside the envelope.
+
+    >>> from lbw_sim.guard.analyzers.cusum import Cusum
+    >>> check_component(Cusum())
+    """
+    info = meta(component)
+    who = f"{info.kind} {info.name!r}"
+    problems = []
+    if not (type(component).__doc__ or "").strip():
+        problems.append("has no docstring")
+    problems += [f"parameter {name} has no doc" for name, declared in params_of(component).items() if not declared.doc]
+    for label, inputs in _inputs(info.kind, len(info.extra), seed):
+        try:
+            problems += [f"{label}: {problem}" for problem in _drive(component, info.kind, inputs)]
+        except Exception as error:
+            problems.append(f"{label}: step raised {type(error).__name__}: {error}")
+    if problems:
+        raise ComponentError(f"{who} does not conform: " + "; ".join(dict.fromkeys(problems)))
+
+
+def _drive(component: Any, kind: str, inputs: list[tuple[Any, ...]]) -> Iterator[str]:
+    state = component.init()
+    if repr(state_to_data(state)) != repr(state_to_data(component.init())):
+        yield "init() gives a different state each time"
+    if not hasattr(state, "_fields"):
+        yield f"init() gives a {type(state).__name__}, not a NamedTuple of numbers"
+        return
+    half = len(inputs) // 2
+    outputs, saved = [], "null"
+    for number, arguments in enumerate(inputs):
+        if number == half:
+            saved = json.dumps(state_to_data(state))
+        before = repr(state_to_data(state))
+        again = component.step(state, *arguments)
+        state_after, output = component.step(state, *arguments)
+        if repr(_plain(again)) != repr(_plain((state_after, output))):
+            yield f"step {number}: same state and input, another output"
+            return
+        if repr(state_to_data(state)) != before:
+            yield f"step {number}: changed the state that it was given"
+            return
+        state = state_after
+        if not _all_finite(state_to_data(state)):
+            yield f"step {number}: the state holds a value that is not a finite number: {state}"
+            return
+        wrong = _wrong_output(kind, output)
+        if wrong:
+            yield f"step {number}: {wrong}"
+            return
+        outputs.append(output)
+    resumed = state_from_data(component.init(), json.loads(saved))
+    for number, arguments in enumerate(inputs[half:], start=half):
+        resumed, output = component.step(resumed, *arguments)
+        if repr(_plain(output)) != repr(_plain(outputs[number])):
+            yield f"step {number}: resumed from a saved state, another output"
+            return
+
+
+def _plain(value: Any) -> Any:
+    return [_plain(item) for item in value] if isinstance(value, (tuple, list)) else value
+
+
+def _all_finite(data: Any) -> bool:
+    if isinstance(data, list):
+        return all(_all_finite(item) for item in data)
+    return isinstance(data, (int, float)) and math.isfinite(data)
+
+
+def _wrong_output(kind: str, output: Any) -> str:
+    """What is wrong with one output; empty when nothing is."""
+    if kind == "sensor":
+        bad = [
+            name
+            for name in (
+                "loss_level",
+                "loss_sd",
+                "loss_trend",
+                "loss_rise",
+                "oscillation",
+                "grad_ratio",
+                "update_ratio",
+            )
+            if math.isinf(getattr(output, name))
+        ]
+        return f"signals {', '.join(bad)} are infinite; nan says 'no evidence'" if bad else ""
+    if kind == "analyzer" and output.regime not in set(Regime):
+        return f"regime {output.regime!r} is none of {', '.join(Regime.__members__)}"
+    if kind == "policy":
+        if output.posture not in set(Posture):
+            return f"posture {output.posture!r} is none of {', '.join(Posture.__members__)}"
+        limits = Envelope()
+        _, decision = limits.step(limits.init(), int(Regime.STABLE), output)
+        if not (limits.min_scale <= decision.scale <= 1.0):
+            return f"the envelope let a scale of {decision.scale} through"
+    return ""
+
+
+def _inputs(kind: str, extra: int, seed: int) -> Iterator[tuple[str, list[tuple[Any, ...]]]]:
+    """Named input sequences for one kind of component; deterministic in the seed."""
+    for label, losses in _losses(seed):
+        rng = random.Random(f"{seed} {label}")
+        if kind == "sensor":
+            yield label, [(t,) for t in _telemetry(losses, extra, rng)]
+        elif kind == "analyzer":
+            yield label, [(s,) for s in _signals(losses, extra, rng)]
+        elif kind == "policy":
+            yield (
+                label,
+                [
+                    (Assessment(rng.choice(list(Regime)), loss), rng.choice([1.0, 0.5, 0.1, rng.random()]))
+                    for loss in losses
+                ],
+            )
+        elif kind == "envelope":
+            yield (
+                label,
+                [
+                    (
+                        int(rng.choice(list(Regime))),
+                        Request(int(rng.choice(list(Posture))), loss, rng.randrange(-3, 50)),
+                    )
+                    for loss in losses
+                ],
+            )
+
+
+def _losses(seed: int) -> Iterator[tuple[str, list[float]]]:
+    rng = random.Random(seed)
+    falling = [2.0 + 5.0 / (1.0 + step / 30.0) + rng.gauss(0.0, 0.03) for step in range(STEPS)]
+    yield "falling loss", falling
+    yield "constant", [3.0] * STEPS
+    yield "zero", [0.0] * STEPS
+    yield "all nan", [math.nan] * STEPS
+    yield "all infinite", [math.inf] * STEPS
+    yield "level shift", [loss + (3.0 if step > 150 else 0.0) for step, loss in enumerate(falling)]
+    hostile = [math.nan, math.inf, -math.inf, 1e300, -1e300, 1e-300, 0.0, -0.0, 1e12, 3.0]
+    yield "hostile mixture", [rng.choice([*hostile, loss, loss]) for loss in falling]
+    yield "nan episode", [math.nan if 100 <= step < 130 else loss for step, loss in enumerate(falling)]
+
+
+def _telemetry(losses: list[float], extra: int, rng: random.Random) -> Iterator[Telemetry]:
+    for step, loss in enumerate(losses):
+        broken = 0.0 if math.isfinite(loss) else 1.0
+        yield Telemetry(
+            step,
+            loss,
+            1e-3,
+            rng.choice([math.nan, abs(loss), rng.random()]),
+            rng.choice([math.nan, abs(loss), rng.random()]),
+            1024.0,
+            rng.choice([math.nan, broken, broken]),
+            tuple(rng.choice([math.nan, loss, rng.random()]) for _ in range(extra)),
+        )
+
+
+def _signals(losses: list[float], extra: int, rng: random.Random) -> Iterator[Signals]:
+    names = [name for name in Signals._fields if name not in ("extra", "nonfinite")]
+    for loss in losses:
+        values = {name: rng.choice([math.nan, loss, rng.gauss(0.0, 3.0), rng.gauss(0.0, 30.0)]) for name in names}
+        yield Signals(
+            **values,
+            nonfinite=rng.choice([math.nan, 0.0, 0.0, 0.0, 1.0]),
+            extra=tuple(rng.choice([math.nan, loss]) for _ in range(extra)),
+        )

@@ -1,1 +1,0 @@
-"""Guards that ship with the package, one TOML file each."""

@@ -1,0 +1,75 @@
+"""The only hands of the guard: scale the learning rate for one step, or let one step pass without an update.
+
+Nothing here outlives a step: the optimizer's learning rate, gradients and state dict are what their owner left there.
+It adds no key to `param_groups` and keeps no copy of weights.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+class Actuator:
+    """Scales and restores; skips by hiding the gradients.
+
+    A scale of 0.5 gives, bit for bit, the step that half the learning rate gives: plain, foreach and fused, float and
+    tensor lr. A hidden gradient leaves weights, moments and step counts alone, also when it is nan (a learning rate of
+    0 would not: AdamW's moments move, and 0·nan is nan).
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self._optimizer = optimizer
+        self._scaled_floats: list[tuple[dict[str, Any], float, float]] = []
+        self._scaled_tensors: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._hidden: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    @property
+    def lr(self) -> float:
+        """Learning rate of the first parameter group. Waits for the device when that lr is a tensor on one."""
+        return float(self._optimizer.param_groups[0]["lr"])
+
+    def scale(self, factor: float) -> None:
+        """Multiply the learning rate of every group until `restore`. A factor of 1 touches nothing."""
+        if factor == 1.0:
+            return
+        seen: set[int] = set()
+        for group in self._optimizer.param_groups:
+            lr = group["lr"]
+            if isinstance(lr, torch.Tensor):
+                # one tensor may serve all groups and belong to the user: write in place, once, and never rebind
+                if id(lr) not in seen:
+                    seen.add(id(lr))
+                    self._scaled_tensors.append((lr, lr.clone()))
+                    lr.mul_(factor)
+            else:
+                scaled = lr * factor
+                self._scaled_floats.append((group, lr, scaled))
+                group["lr"] = scaled
+
+    def hide_gradients(self) -> None:
+        """Let the coming step find no gradient, until `restore`."""
+        for group in self._optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._hidden.append((parameter, parameter.grad))
+                    parameter.grad = None
+
+    def restore(self, *, gradients: bool = True) -> None:
+        """Put back what was changed. Safe to call at any time, any number of times.
+
+        `gradients=False` forgets hidden gradients: after an exception inside the step a new backward may have run.
+        """
+        for group, lr, scaled in self._scaled_floats:
+            # somebody who set another lr meanwhile meant it
+            if group["lr"] == scaled:
+                group["lr"] = lr
+        for tensor, before in self._scaled_tensors:
+            tensor.copy_(before)
+        if gradients:
+            for parameter, gradient in self._hidden:
+                parameter.grad = gradient
+        self._scaled_floats.clear()
+        self._scaled_tensors.clear()
+        self._hidden.clear()

@@ -1,0 +1,12 @@
+"""Figures. What is drawn is decided in `…_info` functions, as data; `draw_…` functions only draw on an axes.
+
+No pyplot and no global state, so figures can be made in servers and threads; nothing is ever shown on a screen.
+"""
+
+from lbw_sim.plots.canvas import save
+from lbw_sim.plots.comparison import comparison_figure
+from lbw_sim.plots.detection import detection_figure
+from lbw_sim.plots.outcome import outcome_figure
+from lbw_sim.plots.run import run_figure
+
+__all__ = ["comparison_figure", "detection_figure", "outcome_figure", "run_figure", "save"]

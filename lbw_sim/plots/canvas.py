@@ -1,0 +1,61 @@
+"""The paper that figures are drawn on: size, colours, common dress of axes, and saving."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from lbw_sim.errors import ScoreError
+
+BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
+YELLOW, BLUE, VERMILLION, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
+"""Okabe and Ito's palette, told apart with any colour vision (jfly.uni-koeln.de/color)."""
+GREY = "#777777"
+PALE = "#BBBBBB"
+
+LINE_COLOURS = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, BLACK, SKY)
+"""For lines and points; yellow is too faint on white."""
+
+TEXT = 9.0
+"""Points; legible when the figure is 900 px wide."""
+SUFFIXES = (".png", ".svg", ".pdf")
+
+
+def new_figure(height: float, width: float = 9.0) -> Figure:
+    """A blank figure, in inches; 100 dots per inch, so 9 inches are 900 px."""
+    return Figure(figsize=(width, height), dpi=100, layout="constrained")
+
+
+def dress(ax: Axes, x_label: str = "", y_label: str = "") -> None:
+    """Axis names with their units, open top and right, quiet grid."""
+    ax.set_xlabel(x_label, fontsize=TEXT)
+    ax.set_ylabel(y_label, fontsize=TEXT)
+    ax.tick_params(labelsize=TEXT)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.grid(True, color="#E6E6E6", linewidth=0.6)
+    ax.set_axisbelow(True)
+
+
+def footnote(ax: Axes, text: str) -> None:
+    """What a reader must know, under the horizontal axis."""
+    ax.annotate(
+        text, (0.0, 0.0), xycoords="axes fraction", xytext=(0, -44), textcoords="offset points", fontsize=TEXT - 1,
+        color=GREY, annotation_clip=False,
+    )  # fmt: skip
+
+
+def save(figure: Figure, path: str | Path, *, dots_per_inch: int = 150) -> Path:
+    """Write a figure; the suffix says how: .png, .svg or .pdf. Makes the folder. Raises ScoreError."""
+    path = Path(path)
+    if path.suffix.lower() not in SUFFIXES:
+        raise ScoreError(f"cannot save a figure as {path.name!r}; its name must end in {', '.join(SUFFIXES)}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # no date, so that an unchanged figure makes an unchanged file
+        metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(path.suffix.lower())
+        figure.savefig(path, dpi=dots_per_inch, metadata=metadata)
+    except OSError as error:
+        raise ScoreError(f"cannot write the figure {path}: {error}") from None
+    return path

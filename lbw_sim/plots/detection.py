@@ -1,0 +1,151 @@
+"""Guards against each other: how many events they see, and how often they cry wolf."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.transforms import Bbox
+
+from lbw_sim.plots.canvas import BLACK, BLUE, GREY, TEXT, dress, footnote, new_figure
+from lbw_sim.score.detection import Interval, RunScore, bootstrap, pooled
+
+REFERENCES = ("never", "oracle", "random")
+"""Drawn hollow: they are no guards."""
+BUDGET_PER_10K = 1.0
+"""False alarms per 10,000 clean rows at which guards are compared."""
+
+
+class GuardPoint(NamedTuple):
+    """One guard."""
+
+    name: str
+    recall: float
+    recall_interval: Interval
+    false_alarms_per_10k: float
+    false_alarms_interval: Interval
+    reference: bool
+
+
+class DetectionInfo(NamedTuple):
+    """Everything that the figure shows."""
+
+    title: str
+    points: tuple[GuardPoint, ...]
+    undefined: tuple[str, ...]
+    """Guards without a place: no events or no clean rows."""
+    events: int
+    runs: int
+
+
+def detection_info(scores: Mapping[str, Sequence[RunScore]], title: str = "", *, seed: int) -> DetectionInfo:
+    """Prepare the figure: pooled rates with bootstrap intervals over runs.
+
+    `scores`: guard to its runs. The reference rows are given like guards, by the names in `REFERENCES`.
+    """
+    points: list[GuardPoint] = []
+    undefined: list[str] = []
+    events = runs = 0
+    for name, mine in scores.items():
+        counts, intervals = pooled(mine), bootstrap(mine, seed=seed)
+        events, runs = max(events, counts.events), max(runs, counts.runs)
+        if math.isnan(counts.recall) or math.isnan(counts.false_alarms_per_10k):
+            undefined.append(name)
+            continue
+        points.append(
+            GuardPoint(
+                name, counts.recall, intervals.recall, counts.false_alarms_per_10k, intervals.false_alarms_per_10k,
+                name in REFERENCES,
+            )
+        )  # fmt: skip
+    return DetectionInfo(title, tuple(points), tuple(undefined), events, runs)
+
+
+def detection_figure(scores: Mapping[str, Sequence[RunScore]], title: str = "", *, seed: int) -> Figure:
+    """Recall against false alarms of several guards, with 95 % intervals."""
+    info = detection_info(scores, title, seed=seed)
+    figure = new_figure(5.4)
+    draw_detection(info, figure.subplots())
+    return figure
+
+
+def draw_detection(info: DetectionInfo, ax: Axes) -> None:
+    """A named point per guard. The horizontal axis is linear up to 1 and logarithmic beyond."""
+    dress(ax, "false alarms per 10,000 clean rows", "event recall")
+    ax.set_xscale("symlog", linthresh=1.0, linscale=0.6)
+    most = max([10.0, *(p.false_alarms_interval.high for p in info.points), *(p[3] for p in info.points)])
+    ax.set_xlim(-0.12, 1.6 * most)
+    ax.set_ylim(-0.08, 1.08)
+    ticks = [0.0, 0.5, *(10.0**k for k in range(math.ceil(math.log10(1.6 * most))))]
+    ax.xaxis.set_major_locator(FixedLocator(ticks))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda tick, _: f"{tick:,g}"))
+    ax.axvline(BUDGET_PER_10K, color=GREY, linewidth=1.0, linestyle="--", zorder=1)
+    ax.annotate(
+        "budget", (BUDGET_PER_10K, 1.08), xytext=(3, -9), textcoords="offset points", fontsize=TEXT - 1, color=GREY
+    )
+    for point in info.points:
+        x, y = point.false_alarms_per_10k, point.recall
+        colour = GREY if point.reference else BLUE
+        ax.plot(point.false_alarms_interval, (y, y), color=colour, linewidth=1.2, alpha=0.6)
+        ax.plot((x, x), point.recall_interval, color=colour, linewidth=1.2, alpha=0.6)
+        ax.plot(
+            [x], [y], "D" if point.reference else "o", color=colour, markersize=6.5, clip_on=False, zorder=4,
+            markerfacecolor="white" if point.reference else colour,
+        )  # fmt: skip
+    ax.set_title(info.title, loc="left", fontsize=TEXT + 2)
+    note = f"{info.events} events, {info.runs} runs; bars: 95 % bootstrap over runs within families"
+    if info.undefined:
+        note += f"; undefined: {', '.join(info.undefined)}"
+    footnote(ax, note)
+    _name_points(info, ax)
+
+
+def _name_points(info: DetectionInfo, ax: Axes) -> None:
+    """Names where they cover no point, bar or other name, as near as possible; in pixels of the axes as laid out."""
+    figure = ax.figure
+    figure.draw_without_rendering()  # type: ignore[union-attr]
+    to_pixels = ax.transData.transform
+    taken: list[Bbox] = []
+    for point in info.points:
+        x, y = to_pixels((point.false_alarms_per_10k, point.recall))
+        taken.append(Bbox.from_extents(x - 6, y - 6, x + 6, y + 6))
+        for a, b in (
+            ((point.false_alarms_interval.low, point.recall), (point.false_alarms_interval.high, point.recall)),
+            ((point.false_alarms_per_10k, point.recall_interval.low), (point[3], point.recall_interval.high)),
+        ):
+            (x0, y0), (x1, y1) = to_pixels(a), to_pixels(b)
+            taken.append(Bbox.from_extents(x0 - 1, y0 - 1, x1 + 1, y1 + 1))
+    frame = ax.get_window_extent()
+    for point in info.points:
+        x, y = to_pixels((point.false_alarms_per_10k, point.recall))
+        text = ax.annotate(
+            point.name, (point.false_alarms_per_10k, point.recall), xytext=(0, 0), textcoords="offset points",
+            fontsize=TEXT, color=BLACK, annotation_clip=False, va="center", ha="center",
+        )  # fmt: skip
+        size = text.get_window_extent()
+        best: tuple[float, float, float, Bbox] | None = None
+        for reach in (0, 8, 18, 30, 44):
+            for right, up in ((1, 1), (1, -1), (-1, 1), (-1, -1), (1, 0), (-1, 0), (0, 1), (0, -1)):
+                dx = right * (size.width / 2 + 8 + (reach if up == 0 else reach / 2))
+                dy = up * (size.height / 2 + 5 + reach)
+                box = Bbox.from_bounds(x + dx - size.width / 2, y + dy - size.height / 2, size.width, size.height)
+                cost = sum(_overlap(box, other) for other in taken) + 10.0 * (
+                    size.width * size.height - _overlap(box, frame)
+                )
+                if best is None or cost < best[0]:
+                    best = (cost, dx, dy, box)
+        assert best is not None
+        taken.append(best[3])
+        points_per_pixel = 72.0 / figure.dpi
+        text.set_position((best[1] * points_per_pixel, best[2] * points_per_pixel))
+
+
+def _overlap(one: Bbox, other: Bbox) -> float:
+    width = min(one.x1, other.x1) - max(one.x0, other.x0)
+    height = min(one.y1, other.y1) - max(one.y0, other.y0)
+    return float(max(0.0, width) * max(0.0, height))

@@ -1,0 +1,410 @@
+"""One run: loss, what the labels say, what the guard thought, what it did."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.collections import PolyCollection
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from lbw_sim.errors import ScoreError, unknown_name
+from lbw_sim.plots.canvas import (
+    BLACK,
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PALE,
+    PURPLE,
+    SKY,
+    TEXT,
+    VERMILLION,
+    YELLOW,
+    dress,
+    new_figure,
+)  # fmt: skip
+from lbw_sim.plots.loss_axis import LossAxis, loss_axis, median_rows, running_median, set_loss_axis
+from lbw_sim.score.detection import JudgedAlarm, find_alarms, score_regimes, unsafe_rows
+from lbw_sim.trace.labels import EVENT_KINDS, Label
+from lbw_sim.values import Posture, Regime
+
+Values = NDArray[np.float64]
+
+REGIME_COLOURS = {
+    Regime.WARMUP: PALE,
+    Regime.STABLE: "#BFE3D7",
+    Regime.STRESSED: YELLOW,
+    Regime.SPIKE: VERMILLION,
+    Regime.OSCILLATION: PURPLE,
+    Regime.DIVERGING: BLUE,
+    Regime.PLATEAU: ORANGE,
+    Regime.RECOVERY: SKY,
+    Regime.NONFINITE: BLACK,
+}
+"""Second to position: every regime has its own named lane."""
+
+COLUMNS = (
+    "step", "loss", "lr", "effective_lr", "nonfinite", "regime", "posture", "scale", "energy", "skipped",
+    "rolled_back_to", "event",
+)  # fmt: skip
+MODES = ("active", "shadow")
+
+
+class Lane(NamedTuple):
+    """One line of the timeline."""
+
+    name: str
+    note: str
+    """Shown at the right: how many, or the share of rows."""
+    spans: tuple[tuple[float, float], ...]
+    """(from, to) in steps; a span of one row reaches to the next row."""
+    colour: str
+    hollow: bool = False
+
+
+class EventMark(NamedTuple):
+    """A labelled event, named above the loss."""
+
+    name: str
+    start_step: float
+    end_step: float
+    hollow: bool
+    """Of low confidence."""
+
+
+class RunInfo(NamedTuple):
+    """Everything that the figure of one run shows."""
+
+    title: str
+    mode: str
+    steps: NDArray[Any]
+    loss: Values
+    """As recorded; nan where it is not finite."""
+    loss_median: Values
+    median_rows: int
+    axis: LossAxis
+    steps_above: NDArray[Any]
+    steps_below: NDArray[Any]
+    """Steps whose loss lies above, below the frame."""
+    steps_nonfinite: NDArray[Any]
+    """Steps whose loss or gradient was measured and is not finite."""
+    bands: tuple[tuple[int, float, float], ...]
+    """(regime, from step, to step), in order, without gaps."""
+    events: tuple[EventMark, ...]
+    lanes: tuple[Lane, ...]
+    """Labels, marks in the trace, alarms by verdict, regimes, skips, rollbacks; only what is there."""
+    scale: Values
+    lr: Values
+    applied_lr: Values
+    """The recorded effective lr; in shadow mode scale × lr, which was not applied."""
+    energy: Values
+
+
+def run_info(
+    columns: Mapping[str, NDArray[Any]], labels: Iterable[Label] = (), title: str = "", *, mode: str = "active"
+) -> RunInfo:
+    """Prepare the figure of one lineage of a trace. Raises ScoreError.
+
+    `columns`: as `Trace.to_numpy()` gives; `labels`: of the run, any order. Alarms are judged by the labels as
+    `lbw_sim.score.detection` does, and left unjudged without any. `mode`: that of the trace; in shadow mode the figure
+    says that the scale was not applied.
+    """
+    missing = [name for name in COLUMNS if name not in columns]
+    if missing:
+        raise ScoreError(f"run figure needs column {', '.join(missing)}; there is {', '.join(sorted(columns))}")
+    if mode not in MODES:
+        raise ScoreError("run figure: " + unknown_name("mode", mode, MODES))
+    labels = tuple(labels)
+    steps = np.asarray(columns["step"])
+    regimes = np.asarray(columns["regime"])
+    if not len(steps):
+        raise ScoreError(f"run figure {title!r}: the trace holds no rows")
+    # score_regimes also refuses steps that fall
+    alarms = score_regimes(regimes, labels, steps, title).alarms
+    loss = np.asarray(columns["loss"], dtype=float)
+    infinite = np.isinf(loss)
+    loss = np.where(infinite, np.nan, loss)
+    axis = loss_axis([loss])
+    scale, lr = np.asarray(columns["scale"], dtype=float), np.asarray(columns["lr"], dtype=float)
+    starts = np.flatnonzero(np.diff(regimes, prepend=-1))
+    after = _row_ends(steps)
+    bands = tuple(
+        (int(regimes[first]), float(steps[first]), float(after[last]))
+        for first, last in zip(starts, [*(starts[1:] - 1), len(steps) - 1], strict=True)
+    )
+    window = median_rows(len(steps))
+    return RunInfo(
+        title=title,
+        mode=mode,
+        steps=steps,
+        loss=loss,
+        loss_median=running_median(loss, window),
+        median_rows=window,
+        axis=axis,
+        steps_above=steps[loss > axis.high],
+        steps_below=steps[loss < axis.low],
+        steps_nonfinite=steps[(np.asarray(columns["nonfinite"]) == 1.0) | infinite],
+        bands=bands,
+        events=tuple(
+            EventMark(_words(label.kind), float(label.start_step), float(label.end_step), label.confidence == "low")
+            for label in sorted(labels, key=lambda label: (label.start_step, label.end_step))
+            if label.kind in EVENT_KINDS
+        ),
+        lanes=(
+            *_label_lanes(labels),
+            *_mark_lanes(steps, after, columns["event"]),
+            *_alarm_lanes(steps, after, alarms, judged=bool(labels), regimes=regimes),
+            *_regime_lanes(bands, regimes),
+            *_act_lanes(columns, steps, after, mode),
+        ),
+        scale=scale,
+        lr=lr,
+        applied_lr=scale * lr if mode == "shadow" else np.asarray(columns["effective_lr"], dtype=float),
+        energy=np.asarray(columns["energy"], dtype=float),
+    )
+
+
+def run_figure(
+    columns: Mapping[str, NDArray[Any]], labels: Iterable[Label] = (), title: str = "", *, mode: str = "active"
+) -> Figure:
+    """Loss, timeline, scale, learning rate and control energy of one run over its steps. Raises ScoreError."""
+    info = run_info(columns, labels, title, mode=mode)
+    with_lr = bool(np.isfinite(info.lr).any())
+    heights = [3.4, 0.2 * len(info.lanes) + 0.1, 1.1, *([1.1] if with_lr else []), 1.0]
+    figure = new_figure(sum(heights) + 0.9)
+    axes = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
+    draw_loss(info, axes[0])
+    draw_timeline(info, axes[1])
+    draw_scale(info, axes[2])
+    if with_lr:
+        draw_lr(info, axes[3])
+    draw_energy(info, axes[-1])
+    axes[-1].set_xlabel("step", fontsize=TEXT)
+    axes[-1].set_xlim(float(info.steps[0]), float(_row_ends(info.steps)[-1]))
+    return figure
+
+
+def draw_loss(info: RunInfo, ax: Axes) -> None:
+    """Loss with its running median over the regimes; labelled events above."""
+    dress(ax, y_label="loss [nats]")
+    set_loss_axis(ax, info.axis)
+    for regime, colour in REGIME_COLOURS.items():
+        spans = [(start, end) for code, start, end in info.bands if code == regime]
+        if spans and regime != Regime.STABLE:
+            _fill(ax, spans, 0.0, 1.0, colour, alpha=0.22, whole_height=True)
+    ax.plot(info.steps, info.loss, color=GREY, linewidth=0.6, alpha=0.6, label="loss")
+    ax.plot(info.steps, info.loss_median, color=BLACK, linewidth=1.3, label=f"running median, {info.median_rows} rows")
+    edge = ax.get_xaxis_transform()
+    name = info.axis.cut or None
+    for outside, height, marker in ((info.steps_above, 0.985, "^"), (info.steps_below, 0.015, "v")):
+        if len(outside):
+            ax.plot(
+                outside, np.full(len(outside), height), marker, transform=edge, color=VERMILLION, markersize=4,
+                label=name, clip_on=False,
+            )  # fmt: skip
+            name = None
+    if len(info.steps_nonfinite):
+        ax.plot(
+            info.steps_nonfinite, np.full(len(info.steps_nonfinite), 0.03), "x", transform=edge, color=BLACK,
+            markersize=5, label=f"not finite ({len(info.steps_nonfinite)} steps)", clip_on=False,
+        )  # fmt: skip
+    if not np.isfinite(info.loss).any():
+        ax.text(0.5, 0.5, "no finite loss", transform=ax.transAxes, ha="center", va="center", fontsize=TEXT + 2)
+        ax.set_yticks([])
+    _name_events(info, ax)
+    # above the frame and the event names, where it covers no line
+    ax.legend(
+        loc="lower left", bbox_to_anchor=(-0.01, 1.075 if info.events else 1.0), fontsize=TEXT - 1, frameon=False,
+        ncols=4, borderpad=0.1, borderaxespad=0.1, columnspacing=1.5,
+    )  # fmt: skip
+    title = info.title + (" · shadow: scale not applied" if info.mode == "shadow" else "")
+    ax.set_title(title, loc="left", fontsize=TEXT + 2, pad=38 if info.events else 20)
+
+
+def draw_timeline(info: RunInfo, ax: Axes) -> None:
+    """One named line per kind of label, verdict and regime."""
+    dress(ax)
+    ax.grid(False, axis="y")
+    ax.set_ylim(len(info.lanes) - 0.4, -0.6)
+    ax.set_yticks(range(len(info.lanes)), [lane.name for lane in info.lanes], fontsize=TEXT - 1)
+    ax.tick_params(axis="y", length=0)
+    for place, lane in enumerate(info.lanes):
+        ax.axhline(place, color="#EEEEEE", linewidth=0.6, zorder=0)
+        _fill(ax, lane.spans, place - 0.34, place + 0.34, lane.colour, hollow=lane.hollow)
+        ax.annotate(
+            lane.note, (1.0, place), xycoords=ax.get_yaxis_transform(), xytext=(4, 0), textcoords="offset points",
+            fontsize=TEXT - 1, va="center", color=GREY, annotation_clip=False,
+        )  # fmt: skip
+
+
+def draw_scale(info: RunInfo, ax: Axes) -> None:
+    """Factor on the learning rate, in [0, 1]."""
+    dress(ax, y_label="scale")
+    ax.set_ylim(0.0, 1.08)
+    ax.set_yticks([0.0, 0.5, 1.0])
+    dashes = "--" if info.mode == "shadow" else "-"
+    ax.plot(info.steps, info.scale, color=BLUE, linewidth=1.2, linestyle=dashes, drawstyle="steps-post")
+    if info.mode == "shadow":
+        _say(ax, "shadow: what the guard would have done; not applied")
+
+
+def draw_lr(info: RunInfo, ax: Axes) -> None:
+    """Learning rate before and after scaling."""
+    dress(ax, y_label="lr")
+    shadow = info.mode == "shadow"
+    ax.plot(info.steps, info.lr, color=GREY, linewidth=2.4, alpha=0.5, label="lr, as applied" if shadow else "lr")
+    ax.plot(
+        info.steps, info.applied_lr, color=BLUE, linewidth=1.1, drawstyle="steps-post",
+        linestyle="--" if shadow else "-", label="scale × lr, not applied" if shadow else "effective lr",
+    )  # fmt: skip
+    ax.set_ylim(0.0, 1.35 * float(np.nanmax(info.lr)) or 1.0)
+    ax.yaxis.set_major_locator(MaxNLocator(3))
+    ax.yaxis.set_major_formatter(lambda tick, _: f"{tick:.3g}")
+    ax.legend(loc="upper right", fontsize=TEXT - 1, framealpha=0.9, edgecolor="none", ncols=2, borderpad=0.2)
+
+
+def draw_energy(info: RunInfo, ax: Axes) -> None:
+    """Control energy so far."""
+    dress(ax, y_label="control energy\nΣ (1 − scale)²")
+    dashes = "--" if info.mode == "shadow" else "-"
+    ax.plot(info.steps, info.energy, color=BLACK, linewidth=1.2, linestyle=dashes, drawstyle="steps-post")
+    ax.set_ylim(0.0, 1.08 * float(np.max(info.energy)) or 1.0)
+    ax.yaxis.set_major_locator(MaxNLocator(3))
+    if info.mode == "shadow":
+        _say(ax, "shadow: not applied")
+
+
+def _row_ends(steps: NDArray[Any]) -> NDArray[Any]:
+    """The step to which each row reaches: the next row's; the last row is as long as the median one."""
+    usual = float(np.median(np.diff(steps))) if len(steps) > 1 else 1.0
+    return np.append(steps[1:], steps[-1] + usual)
+
+
+def _words(name: str) -> str:
+    return name.lower().replace("_", " ")
+
+
+def _label_lanes(labels: tuple[Label, ...]) -> list[Lane]:
+    lanes: list[Lane] = []
+    kinds = sorted({label.kind for label in labels}, key=lambda kind: (kind not in EVENT_KINDS, kind))
+    for kind in kinds:
+        for low in (False, True):
+            mine = [label for label in labels if label.kind == kind and (label.confidence == "low") == low]
+            if mine:
+                event = kind in EVENT_KINDS
+                spans = tuple((float(label.start_step), float(label.end_step)) for label in mine)
+                name = f"label: {_words(kind)}" + (", unsure" if low else "")
+                lanes.append(Lane(name, f"{len(mine)}", spans, BLACK if event else GREY, hollow=low))
+    return lanes
+
+
+def _mark_lanes(steps: NDArray[Any], after: NDArray[Any], events: NDArray[Any]) -> list[Lane]:
+    """Injected faults and marks that the run itself recorded."""
+    texts = np.asarray(events).astype(str)
+    return [
+        Lane(f"marked: {name}", f"{len(rows)}", _spans_of(texts == name, steps, after), PURPLE)
+        for name in sorted(set(texts.tolist()) - {""})
+        if len(rows := np.flatnonzero(texts == name))
+    ]
+
+
+def _alarm_lanes(
+    steps: NDArray[Any], after: NDArray[Any], alarms: Iterable[JudgedAlarm], *, judged: bool, regimes: NDArray[Any]
+) -> list[Lane]:  # fmt: skip
+    """Alarms from start to end, by verdict."""
+    if not judged:
+        found = find_alarms(unsafe_rows(regimes))
+        spans = tuple((float(steps[a.start_row]), float(after[a.end_row])) for a in found)
+        return [Lane("alarm", f"{len(spans)}", spans, VERMILLION)] if spans else []
+    lanes: list[Lane] = []
+    looks = {"event": ("alarm: on event", GREEN), "ignored": ("alarm: on unsure event", GREY)}
+    looks |= {"baited": ("alarm: baited", ORANGE), "false": ("alarm: false", VERMILLION)}
+    alarms = tuple(alarms)
+    for verdict, (name, colour) in looks.items():
+        spans = tuple((float(steps[a.start_row]), float(after[a.end_row])) for a in alarms if a.verdict == verdict)
+        if spans:
+            lanes.append(Lane(name, f"{len(spans)}", spans, colour))
+    return lanes
+
+
+def _regime_lanes(bands: tuple[tuple[int, float, float], ...], regimes: NDArray[Any]) -> list[Lane]:
+    lanes: list[Lane] = []
+    for regime, colour in REGIME_COLOURS.items():
+        spans = tuple((start, end) for code, start, end in bands if code == regime)
+        if spans:
+            share = float(np.mean(regimes == regime))
+            lanes.append(Lane(f"regime: {_words(regime.name)}", f"{share:.1%}", spans, colour))
+    return lanes
+
+
+def _act_lanes(
+    columns: Mapping[str, NDArray[Any]], steps: NDArray[Any], after: NDArray[Any], mode: str
+) -> list[Lane]:  # fmt: skip
+    """Skips that the guard granted, and rollbacks that were done."""
+    skips = np.asarray(columns["posture"]) == Posture.SKIP
+    rollbacks = np.asarray(columns["rolled_back_to"]) >= 0
+    lanes = [("skip, not applied" if mode == "shadow" else "skip", skips), ("rollback", rollbacks)]
+    return [
+        Lane(name, f"{int(mask.sum())}", _spans_of(mask, steps, after), VERMILLION, hollow=mode == "shadow")
+        for name, mask in lanes
+        if mask.any()
+    ]
+
+
+def _spans_of(mask: NDArray[np.bool_], steps: NDArray[Any], after: NDArray[Any]) -> tuple[tuple[float, float], ...]:
+    return tuple((float(steps[run.start_row]), float(after[run.end_row])) for run in find_alarms(mask))
+
+
+def _fill(
+    ax: Axes, spans: Iterable[tuple[float, float]], low: float, high: float, colour: str, *,
+    hollow: bool = False, alpha: float = 1.0, whole_height: bool = False,
+) -> None:  # fmt: skip
+    """Boxes over spans of steps, never thinner than a hair: one row in 20,000 must still be seen."""
+    boxes = PolyCollection(
+        [[(start, low), (end, low), (end, high), (start, high)] for start, end in spans],
+        facecolors="none" if hollow else colour,
+        edgecolors=colour,
+        linewidths=0.8,
+        alpha=alpha,
+        zorder=0.5 if whole_height else 2.0,
+    )
+    if whole_height:
+        boxes.set_transform(ax.get_xaxis_transform())
+    ax.add_collection(boxes, autolim=False)
+
+
+def _name_events(info: RunInfo, ax: Axes) -> None:
+    """Brackets above the frame, nested ones raised; names only where all of them fit, the timeline has them anyway."""
+    edge = ax.get_xaxis_transform()
+    first = float(info.steps[0])
+    width = max(1.0, float(info.steps[-1]) - first)
+    starts = [max(0.0, (event.start_step - first) / width) for event in info.events]
+    # 0.009 of the frame's width per letter
+    ends = [start + 0.009 * len(event.name) for start, event in zip(starts, info.events, strict=True)]
+    fit = all(end <= start for end, start in zip(ends, [*starts[1:], 1.02], strict=False))
+    covered = -np.inf
+    for event in info.events:
+        height = 1.03 if event.start_step <= covered else 1.012
+        covered = max(covered, event.end_step)
+        colour = GREY if event.hollow else BLACK
+        ax.plot(
+            [event.start_step, max(event.end_step, event.start_step + 0.002 * width)], [height, height],
+            transform=edge, clip_on=False, color=colour, linewidth=3.0, solid_capstyle="butt", scalex=False,
+        )  # fmt: skip
+        if fit:
+            ax.annotate(
+                event.name, (event.start_step, height), xycoords=edge, xytext=(0, 3), textcoords="offset points",
+                fontsize=TEXT - 1, color=colour, annotation_clip=False,
+            )  # fmt: skip
+
+
+def _say(ax: Axes, text: str) -> None:
+    ax.text(
+        0.008, 0.1, text, transform=ax.transAxes, fontsize=TEXT - 1, color=VERMILLION,
+        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1.5},
+    )  # fmt: skip

@@ -1,0 +1,77 @@
+"""Open-loop replay, the reference engine: recorded telemetry through a guard, in plain Python.
+
+The losses in a trace happened under the recorded decisions; another guard would have seen others. So a replay says what
+a guard would have decided on this record, never what its decisions would have done. Every faster engine must give the
+bits that this one gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lbw_sim.guard import NOT_YET, Guard, GuardSpec
+from lbw_sim.trace import Trace
+from lbw_sim.values import Decision, Telemetry
+
+DECIDED = ("regime", "posture", "scale", "energy", "reason")
+"""The columns that a guard's decision fills, in the order of `Decision`."""
+
+
+class Replay(NamedTuple):
+    """What one guard decides along one recorded run. Arrays have one entry per row of the final lineage."""
+
+    run_id: str
+    guard: str
+    """Name of the spec."""
+    fingerprint: str
+    columns: dict[str, NDArray[np.generic]]
+    """`step` and `lr` as recorded, and the decided columns: regime, posture and reason as enum codes, scale, energy."""
+
+
+def telemetry_rows(
+    columns: Mapping[str, NDArray[np.generic]], extra_channels: Sequence[str] = ()
+) -> Iterator[Telemetry]:
+    """The telemetry of each row, in order. A channel that the columns lack is nan."""
+    rows = len(columns["step"])
+    missing = np.full(rows, np.nan)
+
+    def numbers(name: str) -> list[float]:
+        return list(columns.get(name, missing).tolist())
+
+    extras = zip(*map(numbers, extra_channels), strict=True) if extra_channels else ((),) * rows
+    for step, loss, lr, grad_norm, update_norm, tokens, nonfinite, extra in zip(
+        columns["step"].tolist(),
+        *map(numbers, ("loss", "lr", "grad_norm", "update_norm", "tokens", "nonfinite")),
+        extras,
+        strict=True,
+    ):
+        yield Telemetry(step, loss, lr, grad_norm, update_norm, tokens, nonfinite, extra)
+
+
+def decide(guard: Guard, columns: Mapping[str, NDArray[np.generic]]) -> Iterator[Decision]:
+    """The guard's decisions along telemetry columns, from its initial state, with its own delay."""
+    state, before = guard.init(), NOT_YET
+    for now in telemetry_rows(columns, guard.extra_channels):
+        state, decision = guard.step(state, guard.seen(now, before))
+        before = now
+        yield decision
+
+
+def replay(trace: Trace, spec: GuardSpec) -> Replay:
+    """Run a guard along the final lineage of a recorded run.
+
+    Raises ChannelError when the guard needs a channel that the trace does not hold, SpecError when a component of the
+    spec is not installed.
+    """
+    guard = spec.build()
+    guard.require(trace.channels, f"trace {trace.run_id!r}")
+    columns = trace.to_numpy()
+    decided = list(zip(*(decision[:5] for decision in decide(guard, columns)), strict=True))
+    arrays: dict[str, NDArray[np.generic]] = {"step": columns["step"], "lr": columns["lr"]}
+    for name, values in zip(DECIDED, decided or [()] * len(DECIDED), strict=True):
+        arrays[name] = np.array(values, dtype=np.float64 if name in ("scale", "energy") else np.int8)
+    return Replay(trace.run_id, spec.name, spec.fingerprint, arrays)

@@ -1,0 +1,46 @@
+"""Judgement of recorded and replayed runs: what a guard saw in time and what it did, never what it saved."""
+
+from lbw_sim.score.control import ControlSummary, control_summary
+from lbw_sim.score.detection import (
+    Alarm,
+    DetectionCounts,
+    RunScore,
+    by_family,
+    find_alarms,
+    match,
+    pooled,
+    score_regimes,
+    unsafe_rows,
+)
+from lbw_sim.score.table import (
+    CONTROL_COLUMNS,
+    DETECTION_COLUMNS,
+    Column,
+    control_rows,
+    detection_rows,
+    jsonable,
+    markdown,
+    rich_table,
+)
+
+__all__ = [
+    "CONTROL_COLUMNS",
+    "DETECTION_COLUMNS",
+    "Alarm",
+    "Column",
+    "ControlSummary",
+    "DetectionCounts",
+    "RunScore",
+    "by_family",
+    "control_rows",
+    "control_summary",
+    "detection_rows",
+    "find_alarms",
+    "jsonable",
+    "markdown",
+    "match",
+    "pooled",
+    "rich_table",
+    "score_regimes",
+    "unsafe_rows",
+]

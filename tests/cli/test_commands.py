@@ -1,0 +1,169 @@
+"""Every command as its user runs it, in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+LBW = [sys.executable, "-m", "lbw_sim"]
+COMMANDS = ("demo", "record", "show", "replay", "score", "verify", "plot", "components")
+
+RULE = '''
+from typing import NamedTuple
+from lbw_sim import Assessment, Regime, Signals
+from lbw_sim.guard import analyzer, param
+
+class HighState(NamedTuple):
+    pass
+
+@analyzer(version=1, needs=("loss",))
+class AboveLimit:
+    """SPIKE while the loss is above a limit."""
+
+    limit: float = param(4.0, low=0.0, high=100.0, unit="nats", doc="highest good loss")
+
+    def init(self) -> HighState:
+        return HighState()
+
+    def step(self, state: HighState, signals: Signals) -> tuple[HighState, Assessment]:
+        return state, Assessment(int(Regime.SPIKE if signals.loss > self.limit else Regime.STABLE), signals.loss)
+'''
+SPEC = """lbw_spec = 1
+name = "above"
+[sensor]
+name = "raw"
+[analyzer]
+name = "above_limit"
+limit = 3.0
+[policy]
+name = "damp_release"
+"""
+
+
+def lbw(*arguments: str | Path, code: int = 0) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run([*LBW, *map(str, arguments)], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def traces(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two short real runs, recorded by the command itself."""
+    folder = tmp_path_factory.mktemp("traces")
+    lbw("record", "--out", folder, "--steps", 90, "--onset", 60, "--fault", "none", "--fault", "bad_labels")
+    return folder
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_every_command_says_what_it_does(command: str) -> None:
+    text = lbw(command, "--help").stdout
+    assert f"Usage: lbw {command}" in text
+    assert "--" in text
+
+
+def test_top_level_help_lists_every_command() -> None:
+    text = lbw("--help").stdout
+    assert all(command in text for command in COMMANDS)
+    assert lbw("--version").stdout.startswith("lbw-sim ")
+
+
+def test_record_then_verify_finds_every_decision_equal(traces: Path) -> None:
+    found = json.loads(lbw("verify", traces, "--json").stdout)
+    assert found["failures"] == []
+    assert found["rows"] == 180
+    assert "2 of 2 runs verified: 180 rows" in lbw("verify", traces).stdout
+
+
+def test_verify_exits_with_1_and_names_the_row_when_a_value_was_altered(traces: Path, tmp_path: Path) -> None:
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    (file,) = (traces / "run_id=postln_lr0.005_none_adamw_s0").glob("*.parquet")
+    table = pq.ParquetFile(file).read()
+    place = table.schema.get_field_index("loss")
+    loss = pc.if_else(pc.equal(table["step"], 33), 1.0, table["loss"])
+    copy = tmp_path / file.parent.name
+    copy.mkdir()
+    pq.write_table(table.set_column(place, table.schema.field(place), loss), copy / file.name)
+    assert "row 33 does not match its checksum" in lbw("verify", copy, code=1).stdout
+
+
+def test_replay_lists_alarms_and_writes_them_in_steps(traces: Path, tmp_path: Path) -> None:
+    rows = json.loads(lbw("replay", traces, "-g", "default", "-g", "never", "--json").stdout)
+    assert {(row["guard"], row["run"]) for row in rows} == {
+        (guard, f"postln_lr0.005_{fault}_adamw_s0")
+        for guard in ("default", "never")
+        for fault in ("none", "bad_labels")
+    }
+    lbw("replay", traces, "-g", "zscore", "--alarms", tmp_path / "alarms.json")
+    alarms = json.loads((tmp_path / "alarms.json").read_text())
+    assert len(alarms) == 2
+    assert any(60 <= first <= 68 for first, _ in alarms["postln_lr0.005_bad_labels_adamw_s0"])
+    lbw("replay", traces, "-g", "zscore", "-g", "never", "--alarms", tmp_path / "no.json", code=2)
+
+
+def test_score_judges_by_the_injected_labels(traces: Path, tmp_path: Path) -> None:
+    rows = json.loads(lbw("score", traces, "--figure", tmp_path / "score.svg", "--json").stdout)
+    pooled = {row["guard"]: row for row in rows if row["group"] == "all"}
+    assert pooled["never"]["recall"] == 0.0
+    assert pooled["zscore"]["recall"] == 1.0
+    assert pooled["never"]["events"] == 1
+    assert (tmp_path / "score.svg").read_text().startswith("<?xml")
+
+
+def test_show_tells_how_a_run_was_recorded(traces: Path) -> None:
+    facts = json.loads(lbw("show", traces, "--json").stdout)
+    assert [run["rows"] for run in facts] == [90, 90]
+    assert facts[0]["labels"][0]["note"] == "bad_labels"
+    assert facts[0]["provenance"]["seed"] == 0
+    assert "mode" in lbw("show", traces / "run_id=postln_lr0.005_none_adamw_s0").stdout
+    assert 'name = "damp_release"' in lbw("show", "default").stdout
+
+
+def test_plot_draws_every_run_and_the_comparison(traces: Path, tmp_path: Path) -> None:
+    lbw("plot", traces, "--out", tmp_path, "--format", "png")
+    assert len(list(tmp_path.glob("*.png"))) == 3
+    lbw("plot", traces, "--out", tmp_path / "replayed", "--guard", "cusum", "--run", "postln_lr0.005_none_adamw_s0")
+    assert len(list((tmp_path / "replayed").glob("*.svg"))) == 1
+
+
+def test_an_analyzer_dropped_into_a_folder_is_listed_checked_replayed_and_scored(traces: Path, tmp_path: Path) -> None:
+    (tmp_path / "above_limit.py").write_text(RULE)
+    (tmp_path / "above.toml").write_text(SPEC)
+    listed = lbw("components", "--plugin", tmp_path, "--check").stdout
+    assert "analyzer above_limit  version 1  conforms" in listed
+    assert "limit = 4.0  [0.0, 100.0] nats  highest good loss" in listed
+    rows = json.loads(lbw("replay", traces, "--plugin", tmp_path, "-g", tmp_path / "above.toml", "--json").stdout)
+    assert all(row["alarms"] >= 1 and row["regime"] == "SPIKE" for row in rows)
+    lbw("score", traces, "--plugin", tmp_path, "-g", tmp_path / "above.toml")
+    out = tmp_path / "recorded"
+    lbw("record", "-o", out, "--steps", 30, "--plugin", tmp_path, "-g", tmp_path / "above.toml", "--method", "guard")
+    assert "30 rows" in lbw("verify", out, "--plugin", tmp_path).stdout
+    refused = lbw("verify", out, code=2).stderr
+    assert "no analyzer named 'above_limit'" in refused, "without the plugin the guard cannot be rebuilt"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["show", "no-such-folder"], "no such"),
+        (["replay", "{traces}", "-g", "defualt"], "Did you mean 'default'?"),
+        (["plot", "{traces}", "--run", "nobody"], "no run named 'nobody'"),
+        (["plot", "{traces}", "--format", "gif"], "no figure format named 'gif'"),
+        (["record", "--fault", "earthquake"], "no fault named 'earthquake'"),
+        (["record", "--lr", "-1"], "lr=-1.0"),
+        (["demo", "--out", "{traces}"], "is not empty"),
+        (["components", "--plugin", "nothing.py"], "no such Python file"),
+    ],
+)
+def test_a_mistake_is_one_line_on_standard_error_and_exit_code_2(
+    arguments: list[str], message: str, traces: Path, tmp_path: Path
+) -> None:
+    done = lbw(*(argument.format(traces=traces) for argument in arguments), code=2)
+    assert done.stderr.startswith("lbw: ")
+    assert done.stderr.count("\n") == 1
+    assert message in done.stderr

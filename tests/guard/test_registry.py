@@ -1,0 +1,67 @@
+"""Adding a component is one new file, for this package and for its users."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lbw_sim.errors import ComponentError
+from lbw_sim.guard import GuardSpec, components, load_plugin
+from lbw_sim.guard.conformance import check_component
+
+RULE = '''
+"""A rule of somebody's own."""
+
+from typing import NamedTuple
+
+from lbw_sim import Assessment, Regime, Signals
+from lbw_sim.guard import analyzer, param
+
+
+class JumpState(NamedTuple):
+    previous: float
+
+
+@analyzer(version=1, needs=("loss",))
+class PluggedJump:
+    """SPIKE when the loss grows by a factor in one step."""
+
+    factor: float = param(1.5, low=1.01, high=10.0, doc="growth that is a spike")
+
+    def init(self) -> JumpState:
+        return JumpState(1e12)
+
+    def step(self, state: JumpState, signals: Signals) -> tuple[JumpState, Assessment]:
+        if not (abs(signals.loss) < 1e12):
+            return state, Assessment(int(Regime.STABLE))
+        jumped = signals.loss > self.factor * state.previous
+        return JumpState(signals.loss), Assessment(int(Regime.SPIKE if jumped else Regime.STABLE), signals.loss)
+'''
+
+
+def test_one_file_in_a_folder_is_listed_checked_and_specified(tmp_path: Path) -> None:
+    (tmp_path / "plugged_jump.py").write_text(RULE)
+    (info,) = load_plugin(tmp_path)
+    assert (info.kind, info.name) == ("analyzer", "plugged_jump")
+    assert "plugged_jump" in components("analyzer")
+    check_component(components("analyzer")["plugged_jump"]())
+    text = 'lbw_spec = 1\n[sensor]\nname="raw"\n[analyzer]\nname="plugged_jump"\nfactor=2.0\n[policy]\nname="hold"\n'
+    assert GuardSpec.from_toml(text).tables["analyzer"]["factor"] == 2.0
+
+
+def test_a_plugin_cannot_replace_a_built_in_component(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(RULE.replace("class PluggedJump", "class Cusum"))
+    with pytest.raises(ComponentError, match="'cusum' exists already"):
+        load_plugin(tmp_path / "mine.py")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("x = 1", "defines no component"), ("1/0", "ZeroDivisionError"), (None, "no such Python file")],
+)
+def test_a_bad_plugin_is_refused_with_the_reason(text: str | None, message: str, tmp_path: Path) -> None:
+    if text is not None:
+        (tmp_path / "bad.py").write_text(text)
+    with pytest.raises(ComponentError, match=message):
+        load_plugin(tmp_path / "bad.py")

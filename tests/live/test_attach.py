@@ -1,0 +1,372 @@
+"""The guard on real torch optimizers: what it changes, what it leaves alone, what it records."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+from lbw_sim.errors import LiveError, TraceError
+from lbw_sim.guard import Guard, GuardSpec, load_plugin
+from lbw_sim.guard.analyzers.hysteresis import Hysteresis
+from lbw_sim.guard.envelope import Envelope
+from lbw_sim.guard.policies.damp_release import DampRelease
+from lbw_sim.guard.sensors.robust_loss import RobustLoss
+from lbw_sim.live import attach
+from lbw_sim.replay import verify
+from lbw_sim.trace import read_trace
+from lbw_sim.values import Posture, Reason, Regime
+
+EAGER = GuardSpec.of(
+    Guard(
+        sensor=RobustLoss(),
+        analyzer=Hysteresis(warmup_steps=5, dwell_steps=3, recovery_steps=3),
+        policy=DampRelease(hold_steps=4),
+        envelope=Envelope(),
+    ),
+    "eager",
+)
+KINDS: dict[str, dict[str, Any]] = {
+    "plain": {"foreach": False, "fused": False},
+    "foreach": {"foreach": True},
+    "fused": {"fused": True},
+    "tensor lr": {"fused": True, "lr": torch.tensor(1e-2)},
+}
+
+
+class Run(NamedTuple):
+    """One small training run."""
+
+    model: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+
+
+def make_run(kind: str = "plain", seed: int = 0) -> Run:
+    torch.manual_seed(seed)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 16), torch.nn.Tanh(), torch.nn.Linear(16, 1))
+    options = {"lr": 1e-2, **KINDS[kind]}
+    if isinstance(options["lr"], torch.Tensor):
+        options["lr"] = options["lr"].clone()
+    return Run(model, torch.optim.AdamW(model.parameters(), **options))
+
+
+def batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(step)
+    x = torch.randn(32, 4, generator=generator)
+    return x, x.sum(dim=1, keepdim=True).sin() + 0.1 * torch.randn(32, 1, generator=generator)
+
+
+def train(
+    run: Run,
+    steps: range,
+    live: Any = None,
+    fault: Callable[[int, torch.Tensor], torch.Tensor] | None = None,
+    scheduler: Any = None,
+) -> None:
+    for step in steps:
+        x, y = batch(step)
+        loss = (run.model(x) - y).square().mean()
+        if fault is not None:
+            loss = fault(step, loss)
+        run.optimizer.zero_grad()
+        loss.backward()
+        if live is not None:
+            live.observe(loss, tokens=32)
+        run.optimizer.step()
+        if scheduler is not None:
+            scheduler.step()
+
+
+def weights(run: Run) -> list[torch.Tensor]:
+    return [p.detach().clone() for p in run.model.parameters()]
+
+
+def same_bits(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def spike(step: int, loss: torch.Tensor) -> torch.Tensor:
+    return loss * 40.0 if 30 <= step < 36 else loss
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_shadow_guard_changes_no_bit_of_training(kind: str, tmp_path: Path) -> None:
+    alone, watched = make_run(kind), make_run(kind)
+    train(alone, range(60), fault=spike)
+    with attach(watched.optimizer, EAGER, trace=tmp_path, run_id="shadow") as live:
+        train(watched, range(60), live, fault=spike)
+    assert same_bits(weights(alone), weights(watched))
+    assert alone.optimizer.state_dict()["param_groups"] == watched.optimizer.state_dict()["param_groups"]
+    columns = read_trace(tmp_path).to_numpy()
+    assert columns["scale"].min() < 1.0, "it decided to act"
+    assert (columns["effective_lr"] == columns["lr"]).all(), "and did not"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_active_scale_is_bit_for_bit_the_step_of_a_scaled_lr(kind: str, tmp_path: Path) -> None:
+    guarded, by_hand = make_run(kind), make_run(kind)
+    with attach(guarded.optimizer, EAGER, trace=tmp_path, run_id="active", mode="active", unproven=True) as live:
+        train(guarded, range(60), live, fault=spike)
+    columns = read_trace(tmp_path).to_numpy()
+    assert columns["scale"].min() <= 0.5
+    for step, lr in enumerate(columns["effective_lr"].tolist()):
+        for group in by_hand.optimizer.param_groups:
+            group["lr"] = torch.tensor(lr, dtype=torch.float32) if kind == "tensor lr" else lr
+        train(by_hand, range(step, step + 1), fault=spike)
+    assert same_bits(weights(guarded), weights(by_hand))
+    assert float(guarded.optimizer.param_groups[0]["lr"]) == pytest.approx(1e-2, rel=1e-7)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_skip_leaves_weights_moments_and_step_counts_even_under_nan_gradients(kind: str) -> None:
+    run = make_run(kind)
+    with attach(run.optimizer, EAGER, mode="active", unproven=True) as live:
+        train(run, range(20), live)
+        before, state = weights(run), copy.deepcopy(run.optimizer.state_dict()["state"])
+        train(run, range(20, 21), live, fault=lambda step, loss: loss * math.nan)
+        assert live.decision.posture == Posture.SKIP
+        assert same_bits(weights(run), before)
+        after = run.optimizer.state_dict()["state"]
+        for parameter, values in state.items():
+            for name, value in values.items():
+                assert torch.equal(after[parameter][name], value), name
+        assert all(p.grad is not None and p.grad.isnan().any() for p in run.model.parameters()), "gradients are back"
+        train(run, range(21, 40), live)
+    assert all(w.isfinite().all() for w in weights(run))
+    assert not same_bits(weights(run), before)
+
+
+SCHEDULERS = {
+    "cosine": lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 60),
+    "exponential": lambda o: torch.optim.lr_scheduler.ExponentialLR(o, 0.98),
+    "step": lambda o: torch.optim.lr_scheduler.StepLR(o, 10, 0.7),
+    "linear": lambda o: torch.optim.lr_scheduler.LinearLR(o, 0.1, 1.0, 40),
+    "one cycle": lambda o: torch.optim.lr_scheduler.OneCycleLR(o, 1e-2, total_steps=80, cycle_momentum=False),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_the_scheduler_goes_its_own_way_under_an_active_guard(name: str, tmp_path: Path) -> None:
+    free, guarded = make_run(), make_run()
+    schedule = SCHEDULERS[name](free.optimizer)
+    expected = []
+    for _ in range(60):
+        expected.append(free.optimizer.param_groups[0]["lr"])
+        free.optimizer.step()
+        schedule.step()
+    scheduler = SCHEDULERS[name](guarded.optimizer)
+    with attach(guarded.optimizer, EAGER, trace=tmp_path, run_id="s", mode="active", unproven=True) as live:
+        train(guarded, range(60), live, fault=spike, scheduler=scheduler)
+    columns = read_trace(tmp_path).to_numpy()
+    assert columns["lr"].tolist() == expected
+    assert columns["scale"].min() < 1.0
+
+
+@pytest.mark.parametrize("delay_steps", [0, 1])
+@pytest.mark.parametrize("mode", ["shadow", "active"])
+def test_replay_of_a_flight_gives_equal_bits(delay_steps: int, mode: Any, tmp_path: Path) -> None:
+    run, spec = make_run(), EAGER.with_changes({"delay_steps": delay_steps})
+    with attach(run.optimizer, spec, trace=tmp_path, run_id="flight", mode=mode, unproven=True) as live:
+        train(run, range(80), live, fault=lambda s, loss: loss * math.nan if s in (50, 51) else spike(s, loss))
+    trace = read_trace(tmp_path)
+    assert verify(trace).rows == 80
+    columns = trace.to_numpy()
+    assert columns["step"].tolist() == list(range(80))
+    assert columns["tokens"].tolist() == [32.0] * 80
+    first = int((columns["regime"] == Regime.NONFINITE).argmax())
+    assert first == 50 + delay_steps
+
+
+def test_with_a_delay_the_row_still_holds_the_loss_of_its_own_step(tmp_path: Path) -> None:
+    losses: dict[int, list[float]] = {}
+    for delay_steps in (0, 1):
+        run, spec = make_run(), EAGER.with_changes({"delay_steps": delay_steps})
+        with attach(run.optimizer, spec, trace=tmp_path, run_id=f"delay-{delay_steps}") as live:
+            train(run, range(30), live)
+        losses[delay_steps] = read_trace(tmp_path / f"run_id=delay-{delay_steps}").to_numpy()["loss"].tolist()
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("delay_steps", [0, 1])
+@pytest.mark.parametrize("stop", [1, 33, 34])
+def test_a_resumed_run_equals_an_uninterrupted_one(delay_steps: int, stop: int, tmp_path: Path) -> None:
+    spec = EAGER.with_changes({"delay_steps": delay_steps})
+    options: dict[str, Any] = {"mode": "active", "unproven": True}
+    whole = make_run()
+    with attach(whole.optimizer, spec, trace=tmp_path, run_id="whole", **options) as live:
+        train(whole, range(60), live, fault=spike)
+
+    first = make_run()
+    with attach(first.optimizer, spec, trace=tmp_path, run_id="parts", **options) as live:
+        train(first, range(stop), live, fault=spike)
+        checkpoint = tmp_path / "checkpoint.pt"
+        torch.save(
+            {"model": first.model.state_dict(), "optimizer": first.optimizer.state_dict(), "guard": live.state_dict()},
+            checkpoint,
+        )
+    second, saved = make_run(seed=9), torch.load(checkpoint, weights_only=True)
+    second.model.load_state_dict(saved["model"])
+    second.optimizer.load_state_dict(saved["optimizer"])
+    with attach(second.optimizer, spec, trace=tmp_path, run_id="parts", **options) as live:
+        live.load_state_dict(saved["guard"])
+        train(second, range(stop, 60), live, fault=spike)
+
+    assert same_bits(weights(whole), weights(second))
+    a, b = (read_trace(tmp_path / f"run_id={name}") for name in ("whole", "parts"))
+    assert len(b.segments) == 2
+    assert verify(b).rows == 60
+    for name in ("step", "loss", "regime", "posture", "scale", "energy", "reason"):
+        assert a.to_numpy()[name].tolist() == b.to_numpy()[name].tolist(), name
+
+
+def test_accumulated_micro_batches_make_one_token_weighted_loss(tmp_path: Path) -> None:
+    run = make_run()
+    with attach(run.optimizer, EAGER, trace=tmp_path, run_id="micro") as live:
+        for step in range(3):
+            run.optimizer.zero_grad()
+            for value, tokens in ((1.0 + step, 100), (4.0, 300)):
+                (run.model(torch.ones(1, 4)).sum() * 0.0).backward()
+                live.observe(torch.tensor(value), tokens=tokens)
+            run.optimizer.step()
+    columns = read_trace(tmp_path).to_numpy()
+    assert columns["loss"].tolist() == [(100 * (1.0 + s) + 300 * 4.0) / 400 for s in range(3)]
+    assert columns["tokens"].tolist() == [400.0] * 3
+
+
+def test_a_closure_is_judged_by_its_own_loss(tmp_path: Path) -> None:
+    run = make_run()
+    with attach(run.optimizer, EAGER, trace=tmp_path, run_id="closure", mode="active", unproven=True):
+        for step in range(60):
+            x, y = batch(step)
+
+            def closure(step: int = step, x: torch.Tensor = x, y: torch.Tensor = y) -> torch.Tensor:
+                run.optimizer.zero_grad()
+                loss = spike(step, (run.model(x) - y).square().mean())
+                loss.backward()
+                return loss
+
+            run.optimizer.step(closure)
+    columns = read_trace(tmp_path).to_numpy()
+    assert not any(math.isnan(loss) for loss in columns["loss"].tolist())
+    assert columns["scale"].min() < 1.0
+    assert verify(read_trace(tmp_path)).rows == 60
+
+
+def test_an_exception_inside_the_step_leaves_the_lr_as_it_was() -> None:
+    run = make_run()
+    with attach(run.optimizer, EAGER, mode="active", unproven=True) as live:
+        train(run, range(33), live, fault=spike)
+        assert live.decision.scale < 1.0
+
+        def fail(*_: Any) -> None:
+            raise RuntimeError("somebody else's hook")
+
+        hook = run.optimizer.register_step_pre_hook(fail)
+        with pytest.raises(RuntimeError, match="somebody else's hook"):
+            train(run, range(33, 34), live)
+        hook.remove()
+        assert run.optimizer.state_dict()["param_groups"][0]["lr"] == 1e-2
+        train(run, range(34, 60), live)
+        assert run.optimizer.param_groups[0]["lr"] == 1e-2
+
+
+BROKEN_RULE = '''
+from typing import NamedTuple
+from lbw_sim import Assessment, Signals
+from lbw_sim.guard import analyzer
+
+class BreaksState(NamedTuple):
+    steps: int
+
+@analyzer(version=1)
+class BreaksAtTwenty:
+    """Works for twenty steps, then raises."""
+
+    def init(self) -> BreaksState:
+        return BreaksState(0)
+
+    def step(self, state: BreaksState, signals: Signals) -> tuple[BreaksState, Assessment]:
+        if state.steps == 20:
+            raise ZeroDivisionError("a bug in somebody's rule")
+        return BreaksState(state.steps + 1), Assessment(1)
+'''
+
+
+def test_a_bug_in_a_rule_grounds_the_guard_and_never_reaches_the_training_loop(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "rule.py").write_text(BROKEN_RULE)
+    load_plugin(tmp_path / "rule.py")
+    text = 'lbw_spec = 1\n[sensor]\nname="raw"\n[analyzer]\nname="breaks_at_twenty"\n[policy]\nname="damp_release"\n'
+    alone, run = make_run(), make_run()
+    train(alone, range(40))
+    with caplog.at_level(logging.WARNING, logger="lbw_sim"):
+        live = attach(
+            run.optimizer, GuardSpec.from_toml(text), trace=tmp_path, run_id="bug", mode="active", unproven=True
+        )
+        train(run, range(40), live)
+        live.close()
+    assert "a bug in somebody's rule" in str(live.grounded)
+    assert len(caplog.records) == 1, "said once"
+    assert same_bits(weights(alone), weights(run))
+    columns = read_trace(tmp_path / "run_id=bug").to_numpy()
+    assert columns["reason"].tolist() == [Reason.NONE] * 20 + [Reason.GUARD_FAULT] * 20
+    assert not any(math.isnan(loss) for loss in columns["loss"].tolist()), "recording went on"
+    assert verify(read_trace(tmp_path / "run_id=bug")).grounded_rows == 20
+
+
+@pytest.mark.parametrize("loss", ["nonsense", torch.ones(3), None], ids=["text", "vector", "none"])
+def test_a_loss_that_is_no_number_grounds_the_guard_and_training_goes_on(loss: Any) -> None:
+    alone, run = make_run(), make_run()
+    train(alone, range(10))
+    with attach(run.optimizer, EAGER, mode="active", unproven=True) as live:
+        for step in range(10):
+            live.observe(loss)
+            train(run, range(step, step + 1))
+        assert live.grounded is not None
+    assert same_bits(weights(alone), weights(run))
+
+
+def test_a_trace_folder_that_cannot_be_written_is_refused_before_training(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(TraceError, match="file"):
+        attach(make_run().optimizer, EAGER, trace=tmp_path / "file")
+
+
+def test_what_cannot_be_guarded_is_refused_with_the_reason() -> None:
+    run = make_run()
+    with pytest.raises(LiveError, match="unproven=True"):
+        attach(run.optimizer, EAGER, mode="active")
+    with pytest.raises(LiveError, match="LBFGS"):
+        attach(torch.optim.LBFGS(run.model.parameters()), EAGER)
+    with pytest.raises(LiveError, match="max_rollbacks = 0"):
+        attach(run.optimizer, EAGER.with_changes({"envelope.max_rollbacks": 2}))
+    with attach(run.optimizer, EAGER), pytest.raises(LiveError, match="has a guard already"):
+        attach(run.optimizer, EAGER)
+    with attach(run.optimizer, EAGER) as live:
+        train(run, range(3), live)
+        with pytest.raises(LiveError, match="before the first step"):
+            live.load_state_dict(live.state_dict())
+    other = attach(run.optimizer, "zscore")
+    with pytest.raises(LiveError, match="checkpoint belongs to guard"):
+        other.load_state_dict(live.state_dict())
+    other.close()
+
+
+def test_after_detach_the_optimizer_is_its_owners_again() -> None:
+    alone, run = make_run(), make_run()
+    train(alone, range(20), fault=lambda s, loss: loss * 1.0)
+    live = attach(run.optimizer, "default", mode="active", unproven=True)
+    train(run, range(10), live)
+    live.close()
+    train(run, range(10, 20))
+    assert same_bits(weights(alone), weights(run))
+    assert not run.optimizer._optimizer_step_pre_hooks  # type: ignore[attr-defined]
+    assert pickle.loads(pickle.dumps(run.optimizer.state_dict()))["param_groups"][0]["lr"] == 1e-2

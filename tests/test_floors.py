@@ -1,0 +1,89 @@
+"""Imports go down one tower: each module has a floor and imports only from lower ones."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "lbw_sim"
+
+# what each part may import of this package (besides itself), lowest first
+MAY_IMPORT = {
+    "errors": set(),
+    "values": set(),
+    "params": {"errors", "values"},
+    "guard": {"errors", "values", "params"},
+    "trace": {"errors", "values", "params", "guard"},
+    "replay": {"errors", "values", "params", "guard", "trace"},
+    "score": {"errors", "values", "trace"},
+    "live": {"errors", "values", "guard", "trace"},
+    "stress": {"errors", "values", "guard", "trace", "live"},
+    "plots": {"errors", "values", "trace", "score"},
+    "demo": {"errors", "values", "guard", "trace", "replay", "score", "stress", "plots"},
+    "cli": {"demo", "errors", "values", "params", "guard", "trace", "replay", "score", "live", "stress", "plots"},
+}
+HEAVY = {"torch": {"live", "stress"}, "matplotlib": {"plots"}}
+STANDARD_LIBRARY_ONLY = {"errors", "values", "params", "guard"}
+ALLOWED_BESIDES = {"guard": {"tomli_w"}}
+
+
+def modules() -> list[Path]:
+    return [
+        path
+        for path in sorted(PACKAGE.rglob("*.py"))
+        if path.parent != PACKAGE or path.stem not in ("__init__", "__main__")
+    ]
+
+
+def part_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported_names(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {str(node.module)}
+    return found
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_module_imports_only_from_lower_floors(path: Path) -> None:
+    part = part_of(path)
+    for name in imported_names(path):
+        if name.startswith("lbw_sim."):
+            other = name.split(".")[1]
+            # `from lbw_sim import __version__`: the package's own front door counts as the lowest floor
+            assert other == part or other in MAY_IMPORT[part] or other == "__version__", f"{part} imports {name}"
+        top = name.split(".")[0]
+        if top in HEAVY:
+            assert part in HEAVY[top], f"{top} belongs in {', '.join(HEAVY[top])}, not in {part}"
+        if part in STANDARD_LIBRARY_ONLY and top != "lbw_sim":
+            assert top in sys.stdlib_module_names | ALLOWED_BESIDES.get(part, set()), f"{part} imports {name}"
+
+
+@pytest.mark.parametrize(
+    ("command", "unwanted"),
+    [
+        ("import lbw_sim", {"torch", "pandas", "scipy", "matplotlib", "pyarrow", "numpy", "typer"}),
+        ("import lbw_sim.trace", {"torch", "pandas", "scipy", "matplotlib"}),
+        ("import lbw_sim.replay", {"torch", "pandas", "scipy", "matplotlib"}),
+        (
+            "import sys; sys.argv = ['lbw', '--help']; import lbw_sim.cli\n"
+            "try: lbw_sim.cli.main()\nexcept SystemExit: pass",
+            {"torch", "pandas", "scipy", "matplotlib", "pyarrow", "numpy"},
+        ),
+    ],
+    ids=["lbw_sim", "trace", "replay", "lbw --help"],
+)
+def test_import_stays_light(command: str, unwanted: set[str]) -> None:
+    code = f"{command}\nimport sys; print('LOADED', *sorted({unwanted!r} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1].strip() == "LOADED"
