@@ -8,7 +8,17 @@ from typing import Annotated
 
 import typer
 
-from lbw_sim.cli.options import Guards, Json, Plugins, Traces, load_guards, load_traces, print_json
+from lbw_sim.cli.options import (
+    Guards,
+    Json,
+    Plugins,
+    Traces,
+    load_guards,
+    load_traces,
+    print_json,
+    print_table,
+    watched,
+)
 from lbw_sim.errors import LbwError
 
 
@@ -27,11 +37,8 @@ def replay(
     An alarm is a run of steps in an unsafe regime. The losses are those that were recorded: nothing here says what they
     would have been under these guards.
     """
-    from rich.console import Console
-    from rich.progress import track
-
     from lbw_sim.replay import replay as replay_trace
-    from lbw_sim.score import Column, find_alarms, rich_table, unsafe_rows
+    from lbw_sim.score import Column, find_alarms, unsafe_rows
     from lbw_sim.values import Regime
 
     specs = load_guards(guard, plugin)
@@ -40,7 +47,7 @@ def replay(
     rows, spans = [], {}
     runs = load_traces(traces)
     work = [(spec, trace) for spec in specs for trace in runs]
-    for spec, trace in track(work, "replaying", transient=True, disable=as_json):
+    for spec, trace in watched(work, "replaying"):
         decided = replay_trace(trace, spec).columns
         steps = decided["step"].tolist()
         found = find_alarms(unsafe_rows(decided["regime"]))
@@ -64,7 +71,7 @@ def replay(
         return
     columns = [
         Column("guard", "guard"), Column("run", "run"), Column("steps", "steps", "d"), Column("alarms", "alarms", "d"),
-        Column("first", "first alarm, step", "d"), Column("regime", "as"), Column("unsafe_steps", "unsafe steps", "d"),
-        Column("requested_energy", "control energy asked for", ".1f"),
+        Column("first", "first,\nstep", "d"), Column("regime", "as"), Column("unsafe_steps", "unsafe\nsteps", "d"),
+        Column("requested_energy", "energy\nasked for", ".1f"),
     ]  # fmt: skip
-    Console().print(rich_table(rows, columns))
+    print_table(rows, columns)

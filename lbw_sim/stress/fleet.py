@@ -218,7 +218,7 @@ def _record(plan: RunPlan, folder: Path, facts: Provenance) -> Recorder:
     }
     recorder = Recorder.open(folder, plan.run_id, spec=plan.spec, mode=plan.mode, provenance=facts | more)
     if fault is not None:
-        write_labels(folder / run_folder_name(plan.run_id), [fault.label(plan.steps)])
+        write_labels(folder / run_folder_name(plan.run_id), [fault.label(plan.steps, guarded=plan.mode == "active")])
     return recorder
 
 

@@ -174,7 +174,7 @@ def test_a_fault_is_marked_and_labelled_where_it_is_and_changes_nothing_before(n
     assert set(clean["event"]) == {""}
     assert same(clean, rows, steps=slice(0, ONSET))
     assert not same(clean, rows)
-    assert read_labels(faulty_runs / f"run_id={name}") == (made.label(STEPS),)
+    assert read_labels(faulty_runs / f"run_id={name}") == (made.label(STEPS, guarded=False),)
     assert read_labels(faulty_runs / "run_id=clean") == ()
 
 
