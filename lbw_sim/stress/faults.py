@@ -100,7 +100,7 @@ def gradient_noise(onset_step: int, ratio: float = 10.0, length_steps: int = 20)
 def repeated_batch(onset_step: int, length_steps: int = 25) -> Fault:
     """One batch again and again, as from a stuck data loader: training loss falls, validation suffers a little.
 
-    Labelled `benign_outlier` with low confidence, so that scoring neither rewards nor punishes an alarm. It is a
+    Labelled `spike` with low confidence, so that scoring neither rewards nor punishes an alarm. It is a
     fault, and an operator would want to know; but the loss shows no rise while it lasts, only the return to normal
     when it ends, and leaving it alone costs less than damping or rolling back on it.
     """
@@ -108,7 +108,7 @@ def repeated_batch(onset_step: int, length_steps: int = 25) -> Fault:
         name="repeated_batch",
         onset_step=onset_step,
         length_steps=length_steps,
-        kind="benign_outlier",
+        kind="spike",
         confidence="low",
         repeats_batch=True,
     )

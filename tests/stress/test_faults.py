@@ -9,7 +9,7 @@ EXPECTED = {
     "bad_labels": (8, "spike", "high"),
     "nan_loss": (2, "nonfinite", "high"),
     "gradient_noise": (20, "spike", "high"),
-    "repeated_batch": (25, "benign_outlier", "low"),
+    "repeated_batch": (25, "spike", "low"),
     "data_switch": (1, "benign_shift", "high"),
     "warm_restart": (1, "benign_shift", "high"),
 }
