@@ -54,7 +54,7 @@ class Envelope:
     """
 
     min_scale: float = param(0.1, low=0.01, high=1.0, doc="lowest scale", log=True)
-    max_drop: float = param(0.5, low=0.01, high=1.0, unit="1/step", doc="largest fall of the scale in one step")
+    max_drop: float = param(0.75, low=0.01, high=1.0, unit="1/step", doc="largest fall of the scale in one step")
     max_rise: float = param(0.05, low=0.005, high=1.0, unit="1/step", doc="largest rise of the scale in one step")
     max_damped_steps: int = param(
         300, low=1, high=100_000, unit="steps", doc="longest run of steps below scale 1", log=True

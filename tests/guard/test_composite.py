@@ -24,10 +24,11 @@ def regimes(rule: Composite, seen: Iterable[Signals]) -> list[str]:
 
 
 def test_three_hot_steps_are_a_spike_and_one_row_of_a_sparse_log_is_three_steps() -> None:
-    hot = CALM._replace(loss_z=9.0)
-    rule = Composite(hold_rows=1, recovery_rows=0)
+    hot = CALM._replace(loss_z=5.0)
+    rule = Composite(spike_sd=4.8, hold_rows=1, recovery_rows=0)
     assert regimes(rule, [hot, hot, hot, CALM]) == ["STABLE", "STABLE", "SPIKE", "STABLE"]
     assert regimes(rule, [hot._replace(cadence_steps=5.0), CALM]) == ["SPIKE", "STABLE"]
+    assert regimes(rule, [CALM._replace(loss_z=15.0), CALM]) == ["SPIKE", "STABLE"], "far above, at once"
 
 
 def test_a_rise_is_divergence_while_it_climbs_stress_when_it_does_not_and_a_plateau_when_a_spike_left_it() -> None:

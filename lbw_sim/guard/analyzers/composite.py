@@ -44,7 +44,8 @@ class Composite:
     """Names the regime from the first of these that holds:
 
     - NONFINITE: the step's loss or gradient is not finite. STRESSED while that alarm is held.
-    - SPIKE: `loss_z` above `spike_sd` for `spike_steps` steps, not rows: one row of a sparse log is enough.
+    - SPIKE: `loss_z` above `spike_sd` for `spike_steps` steps, fewer when it is far above. Steps, not rows: one row of
+      a sparse log is enough.
     - DIVERGING: the gradient norm has grown to `grad_limit` times its long-run mean; or at the start of the run the
       loss gives back `rebound_share` of its fall.
     - DIVERGING, STRESSED or PLATEAU: the slow level has risen by `rise_sd`; it still rises, it does not, or it is what
@@ -56,16 +57,16 @@ class Composite:
 
     >>> rule, state = Composite(), Composite().init()
     >>> names = []
-    >>> for z in [0.0, 9.0, 9.0, 9.0, 0.0]:
+    >>> for z in [0.0, 5.0, 5.0, 5.0, 0.0]:
     ...     state, assessment = rule.step(state, Signals(loss_z=z, loss_rise=0.0, cadence_steps=1.0, nonfinite=0.0))
     ...     names.append(Regime(assessment.regime).name)
     >>> names
     ['STABLE', 'STABLE', 'STABLE', 'SPIKE', 'SPIKE']
     """
 
-    spike_sd: float = param(5.0, low=2.0, high=30.0, unit="sd", doc="residual that is hot", log=True)
+    spike_sd: float = param(4.8, low=2.0, high=30.0, unit="sd", doc="residual that is hot", log=True)
     spike_steps: float = param(3.0, low=1.0, high=100.0, unit="steps", doc="hot steps that are a spike", log=True)
-    rise_sd: float = param(2.1, low=0.5, high=50.0, unit="sd", doc="rise of the slow level that is an alarm", log=True)
+    rise_sd: float = param(2.3, low=0.5, high=50.0, unit="sd", doc="rise of the slow level that is an alarm", log=True)
     plateau_rows: int = param(
         40, low=1, high=10_000, unit="rows", doc="age at which what a spike left is a plateau", log=True
     )
@@ -76,7 +77,7 @@ class Composite:
         0.25, low=0.01, high=10.0, doc="share of the first fall given back that is an alarm", log=True
     )
     oscillation_share: float = param(0.2, low=0.02, high=1.0, doc="share of swinging rows that is an alarm")
-    hold_rows: int = param(6, low=1, high=1_000, unit="rows", doc="how long an alarm is held", log=True)
+    hold_rows: int = param(5, low=1, high=1_000, unit="rows", doc="how long an alarm is held", log=True)
     tolerate_rows: int = param(
         80, low=2, high=100_000, unit="rows", doc="age at which an alarm's cause is accepted", log=True
     )
@@ -92,7 +93,9 @@ class Composite:
         hot = 0.5 * state.hot
         if signals.loss_z > self.spike_sd:
             cadence = signals.cadence_steps if signals.cadence_steps >= 1.0 else 1.0
-            hot = min(state.hot + min(cadence, self.spike_steps), 2.0 * self.spike_steps)
+            # a residual of twice the limit is worth two steps of waiting
+            weight = min(cadence, self.spike_steps) * (signals.loss_z / self.spike_sd)
+            hot = min(state.hot + weight, 2.0 * self.spike_steps)
         tolerated_rise = max(0.0, rise) if rise < state.tolerated_rise else state.tolerated_rise
         tolerated_ratio = max(0.0, ratio) if ratio < state.tolerated_ratio else state.tolerated_ratio
         starting = signals.loss_rebound >= 0.0

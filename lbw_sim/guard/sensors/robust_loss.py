@@ -80,11 +80,11 @@ class RobustLoss:
 
     level_rows: int = param(10, low=2, high=200, unit="rows", doc="time constant of the level", log=True)
     noise_rows: int = param(65, low=10, high=2_000, unit="rows", doc="time constant of the noise", log=True)
-    clip_sd: float = param(6.0, low=1.0, high=10.0, unit="sd", doc="residuals count no more than this")
+    clip_sd: float = param(5.0, low=1.0, high=10.0, unit="sd", doc="residuals count no more than this")
     floor_share: float = param(0.001, low=0.0, high=0.1, doc="least noise, as a share of the level")
-    rise_rows: int = param(20, low=2, high=500, unit="rows", doc="time constant of the slow level", log=True)
+    rise_rows: int = param(12, low=2, high=500, unit="rows", doc="time constant of the slow level", log=True)
     forget_rows: int = param(
-        750, low=10, high=10_000, unit="rows", doc="time in which a higher level is accepted", log=True
+        400, low=10, high=10_000, unit="rows", doc="time in which a higher level is accepted", log=True
     )
     startup_rows: int = param(
         15, low=2, high=1_000, unit="rows", doc="rows that count as the start of the run", log=True
