@@ -62,6 +62,16 @@ def stages() -> Iterator[Callable[[str, int, int], None]]:
         yield report
 
 
+@contextmanager
+def share_done(label: str, shown: bool) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar that vanishes when the work is done: call with done and total."""
+    from rich.progress import Progress
+
+    with Progress(transient=True, disable=not shown) as bars:
+        task = bars.add_task(label, total=None)
+        yield lambda done, total: bars.update(task, completed=done, total=total)
+
+
 def print_json(document: Any) -> None:
     """One JSON document on standard output; nan and infinite become null, as JSON has neither."""
     from lbw_sim.score import jsonable

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from lbw_sim.cli.options import Guards, Json, Plugins, Traces, load_guards, load_traces, print_json
+from lbw_sim.cli.options import Guards, Json, Plugins, Traces, load_guards, load_traces, print_json, share_done
 
 
 def score(
@@ -27,24 +28,23 @@ def score(
     that each guard asks for; 95 % intervals by bootstrap over runs. Detection only: not what acting would have gained.
     """
     from rich.console import Console
-    from rich.progress import track
 
-    from lbw_sim.replay import replay as replay_trace
+    from lbw_sim.replay import replay_many
     from lbw_sim.score import (
         DETECTION_COLUMNS,
         RunScore,
         detection_rows,
+        match,
         rich_table,
-        score_regimes,
     )
 
     specs = load_guards(guard, plugin)
     runs = load_traces(traces)
     scores: dict[str, list[RunScore]] = {spec.name: [] for spec in specs}
-    work = [(spec, trace) for spec in specs for trace in runs]
-    for spec, trace in track(work, "scoring", transient=True, disable=as_json):
-        decided = replay_trace(trace, spec).columns
-        scores[spec.name].append(score_regimes(decided["regime"], trace.labels, decided["step"], trace.run_id))
+    with share_done("scoring", shown=not as_json) as progress:
+        for trace, found in zip(runs, replay_many(runs, specs, progress=progress, max_alarms=sys.maxsize), strict=True):
+            for place, spec in enumerate(specs):
+                scores[spec.name].append(match(found.alarms(place), trace.labels, found.steps, trace.run_id))
     rows = detection_rows(scores, seed=seed, families=families)
     if figure is not None:
         from lbw_sim.plots import detection_figure, save
