@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -17,7 +18,7 @@ from lbw_sim.cli.options import (
     load_traces,
     print_json,
     print_table,
-    watched,
+    stages,
 )
 from lbw_sim.errors import LbwError
 
@@ -37,33 +38,37 @@ def replay(
     An alarm is a run of steps in an unsafe regime. The losses are those that were recorded: nothing here says what they
     would have been under these guards.
     """
-    from lbw_sim.replay import replay as replay_trace
-    from lbw_sim.score import Column, find_alarms, unsafe_rows
+    from lbw_sim.replay import replay_many
+    from lbw_sim.score import Column
     from lbw_sim.values import Regime
 
     specs = load_guards(guard, plugin)
     if alarms is not None and len(specs) != 1:
         raise LbwError(f"--alarms writes the alarms of one guard, and --guard names {len(specs)}")
-    rows, spans = [], {}
     runs = load_traces(traces)
-    work = [(spec, trace) for spec in specs for trace in runs]
-    for spec, trace in watched(work, "replaying"):
-        decided = replay_trace(trace, spec).columns
-        steps = decided["step"].tolist()
-        found = find_alarms(unsafe_rows(decided["regime"]))
-        spans[trace.run_id] = [[steps[first], steps[last]] for first, last in found]
-        rows.append(
-            {
-                "guard": spec.name,
-                "run": trace.run_id,
-                "steps": len(steps),
-                "alarms": len(found),
-                "first": steps[found[0].start_row] if found else None,
-                "regime": Regime(int(decided["regime"][found[0].start_row])).name if found else None,
-                "unsafe_steps": int(unsafe_rows(decided["regime"]).sum()),
-                "requested_energy": float(decided["energy"][-1]) if steps else 0.0,
-            }
+    with stages() as progress:
+        replays = list(
+            replay_many(
+                runs, specs, progress=lambda done, total: progress("replaying", done, total), max_alarms=sys.maxsize
+            )
         )
+    rows, spans = [], {}
+    for place, spec in enumerate(specs):
+        for found in replays:
+            steps, alarmed = found.steps.tolist(), found.alarms(place)
+            spans[found.run_id] = [[steps[first], steps[last]] for first, last in alarmed]
+            rows.append(
+                {
+                    "guard": spec.name,
+                    "run": found.run_id,
+                    "steps": len(steps),
+                    "alarms": len(alarmed),
+                    "first": steps[alarmed[0][0]] if alarmed else None,
+                    "regime": Regime(int(found.first_regime[place])).name if alarmed else None,
+                    "unsafe_steps": int(found.unsafe_steps[place]),
+                    "requested_energy": float(found.requested_energy[place]),
+                }
+            )
     if alarms is not None:
         alarms.write_text(json.dumps(spans, indent=1) + "\n", encoding="utf-8")
     if as_json:
