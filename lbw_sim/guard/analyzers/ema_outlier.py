@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from lbw_sim.guard.analyzers import CHANNEL_DOC, GRAD_NORM, LARGEST, LOSS, UPDATE_NORM
+from lbw_sim.guard.analyzers import CHANNEL_DOC, GRAD_NORM, LARGEST, LOSS, UPDATE_NORM, watched
 from lbw_sim.params import analyzer, param
 from lbw_sim.values import Assessment, Regime, Signals
 
@@ -54,11 +54,7 @@ class EmaOutlier:
 
     def step(self, state: EmaOutlierState, signals: Signals) -> tuple[EmaOutlierState, Assessment]:
         """One value; one that is missing or not finite leaves the moments alone."""
-        value = signals.loss
-        if self.channel == GRAD_NORM:
-            value = signals.grad_norm
-        elif self.channel == UPDATE_NORM:
-            value = signals.update_norm
+        value = watched(signals, self.channel)
         if self.nonfinite_fires == 1 and signals.nonfinite == 1.0:
             return state, Assessment(int(Regime.NONFINITE), signals.nonfinite)
         if not (-LARGEST <= value <= LARGEST):

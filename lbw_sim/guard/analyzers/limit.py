@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from lbw_sim.guard.analyzers import CHANNEL_DOC, GRAD_NORM, LOSS, UPDATE_NORM
+from lbw_sim.guard.analyzers import CHANNEL_DOC, GRAD_NORM, LOSS, UPDATE_NORM, watched
 from lbw_sim.params import analyzer, param
 from lbw_sim.values import Assessment, Regime, Signals
 
@@ -32,10 +32,6 @@ class Limit:
 
     def step(self, state: LimitState, signals: Signals) -> tuple[LimitState, Assessment]:
         """One value; a missing one is no alarm."""
-        value = signals.loss
-        if self.channel == GRAD_NORM:
-            value = signals.grad_norm
-        elif self.channel == UPDATE_NORM:
-            value = signals.update_norm
+        value = watched(signals, self.channel)
         regime = int(Regime.SPIKE) if value > self.limit else int(Regime.STABLE)
         return state, Assessment(regime, value / self.limit)

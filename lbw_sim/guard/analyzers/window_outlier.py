@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from lbw_sim.guard.analyzers import CHANNEL_DOC, GRAD_NORM, LARGEST, LOSS, UPDATE_NORM
+from lbw_sim.guard.analyzers import CHANNEL_DOC, LARGEST, LOSS, UPDATE_NORM, watched
 from lbw_sim.params import analyzer, param
 from lbw_sim.values import Assessment, Regime, Signals
 
@@ -56,32 +56,31 @@ class WindowOutlier:
 
     def step(self, state: WindowOutlierState, signals: Signals) -> tuple[WindowOutlierState, Assessment]:
         """One value; a missing one leaves the window alone."""
-        value = signals.loss
-        if self.channel == GRAD_NORM:
-            value = signals.grad_norm
-        elif self.channel == UPDATE_NORM:
-            value = signals.update_norm
+        value = watched(signals, self.channel)
         if self.nonfinite_fires == 1 and signals.nonfinite == 1.0:
             return state, Assessment(int(Regime.NONFINITE), signals.nonfinite)
         if value != value:
             return state, Assessment(int(Regime.STABLE))
-        window, filled = state.window, state.filled
+        joins = 1 if self.include_current == 1 and -LARGEST <= value <= LARGEST else 0
+        # a value that joins pushes out the oldest of a full window
+        kept = min(state.filled, self.window_steps - joins)
+        count = kept + joins
         after = state
         if -LARGEST <= value <= LARGEST:
-            longer = window[1:] + (value,)  # noqa: RUF005 (the form that the compiled engine knows)
-            after = WindowOutlierState(longer, min(filled + 1, self.window_steps))
-            if self.include_current == 1:
-                window, filled = after.window, after.filled
-        if filled < min(self.min_count, self.window_steps):
+            window = state.window[1:] + (value,)  # noqa: RUF005 (the form that the compiled engine knows)
+            after = WindowOutlierState(window, min(state.filled + 1, self.window_steps))
+        if count < min(self.min_count, self.window_steps):
             return after, Assessment(int(Regime.WARMUP))
         total = 0.0
-        for i in range(self.window_steps - filled, self.window_steps):
-            total = total + window[i]
-        mean = total / filled
+        for i in range(self.window_steps - kept, self.window_steps):
+            total = total + state.window[i]
+        mean = (total + value) / count if joins == 1 else total / count
         squares = 0.0
-        for i in range(self.window_steps - filled, self.window_steps):
-            squares = squares + (window[i] - mean) * (window[i] - mean)
-        sd = max(math.sqrt(squares / (filled - self.unbiased)), self.floor_sd)
+        for i in range(self.window_steps - kept, self.window_steps):
+            squares = squares + (state.window[i] - mean) * (state.window[i] - mean)
+        if joins == 1:
+            squares = squares + (value - mean) * (value - mean)
+        sd = max(math.sqrt(squares / (count - self.unbiased)), self.floor_sd)
         above = value - mean
         if self.two_sided == 1:
             above = abs(above)
