@@ -144,8 +144,8 @@ class GuardSpec:
 def preset_names() -> list[str]:
     """Names of the guards that ship with the package.
 
-    >>> preset_names()
-    ['cusum', 'default', 'never', 'zscore']
+    >>> {"default", "never"} <= set(preset_names())
+    True
     """
     folder = resources.files("lbw_sim.guard") / "presets"
     return sorted(entry.name[: -len(".toml")] for entry in folder.iterdir() if entry.name.endswith(".toml"))

@@ -106,12 +106,16 @@ class Trace:
 
     @cached_property
     def channels(self) -> tuple[str, ...]:
-        """Telemetry channels that hold at least one number (infinity counts). Raises TraceError."""
+        """Telemetry channels that hold at least one number (infinity counts). Raises TraceError.
+
+        `loss` is among them also in a run that was nan from its first step on: it was measured, as `nonfinite` says.
+        """
         seen = {c.name for segment in self.segments for c in columns(segment.meta.extra_channels) if c.role == "seen"}
+        broken = bool((self._all["nonfinite"].to_numpy() == 1.0).any())
         return tuple(
             name
             for name in self._all.column_names
-            if name in seen and not bool(np.isnan(self._all[name].to_numpy()).all())
+            if name in seen and ((name == "loss" and broken) or not bool(np.isnan(self._all[name].to_numpy()).all()))
         )
 
     def __repr__(self) -> str:

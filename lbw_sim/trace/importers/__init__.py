@@ -1,0 +1,1 @@
+"""Foreign logs as traces: one source per file."""

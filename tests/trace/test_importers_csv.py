@@ -1,0 +1,294 @@
+"""Logged runs become traces that replay, verify and score; a log that cannot be one is refused with its row."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import json
+import math
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+from lbw_sim.cli.app import app
+from lbw_sim.errors import LbwError, TraceError
+from lbw_sim.replay import verify
+from lbw_sim.trace import Label, read_trace, read_traces
+from lbw_sim.trace.importers.csv import import_csv, run_id_from
+from lbw_sim.trace.importers.hand_labels import read_hand_labels
+
+REAL_RUNS = Path(__file__).parents[3] / "shared" / "data" / "real-runs"
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_bytes(text.encode())
+    return path
+
+
+def columns(out: Path, run_id: str = "run", lineage: str = "final") -> dict[str, list[object]]:
+    return {k: v.tolist() for k, v in read_trace(out, run_id).to_numpy(lineage).items()}  # type: ignore[arg-type]
+
+
+def facts(out: Path, run_id: str = "run") -> dict[str, object]:
+    return dict(read_trace(out, run_id).meta.provenance)
+
+
+def test_a_csv_becomes_a_shadow_run_of_never_that_verifies_and_says_where_it_is_from(tmp_path: Path) -> None:
+    file = write(tmp_path / "run.csv", "step,loss,lr,grad_norm,time_s\n10,5.25,0.001,1.5,2.0\n20,5.0,0.001,,4.5\n")
+    imported = import_csv(file, tmp_path / "out")
+    assert (imported.run_id, imported.rows, imported.cadence_steps) == ("run", 2, 10.0)
+    assert imported.suspicions == ("logged every 10 steps: what happened between is not seen",)
+    trace = read_trace(tmp_path / "out")
+    assert (trace.meta.spec.name, trace.meta.mode) == ("never", "shadow")
+    assert verify(trace).rows == 2
+    found = columns(tmp_path / "out")
+    assert found["step"] == [10, 20]
+    assert found["loss"] == [5.25, 5.0]
+    assert found["lr"] == found["effective_lr"] == [0.001, 0.001]
+    assert found["elapsed_s"] == [2.0, 4.5]
+    assert found["nonfinite"] == [0.0, 0.0]
+    assert found["grad_norm"][0] == 1.5
+    assert math.isnan(found["grad_norm"][1])  # type: ignore[arg-type]
+    known = facts(tmp_path / "out")
+    assert {name: known[name] for name in ("imported", "source", "cadence", "loss_decimals", "attempts")} == {
+        "imported": 1, "source": "run.csv", "cadence": "every 10 steps", "loss_decimals": 2, "attempts": 1,
+    }  # fmt: skip
+    assert str(tmp_path) not in json.dumps(known), "a trace names no folder of the machine that imported it"
+
+
+def test_every_format_gives_the_same_rows(tmp_path: Path) -> None:
+    rows = [(1, 5.5, 0.1), (2, 0.1 + 0.2, 0.2), (3, 1e-17, 0.3)]
+    text = "".join(f"{step},{loss!r},{lr!r}\n" for step, loss, lr in rows)
+    plain = write(tmp_path / "a.csv", "Step,Loss,Learning Rate\n" + text)
+    (tmp_path / "b.csv.gz").write_bytes(gzip.compress(plain.read_bytes()))
+    write(tmp_path / "c.tsv", plain.read_text().replace(",", "\t"))
+    write(tmp_path / "d.csv", plain.read_text().replace(",", ";"))
+    lines = "".join(json.dumps({"step": s, "loss": v, "learning_rate": r}) + "\n\n" for s, v, r in rows)
+    (tmp_path / "e.jsonl.bz2").write_bytes(bz2.compress(lines.encode()))
+    step, loss, lr = zip(*rows, strict=True)
+    pq.write_table(pa.table({"_step": step, "train/loss": loss, "lr": lr, "note": ["x"] * 3}), tmp_path / "f.parquet")
+    write(tmp_path / "g.csv", "\ufeff" + plain.read_text().replace("\n", "\r\n"))
+    for file in sorted(tmp_path.iterdir()):
+        import_csv(file, tmp_path / "out")
+    for trace in read_traces(tmp_path / "out"):
+        found = trace.to_numpy()
+        assert found["step"].tolist() == [1, 2, 3], trace.run_id
+        assert found["loss"].tolist() == list(loss), trace.run_id
+        assert found["lr"].tolist() == list(lr), trace.run_id
+    assert [trace.run_id for trace in read_traces(tmp_path / "out")] == list("abcdefg")
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "iteration,lm loss,learning-rate,grad-norm",
+        "trainer/global_step,train_loss,learning_rate,grad_norm",
+        "_step,train/loss,train/learning_rate,train/grad_norm",
+    ],
+)
+def test_columns_are_found_by_the_names_that_logs_use(header: str, tmp_path: Path) -> None:
+    import_csv(write(tmp_path / "run.csv", f"{header}\n1,5.5,0.1,2.0\n"), tmp_path / "out")
+    found = columns(tmp_path / "out")
+    assert [found[name] for name in ("step", "loss", "lr", "grad_norm")] == [[1], [5.5], [0.1], [2.0]]
+
+
+def test_a_column_named_by_option_wins_and_the_likelier_name_comes_first(tmp_path: Path) -> None:
+    text = "step,loss,train_loss,ppl,y\n1,5.5,6.5,9.0,7.5\n"
+    import_csv(write(tmp_path / "run.csv", text), tmp_path / "out")
+    import_csv(write(tmp_path / "named.csv", text), tmp_path / "out", columns={"loss": "y"})
+    assert columns(tmp_path / "out", "run")["loss"] == [5.5]
+    assert columns(tmp_path / "out", "named")["loss"] == [7.5]
+
+
+def test_nan_and_infinity_are_measured_and_an_empty_cell_is_not(tmp_path: Path) -> None:
+    text = "step,loss,grad_norm\n0,2.0,1.0\n1,nan,1.0\n2,-inf,1.0\n3,,1.0\n4,2.0,inf\n5,N/A,nan\n"
+    imported = import_csv(write(tmp_path / "run.csv", text), tmp_path / "out")
+    found = columns(tmp_path / "out")
+    assert [str(v) for v in found["loss"]] == ["2.0", "nan", "-inf", "nan", "2.0", "nan"]
+    assert [str(v) for v in found["nonfinite"]] == ["0.0", "1.0", "1.0", "nan", "1.0", "1.0"]
+    known = facts(tmp_path / "out")
+    assert (known["missing_losses"], known["nonfinite_losses"]) == (1, 4)
+    assert imported.suspicions == ("1 rows have no loss",)
+
+
+def test_a_file_without_a_single_loss_was_nan_throughout(tmp_path: Path) -> None:
+    imported = import_csv(write(tmp_path / "run.csv", "step,loss,lr\n1,,0.1\n2,,0.1\n"), tmp_path / "out")
+    assert columns(tmp_path / "out")["nonfinite"] == [1.0, 1.0]
+    assert imported.suspicions == ("no loss is a number: empty ones are taken for nan that the writer left blank",)
+    assert "loss" in read_trace(tmp_path / "out").channels
+
+
+def test_rows_that_are_no_steps_are_left_out(tmp_path: Path) -> None:
+    lines = [{"step": 1, "loss": 2.5, "lr": 0.1}, {"step": 1, "eval_loss": 2.0}, {"step": 2, "loss": 2.4, "lr": 0.1}]
+    write(tmp_path / "run.jsonl", "\n".join(json.dumps(line) for line in lines))
+    assert import_csv(tmp_path / "run.jsonl", tmp_path / "out").rows == 2
+    assert columns(tmp_path / "out")["step"] == [1, 2]
+
+
+def test_a_step_that_does_not_rise_starts_a_new_attempt_and_the_last_one_counts(tmp_path: Path) -> None:
+    text = "step,loss\n1,5.0\n2,4.0\n3,9.0\n2,3.5\n3,3.0\n"
+    imported = import_csv(write(tmp_path / "run.csv", text), tmp_path / "out")
+    assert columns(tmp_path / "out")["loss"] == [5.0, 3.5, 3.0]
+    assert columns(tmp_path / "out", lineage="all")["attempt"] == [0, 0, 0, 1, 1]
+    assert imported.suspicions == (
+        "the step does not rise at row 4: step 3 -> 2 (1 in all): the last row of a step counts",
+    )
+    assert verify(read_trace(tmp_path / "out")).rows == 5
+
+
+def test_steps_in_no_order_are_refused_with_the_first_row(tmp_path: Path) -> None:
+    text = "step,loss\n" + "1,2.0\n2,2.0\n" * 22
+    with pytest.raises(TraceError, match=r"does not rise at 21 of 44 rows, first at row 3: step 2 -> 1\. Not one run"):
+        import_csv(write(tmp_path / "run.csv", text), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_rounding_zeros_and_repeats_are_told(tmp_path: Path) -> None:
+    rounded = "".join(f"{step},{3 - 0.01 * step:.2f}\n" for step in range(50))
+    held = "".join(f"{step},{3 - 0.012345 * (step // 5) if step != 40 else 0}\n" for step in range(50))
+    first = import_csv(write(tmp_path / "rounded.csv", "step,loss\n" + rounded), tmp_path / "out")
+    second = import_csv(write(tmp_path / "held.csv", "step,loss\n" + held), tmp_path / "out")
+    assert first.suspicions == ("losses have at most 2 decimals: noise below that is rounding",)
+    assert second.suspicions == (
+        "1 losses are exactly 0: a nan may have been logged as 0",
+        "39 losses repeat the one before: a filter may hide nan, or losses are held",
+    )
+
+
+def test_a_unix_time_becomes_time_since_the_first_row_and_a_token_total_is_told(tmp_path: Path) -> None:
+    text = "step,loss,tokens,timestamp\n" + "".join(f"{i},2.5,{i * 512},{1.7e9 + i}\n" for i in range(1, 13))
+    imported = import_csv(write(tmp_path / "run.csv", text), tmp_path / "out")
+    assert columns(tmp_path / "out")["elapsed_s"] == [float(i) for i in range(12)]
+    assert imported.suspicions[-1] == "tokens rise at every row: a running total rather than tokens per step"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("run.csv", "", "cannot be read: Empty CSV file"),
+        ("run.csv", "step,loss\n", "holds no row"),
+        (
+            "run.csv",
+            "a,b\n1,2\n",
+            "no column looks like the step: it has a, b. Name it by --step; no column looks like",
+        ),
+        ("run.csv", "step,loss\n1,2\n2,abc\n", "row 2, column 'loss': 'abc' is not a number"),
+        ("run.csv", "step,loss\n1,1_000\n", "row 1, column 'loss': '1_000' is not a number"),
+        ("run.csv", "step,loss\n1.5,2\n", "row 1: step 1.5 is not a whole number"),
+        ("run.csv", "step,loss\n-1,2\n", "row 1: step -1.0 is not a whole number from 0 on"),
+        ("run.csv", "step,loss\nnan,2\n", "row 1: step nan is not a whole number"),
+        ("run.csv", "step,loss\n1e300,2\n", "step 1e\\+300 is not a whole number"),
+        ("run.csv", "step,loss\n,2\n", "row 1: step None is not a whole number"),
+        ("run.csv", "step,loss\n1,2\n1,2,3\n", "cannot be read: CSV parse error"),
+        ("run.csv", "step,loss,loss\n1,2,3\n", "column 'loss' is there 2 times"),
+        ("run.jsonl", '{"step": 1, "loss": 2}\n{"step": 2,', "line 2 is not JSON"),
+        ("run.jsonl", "[1, 2]\n", "line 1: a JSON object is needed"),
+        ("run.jsonl", '{"step": 1, "loss": true}', "column 'loss': 'True' is not a number"),
+        ("run.jsonl", '{"step": 1, "loss": [2]}', r"column 'loss': '\[2\]' is not a number"),
+        ("run.jsonl", '{"step": 1, "loss": 1' + "0" * 400 + "}", "column 'loss': '10000000000000"),
+        ("run.jsonl", '{"step": "' + "1" * (3 << 20), "line 1: longer than 1048576 bytes"),
+        ("run.jsonl", "[" * 100_000, "line 1 is not JSON"),
+        ("run.parquet", "PAR1 this is none PAR1", "cannot be read"),
+        ("run.csv.gz", "not gzip", "cannot be read"),
+        ("run.xlsx", "x", r"a file that ends in .csv, .tsv, .txt, .jsonl, .ndjson, .parquet is needed"),
+        ("....csv", "step,loss\n1,2\n", "its name gives no run id"),
+    ],
+)
+def test_a_file_that_is_no_run_is_refused_and_nothing_is_written(
+    name: str, text: str, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(TraceError, match=message):
+        import_csv(write(tmp_path / name, text), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_bytes_that_are_no_text_and_a_file_that_is_not_there_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "run.csv").write_bytes(b"\xff\xfestep,loss\n1,2\n")
+    with pytest.raises(TraceError, match="cannot be read"):
+        import_csv(tmp_path / "run.csv", tmp_path / "out")
+    with pytest.raises(TraceError, match=r"gone\.csv cannot be read"):
+        import_csv(tmp_path / "gone.csv", tmp_path / "out")
+
+
+def test_a_run_that_is_there_already_is_not_added_to(tmp_path: Path) -> None:
+    file = write(tmp_path / "run.csv", "step,loss\n1,2\n")
+    import_csv(file, tmp_path / "out")
+    with pytest.raises(TraceError, match=r"run 'run' is in .* already"):
+        import_csv(file, tmp_path / "out")
+    assert columns(tmp_path / "out")["step"] == [1]
+
+
+def test_a_file_name_becomes_an_id_that_stays_in_its_folder() -> None:
+    assert run_id_from("a b/gptL_adamw_0.0001.csv") == "gptL_adamw_0.0001"
+    assert run_id_from("x/Läufe (2).jsonl.gz") == "L-ufe-2"
+    assert run_id_from("run_id=7.parquet") == "run_id-7"
+    assert len(run_id_from("x" * 300 + ".csv")) == 128
+    for bad in ("...csv", "é.csv", ".csv"):
+        with pytest.raises(TraceError, match="gives no run id"):
+            run_id_from(bad)
+
+
+def test_hand_labels_come_with_the_runs(tmp_path: Path) -> None:
+    write(tmp_path / "a.csv", "step,loss\n1,2\n2,3\n3,2\n")
+    write(tmp_path / "b.csv", "step,loss\n1,2\n")
+    label = {"start_step": 2.0, "peak_step": 2.0, "end_step": 3.0, "kind": "spike", "confidence": "medium"}
+    write(tmp_path / "labels.json", json.dumps({"a": [label], "z": []}))
+    files = [str(tmp_path / "a.csv"), str(tmp_path / "b.csv")]
+    done = CliRunner().invoke(
+        app, ["import", "csv", *files, "-o", str(tmp_path / "out"), "--labels", str(tmp_path / "labels.json")]
+    )
+    assert done.exit_code == 0, done.output
+    assert "2 runs, 4 rows" in done.output
+    assert read_trace(tmp_path / "out", "a").labels == (Label(2, 3, "spike", "medium", "hand", 2),)
+    assert read_trace(tmp_path / "out", "b").labels == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("nothing", "is not JSON"),
+        ("[1]", 'expected {"run id"'),
+        ('{"a": {"kind": 1}}', 'expected {"run id"'),
+        ('{"a": [3]}', "run 'a': label 0 is not a JSON object"),
+        ('{"a": [{"start_step": 5, "end_step": 2, "kind": "spike"}]}', "run 'a': label 0: steps 5 to 2"),
+        ('{"a": [{"start_step": 5.5, "end_step": 7, "kind": "spike"}]}', "are whole numbers"),
+        ('{"a": [{"start_step": 5, "end_step": 7, "kind": "spiky"}]}', "Did you mean 'spike'"),
+    ],
+)
+def test_bad_label_files_are_refused_with_run_and_label(text: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(TraceError, match=message):
+        read_hand_labels(write(tmp_path / "labels.json", text))
+
+
+def test_the_command_refuses_what_cannot_be_meant(tmp_path: Path) -> None:
+    file = str(write(tmp_path / "a.csv", "step,loss\n1,2\n"))
+    (tmp_path / "b").mkdir()
+    other = str(write(tmp_path / "b" / "a.csv", "step,loss\n1,2\n"))
+    labels = str(write(tmp_path / "labels.json", '{"z": []}'))
+    out = ["-o", str(tmp_path / "out")]
+    for arguments, message in [
+        (["cvs", file], "no importer named 'cvs'"),
+        (["csv", file, other], "two files give the run id a"),
+        (["csv", file, "--labels", labels], "labels none of these runs"),
+        (["csv", file, "--loss", "los"], "no column named 'los'. Known: loss, step. Did you mean 'loss'"),
+    ]:
+        done = CliRunner().invoke(app, ["import", *arguments, *out])
+        assert isinstance(done.exception, LbwError)
+        assert message in str(done.exception)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(not REAL_RUNS.is_dir(), reason="the 50 public runs are not shipped")
+def test_the_fifty_public_runs_import_with_every_row_and_label(tmp_path: Path) -> None:
+    index = json.loads((REAL_RUNS / "index.json").read_text())
+    labels = read_hand_labels(REAL_RUNS / "labels.json")
+    assert len(index) == 50
+    for entry in index:
+        imported = import_csv(REAL_RUNS / f"{entry['id']}.csv", tmp_path, labels=labels[entry["id"]])
+        assert (imported.run_id, imported.rows) == (entry["id"], entry["rows"])
+        assert facts(tmp_path, entry["id"])["cadence_steps"] == entry["logging_interval"]
+    traces = read_traces(tmp_path)
+    assert sum(len(trace.labels) for trace in traces) == sum(map(len, labels.values()))
