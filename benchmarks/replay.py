@@ -167,9 +167,8 @@ def main() -> None:
     for preset in ("zscore", "cusum", "never"):
         others = [GuardSpec.load(preset).build()] * CANDIDATES
         took = best({preset: Lanes(others, seen, compiled.LANES)})[preset]
-        print(
-            f"preset {preset:21} {took / CANDIDATES / ROWS * 1e9:12.2f}   {took / CANDIDATES / ROWS * 1e9 / here:10.2f} ×"
-        )
+        each = took / CANDIDATES / ROWS * 1e9
+        print(f"preset {preset:21} {each:12.2f}   {each / here:10.2f} ×")
 
 
 def baselines(loss: np.ndarray[Any, Any]) -> dict[str, float]:
