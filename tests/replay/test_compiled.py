@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lbw_sim.guard.analyzers.hysteresis import Hysteresis
 
 from lbw_sim.guard import Envelope, Guard, GuardSpec, load_plugin
+from lbw_sim.guard.analyzers.composite import Composite
 from lbw_sim.guard.analyzers.cusum import Cusum
 from lbw_sim.guard.analyzers.debounce import Debounce
 from lbw_sim.guard.analyzers.never import Never
@@ -34,12 +34,12 @@ from lbw_sim.replay import CompileWarning, Replays, compiled, kernels, replay_by
 from lbw_sim.replay.compiled import _seen, _start
 
 STRUCTURES: dict[str, tuple[Any, Any, Any]] = {
-    "default": (RobustLoss, Hysteresis, DampRelease),
+    "default": (RobustLoss, Composite, DampRelease),
     "zscore": (Ewma, Threshold, DampRelease),
     "cusum": (RobustLoss, Cusum, DampRelease),
     "never": (Raw, Never, Hold),
     "wrapped": (Ewma, Debounce, DampRelease),
-    "wrapped twice": (RobustLoss, lambda **values: Debounce(**{**values, "inner": Debounce(inner=Hysteresis())}), Hold),
+    "wrapped twice": (RobustLoss, lambda **values: Debounce(**{**values, "inner": Debounce(inner=Composite())}), Hold),
 }
 HOSTILE = [math.nan, math.inf, -math.inf, 1e300, -1e300, 1e-300, 0.0, -0.0, 1e12, 3.0, 50.0]
 
@@ -495,8 +495,8 @@ def test_what_was_finished_before_an_interruption_is_kept() -> None:
 def test_kernels_leave_out_what_no_decision_depends_on() -> None:
     guard = drawn_specs("cusum", 0, 1, seed=0)[0].build()
     layout = kernels.source(guard, compiled.LANES, rows=False).layout
-    assert "sensor.norm_slow_steps" not in layout.parameters
-    assert "sensor.level_steps" in layout.parameters
+    assert "sensor.norm_slow_rows" not in layout.parameters
+    assert "sensor.level_rows" in layout.parameters
 
 
 def test_a_step_number_beyond_two_to_the_53_goes_through_the_reference_engine() -> None:

@@ -7,7 +7,9 @@ from lbw_sim.stress.controls import frozen_at_floor, same_energy_at_random_times
 
 @pytest.fixture(scope="module")
 def guarded():
-    spec = GuardSpec.load("default").with_changes({"analyzer.warmup_steps": 5, "analyzer.spike_sd": 3.0})
+    spec = GuardSpec.load("default").with_changes(
+        {"sensor.startup_rows": 5, "analyzer.spike_sd": 3.0, "analyzer.rise_sd": 1.0}
+    )
     (result,) = train([RunPlan(run_id="g", steps=40, method="guard", spec=spec, fault=fault("bad_labels", 20))])
     assert result.energy > 0.0
     return result

@@ -26,7 +26,9 @@ EVERYTHING_BUT_TIME = (
     "energy",
     "regime",
 )
-QUICK = GuardSpec.load("default").with_changes({"analyzer.warmup_steps": 5, "analyzer.spike_sd": 3.0})
+QUICK = GuardSpec.load("default").with_changes(
+    {"sensor.startup_rows": 5, "analyzer.spike_sd": 3.0, "analyzer.rise_sd": 1.0}
+)
 """The default guard, quick to act, so that short runs show it acting."""
 STEPS, ONSET = 50, 24
 
