@@ -88,9 +88,7 @@ class Lanes:
         self.source = kernels.source(guards[0], lanes, rows=False)
         self.kernel, self.seen = kernels.compiled(self.source.text), seen
         self.extract = None if bare else kernels.compiled(kernels.extraction())
-        self.starts = [
-            compiled._start(self.source.layout, guards[i : i + lanes]) for i in range(0, len(guards), lanes)
-        ]
+        self.starts = [compiled._start(self.source.layout, guards[i : i + lanes]) for i in range(0, len(guards), lanes)]
         self.words = np.empty(lanes * -(-ROWS // kernels.WORD_ROWS))
         self.alarms = np.empty((lanes, compiled.MAX_ALARMS, 2), np.int64)
         self.energy = np.empty(len(guards))
@@ -119,7 +117,8 @@ class InC:
         self.function = ctypes.CDLL(str(library)).replay
         parts = [(t, n) for t in ("sensor", "analyzer", "policy", "envelope") for n in params_of(getattr(guards[0], t))]
         self.parameters = np.array([[getattr(getattr(g, t), n) for g in guards] for t, n in parts], dtype=np.float64)
-        self.seen = np.ascontiguousarray(seen[[kernels.CHANNELS.index(c) for c in ("loss", "grad_norm", "nonfinite")], 1:])
+        channels = [kernels.CHANNELS.index(name) for name in ("loss", "grad_norm", "nonfinite")]
+        self.seen = np.ascontiguousarray(seen[channels, 1:])
         self.summary = np.empty((8, len(guards)))
         self.energy = self.summary[0]
 
@@ -138,7 +137,7 @@ def main() -> None:
     ways: dict[str, Any] = {f"lanes of {lanes}": Lanes(guards, seen, lanes) for lanes in LANES}
     ways[f"lanes of {compiled.LANES}, no alarm list"] = Lanes(guards, seen, compiled.LANES, bare=True)
     scalar = Lanes(guards[:4], seen, 1)
-    shares = {name: CANDIDATES for name in ways}
+    shares = dict.fromkeys(ways, CANDIDATES)
     with tempfile.TemporaryDirectory() as folder:
         if shutil.which("gcc"):
             ways["C, gcc -O3 -march=native"] = InC(guards, seen, folder)
@@ -166,8 +165,8 @@ def main() -> None:
         print(f"{name:28} {figure:12.2f}   {figure / here:10.2f} ×")
     for preset in ("zscore", "cusum", "never"):
         others = [GuardSpec.load(preset).build()] * CANDIDATES
-        took = best({preset: Lanes(others, seen, compiled.LANES)})[preset]
-        print(f"preset {preset:21} {took / CANDIDATES / ROWS * 1e9:12.2f}   {took / CANDIDATES / ROWS * 1e9 / here:10.2f} ×")
+        took = best({preset: Lanes(others, seen, compiled.LANES)})[preset] / CANDIDATES / ROWS * 1e9
+        print(f"preset {preset:21} {took:12.2f}   {took / here:10.2f} ×")
 
 
 def baselines(loss: np.ndarray[Any, Any]) -> dict[str, float]:
