@@ -117,9 +117,8 @@ class InC:
         self.function = ctypes.CDLL(str(library)).replay
         parts = [(t, n) for t in ("sensor", "analyzer", "policy", "envelope") for n in params_of(getattr(guards[0], t))]
         self.parameters = np.array([[getattr(getattr(g, t), n) for g in guards] for t, n in parts], dtype=np.float64)
-        self.seen = np.ascontiguousarray(
-            seen[[kernels.CHANNELS.index(c) for c in ("loss", "grad_norm", "nonfinite")], 1:]
-        )
+        channels = [kernels.CHANNELS.index(name) for name in ("loss", "grad_norm", "nonfinite")]
+        self.seen = np.ascontiguousarray(seen[channels, 1:])
         self.summary = np.empty((8, len(guards)))
         self.energy = self.summary[0]
 
@@ -166,9 +165,8 @@ def main() -> None:
         print(f"{name:28} {figure:12.2f}   {figure / here:10.2f} ×")
     for preset in ("zscore", "cusum", "never"):
         others = [GuardSpec.load(preset).build()] * CANDIDATES
-        took = best({preset: Lanes(others, seen, compiled.LANES)})[preset]
-        each = took / CANDIDATES / ROWS * 1e9
-        print(f"preset {preset:21} {each:12.2f}   {each / here:10.2f} ×")
+        took = best({preset: Lanes(others, seen, compiled.LANES)})[preset] / CANDIDATES / ROWS * 1e9
+        print(f"preset {preset:21} {took:12.2f}   {took / here:10.2f} ×")
 
 
 def baselines(loss: np.ndarray[Any, Any]) -> dict[str, float]:

@@ -39,6 +39,7 @@ from lbw_sim.replay.inlining import (
     Record,
     Window,
     inf,
+    names_in,
     needed_by,
     pruned,
 )
@@ -69,11 +70,13 @@ class Layout(NamedTuple):
     """Of these numbers at the start: least, largest, whole. The text was made on that assumption."""
     windows: int
     """How many windows the state holds."""
+    derived: int
+    """Rows for what the kernel itself computes from parameters alone, once and not at every step."""
 
     @property
     def rows(self) -> int:
         """Rows of the buffer."""
-        return len(self.parameters) + len(self.state) + len(SUMMARY)
+        return len(self.parameters) + len(self.state) + len(SUMMARY) + self.derived
 
     def summary_row(self, name: str) -> int:
         """The row of one entry of `SUMMARY`."""
@@ -258,10 +261,18 @@ def _write(guard: Guard, read: _Read, bounds: Sequence[_Bound], lanes: int, rows
     lines = pruned(inliner.lines, wanted)
     used = needed_by(inliner.lines, wanted)
     parameters = {path: number.code for path, number in inliner.parameters.items() if number.code in used}
-    layout = Layout(lanes, tuple(parameters), state, tuple(bounds[i] for i in state), len(read.windows))
+    derived, prologue = _derived(lines, set(parameters.values()), wanted)
+    start_bounds = tuple(bounds[i] for i in state)
+    layout = Layout(lanes, tuple(parameters), state, start_bounds, len(read.windows), len(derived))
+    lines = pruned([line for line in lines if line.target not in derived], wanted)
+    in_loop = needed_by(lines, wanted)
 
-    loads, stores = [], []
-    loads += [f"{code} = buffer[{row * lanes} + lane]" for row, code in enumerate(parameters.values())]
+    all_loads = {code: f"{code} = buffer[{row * lanes} + lane]" for row, code in enumerate(parameters.values())}
+    first_derived = layout.rows - len(derived)
+    derived_at = {name: f"buffer[{(first_derived + i) * lanes} + lane]" for i, name in enumerate(derived)}
+    stores: list[str] = []
+    loads = [text for code, text in all_loads.items() if code in in_loop]
+    loads += [f"{name} = {place}" for name, place in derived_at.items() if name in in_loop]
     for row, i in enumerate(state, start=len(parameters)):
         loads.append(f"{read.before[i].code} = buffer[{row * lanes} + lane]")
         if read.after[i].code != read.before[i].code:
@@ -290,6 +301,8 @@ def _write(guard: Guard, read: _Read, bounds: Sequence[_Bound], lanes: int, rows
         if f"{prefix}{i}" in used
     ]
     body = "\n".join(f"                {line}" for line in [*loads, *_rendered(lines), *stores])
+    before_all = [*all_loads.values(), *_rendered(prologue)]
+    before_all += [f"{place} = {name}" for name, place in derived_at.items()]
     uniform = "\n".join(f"            {line}" for line in telemetry)
     names = [part.name for part in (meta(guard.sensor), meta(guard.analyzer), meta(guard.policy))]
     types = {name: "float64" if name in ("scale", "energy") else "int8" for name in outputs}
@@ -299,6 +312,7 @@ def _write(guard: Guard, read: _Read, bounds: Sequence[_Bound], lanes: int, rows
         versions=_versions(),
         word_rows=WORD_ROWS,
         lanes=lanes,
+        prologue="\n".join(f"        {line}" for line in before_all) or "        pass",
         uniform=uniform,
         body=body,
         bits=layout.summary_row("unsafe_bits") * lanes,
@@ -306,6 +320,24 @@ def _write(guard: Guard, read: _Read, bounds: Sequence[_Bound], lanes: int, rows
         more_types="".join(f", {kind}[::1]" for kind in types.values()),
     )
     return Source(text, layout)
+
+
+def _derived(lines: Sequence[Line], parameters: set[str], wanted: set[str]) -> tuple[list[str], list[Line]]:
+    """What depends on parameters alone and costs a division or a square root: in some guards half of all.
+
+    The names that steps need, and the lines that compute them.
+    """
+    fixed, costly = set(parameters), set[str]()
+    for line in lines:
+        names = names_in(line.text)
+        # a c is assigned more than once, a window is memory
+        if not line.body and names and names <= fixed and not line.target.startswith(("c", "win[")):
+            fixed.add(line.target)
+            if "/" in line.text or "sqrt" in line.text or names & costly:
+                costly.add(line.target)
+    needed = wanted.union(*(_read_by(line) for line in lines if line.target not in costly))
+    derived = [line.target for line in lines if line.target in costly & needed]
+    return derived, pruned([line for line in lines if line.target in fixed], set(derived))
 
 
 def _summary(inliner: Inliner, decision: dict[str, Num]) -> dict[str, str]:
@@ -342,6 +374,10 @@ def _summary(inliner: Inliner, decision: dict[str, Num]) -> dict[str, str]:
     }
 
 
+def _read_by(line: Line) -> set[str]:
+    return names_in(line.text).union(*(_read_by(inner) for inner in line.body))
+
+
 def _rendered(lines: Sequence[Line]) -> Iterator[str]:
     for line in lines:
         if line.body:
@@ -375,6 +411,8 @@ def select(typing_context, test, yes, no):
     cache=True, nogil=True, error_model="numpy",
 )
 def kernel(seen, begin, end, buffer, words, win, place{more_arguments}):
+    for lane in range({lanes}):
+{prologue}
     word = 0
     start = begin
     while start < end:
