@@ -53,13 +53,13 @@ def main() -> None:
                 keys[architecture, method, lr, seed] = RunPlan(
                     run_id=name, architecture=architecture, lr=lr, seed=seed, steps=STEPS, method=method
                 )
-    started = time.perf_counter()
+    started, cpu_started = time.perf_counter(), time.process_time()
 
     def show(done: int, total: int) -> None:
         print(f"\r{done:>7} of {total} steps, {time.perf_counter() - started:.0f} s", end="", file=sys.stderr)
 
     results = dict(zip(keys, train(list(keys.values()), progress=show), strict=True))
-    seconds = time.perf_counter() - started
+    seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started
 
     lines = [
         "# Tiny GPT: validation loss over learning rates",
@@ -68,7 +68,7 @@ def main() -> None:
         f"(seeds 0 and 1 chose initialisation and schedule), nats per byte on held-out prose, mean ± standard "
         f"deviation over seeds. Python {platform.python_version()} (corpus `{corpus('prose').digest}`), "
         f"torch {torch.__version__}, {platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads: "
-        f"{seconds:.0f} s, {1000 * seconds / (len(keys) * STEPS):.2f} ms per step and run.",
+        f"{seconds:.0f} s, {1000 * cpu_seconds / (len(keys) * STEPS):.2f} ms of CPU time per step and run.",
         "",
         "Sensitivity: mean over the learning rates of min(loss, ln 128) − the best mean loss of plain AdamW with that "
         "architecture. `guard` is the preset `default`, active. Energy: mean control energy at the three highest "

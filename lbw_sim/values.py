@@ -98,11 +98,16 @@ class Signals(NamedTuple):
     loss_sd: float = nan
     """Standard deviation of the loss's step-to-step noise; nats."""
     loss_z: float = nan
-    """Residual of this loss from its local trend; in `loss_sd`."""
+    """Residual of the loss from its local trend; in `loss_sd`. A sensor may take the lesser of two losses in a row."""
     loss_trend: float = nan
     """Slope of the level; `loss_sd` per step, positive when rising."""
     loss_rise: float = nan
     """Draw-up: the level above its own trailing minimum; in `loss_sd`."""
+    loss_rebound: float = nan
+    """At the start of a run only: share of the fall so far that the loss has given back; above 1 it stands higher than
+    it began."""
+    cadence_steps: float = nan
+    """Steps since the loss was last measured: 1 when every step is."""
     oscillation: float = nan
     """Share of recent steps on which the loss swung back by more than its noise; in [0, 1]."""
     grad_ratio: float = nan

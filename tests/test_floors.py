@@ -74,7 +74,7 @@ def test_module_imports_only_from_lower_floors(path: Path) -> None:
     [
         ("import lbw_sim", {"torch", "pandas", "scipy", "matplotlib", "pyarrow", "numpy", "typer"}),
         ("import lbw_sim.trace", {"torch", "pandas", "scipy", "matplotlib"}),
-        ("import lbw_sim.replay", {"torch", "pandas", "scipy", "matplotlib"}),
+        ("import lbw_sim.replay", {"torch", "pandas", "scipy", "matplotlib", "numba", "llvmlite"}),
         (
             "import sys; sys.argv = ['lbw', '--help']; import lbw_sim.cli\n"
             "try: lbw_sim.cli.main()\nexcept SystemExit: pass",

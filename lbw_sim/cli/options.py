@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 if TYPE_CHECKING:
     from lbw_sim.guard import GuardSpec
+    from lbw_sim.score import Column
     from lbw_sim.trace import Trace
+
+T = TypeVar("T")
 
 Traces = Annotated[Path, typer.Argument(help="A folder of traces, one run's folder, or one Parquet file.")]
 Guards = Annotated[
@@ -44,6 +47,14 @@ def load_traces(path: Path) -> list[Trace]:
     return read_traces(path)
 
 
+def watched(items: Sequence[T], what: str) -> Iterator[T]:
+    """The items, with a progress bar on standard error when there is a terminal and it takes a while."""
+    from rich.console import Console
+    from rich.progress import track
+
+    yield from track(items, what, transient=True, console=Console(stderr=True), disable=not sys.stderr.isatty())
+
+
 @contextmanager
 def stages() -> Iterator[Callable[[str, int, int], None]]:
     """A progress bar per stage of long work, on standard error: call with stage, done and total."""
@@ -60,6 +71,16 @@ def stages() -> Iterator[Callable[[str, int, int], None]]:
             bars.update(tasks[stage], completed=done, total=total)
 
         yield report
+
+
+def print_table(rows: Sequence[Mapping[str, object]], columns: Sequence[Column]) -> None:
+    """A table on standard output; into a file or a pipe it is as wide as it needs to be."""
+    from rich.console import Console
+
+    from lbw_sim.score import rich_table
+
+    width = None if sys.stdout.isatty() else 1000
+    Console(width=width).print(rich_table(rows, columns))
 
 
 def print_json(document: Any) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lbw_sim.cli.options import Plugins, Traces, load_guards, load_traces
+from lbw_sim.cli.options import Plugins, Traces, load_guards, load_traces, watched
 
 
 def plot(
@@ -21,8 +21,6 @@ def plot(
     file_format: Annotated[str, typer.Option("--format", help="svg, png or pdf.")] = "svg",
 ) -> None:
     """Draw one figure per run (loss, regimes, scale, control energy, events) and one that compares them."""
-    from rich.progress import track
-
     from lbw_sim.errors import LbwError, unknown_name
     from lbw_sim.plots import comparison_figure, run_figure, save
     from lbw_sim.replay import replay as replay_trace
@@ -37,7 +35,7 @@ def plot(
     out.mkdir(parents=True, exist_ok=True)
     chosen = [trace for run_id, trace in found.items() if not run or run_id in run]
     drawn = {}
-    for trace in track(chosen, "drawing", transient=True):
+    for trace in watched(chosen, "drawing"):
         columns = trace.to_numpy()
         title = f"{trace.run_id}: guard {trace.meta.spec.name}"
         if spec is not None:

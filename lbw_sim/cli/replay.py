@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from lbw_sim.cli.options import Guards, Json, Plugins, Traces, load_guards, load_traces, print_json
+from lbw_sim.cli.options import (
+    Guards,
+    Json,
+    Plugins,
+    Traces,
+    load_guards,
+    load_traces,
+    print_json,
+    print_table,
+    stages,
+)
 from lbw_sim.errors import LbwError
 
 
@@ -27,36 +38,37 @@ def replay(
     An alarm is a run of steps in an unsafe regime. The losses are those that were recorded: nothing here says what they
     would have been under these guards.
     """
-    from rich.console import Console
-    from rich.progress import track
-
-    from lbw_sim.replay import replay as replay_trace
-    from lbw_sim.score import Column, find_alarms, rich_table, unsafe_rows
+    from lbw_sim.replay import replay_many
+    from lbw_sim.score import Column
     from lbw_sim.values import Regime
 
     specs = load_guards(guard, plugin)
     if alarms is not None and len(specs) != 1:
         raise LbwError(f"--alarms writes the alarms of one guard, and --guard names {len(specs)}")
-    rows, spans = [], {}
     runs = load_traces(traces)
-    work = [(spec, trace) for spec in specs for trace in runs]
-    for spec, trace in track(work, "replaying", transient=True, disable=as_json):
-        decided = replay_trace(trace, spec).columns
-        steps = decided["step"].tolist()
-        found = find_alarms(unsafe_rows(decided["regime"]))
-        spans[trace.run_id] = [[steps[first], steps[last]] for first, last in found]
-        rows.append(
-            {
-                "guard": spec.name,
-                "run": trace.run_id,
-                "steps": len(steps),
-                "alarms": len(found),
-                "first": steps[found[0].start_row] if found else None,
-                "regime": Regime(int(decided["regime"][found[0].start_row])).name if found else None,
-                "unsafe_steps": int(unsafe_rows(decided["regime"]).sum()),
-                "requested_energy": float(decided["energy"][-1]) if steps else 0.0,
-            }
+    with stages() as progress:
+        replays = list(
+            replay_many(
+                runs, specs, progress=lambda done, total: progress("replaying", done, total), max_alarms=sys.maxsize
+            )
         )
+    rows, spans = [], {}
+    for place, spec in enumerate(specs):
+        for found in replays:
+            steps, alarmed = found.steps.tolist(), found.alarms(place)
+            spans[found.run_id] = [[steps[first], steps[last]] for first, last in alarmed]
+            rows.append(
+                {
+                    "guard": spec.name,
+                    "run": found.run_id,
+                    "steps": len(steps),
+                    "alarms": len(alarmed),
+                    "first": steps[alarmed[0][0]] if alarmed else None,
+                    "regime": Regime(int(found.first_regime[place])).name if alarmed else None,
+                    "unsafe_steps": int(found.unsafe_steps[place]),
+                    "requested_energy": float(found.requested_energy[place]),
+                }
+            )
     if alarms is not None:
         alarms.write_text(json.dumps(spans, indent=1) + "\n", encoding="utf-8")
     if as_json:
@@ -64,7 +76,7 @@ def replay(
         return
     columns = [
         Column("guard", "guard"), Column("run", "run"), Column("steps", "steps", "d"), Column("alarms", "alarms", "d"),
-        Column("first", "first alarm, step", "d"), Column("regime", "as"), Column("unsafe_steps", "unsafe steps", "d"),
-        Column("requested_energy", "control energy asked for", ".1f"),
+        Column("first", "first,\nstep", "d"), Column("regime", "as"), Column("unsafe_steps", "unsafe\nsteps", "d"),
+        Column("requested_energy", "energy\nasked for", ".1f"),
     ]  # fmt: skip
-    Console().print(rich_table(rows, columns))
+    print_table(rows, columns)

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from lbw_sim.cli.options import Guards, Json, Plugins, Traces, load_guards, load_traces, print_json
+from lbw_sim.cli.options import (
+    Guards,
+    Json,
+    Plugins,
+    Traces,
+    load_guards,
+    load_traces,
+    print_json,
+    print_table,
+    stages,
+)
 
 
 def score(
@@ -26,25 +37,24 @@ def score(
     Recall and delay over labelled events, false alarms per 10,000 clean rows, alarms on benign shifts, and the control
     that each guard asks for; 95 % intervals by bootstrap over runs. Detection only: not what acting would have gained.
     """
-    from rich.console import Console
-    from rich.progress import track
-
-    from lbw_sim.replay import replay as replay_trace
+    from lbw_sim.replay import replay_many
     from lbw_sim.score import (
         DETECTION_COLUMNS,
         RunScore,
         detection_rows,
-        rich_table,
-        score_regimes,
+        match,
     )
 
     specs = load_guards(guard, plugin)
     runs = load_traces(traces)
     scores: dict[str, list[RunScore]] = {spec.name: [] for spec in specs}
-    work = [(spec, trace) for spec in specs for trace in runs]
-    for spec, trace in track(work, "scoring", transient=True, disable=as_json):
-        decided = replay_trace(trace, spec).columns
-        scores[spec.name].append(score_regimes(decided["regime"], trace.labels, decided["step"], trace.run_id))
+    with stages() as progress:
+        replays = replay_many(
+            runs, specs, progress=lambda done, total: progress("scoring", done, total), max_alarms=sys.maxsize
+        )
+        for trace, found in zip(runs, replays, strict=True):
+            for place, spec in enumerate(specs):
+                scores[spec.name].append(match(found.alarms(place), trace.labels, found.steps, trace.run_id))
     rows = detection_rows(scores, seed=seed, families=families)
     if figure is not None:
         from lbw_sim.plots import detection_figure, save
@@ -54,7 +64,7 @@ def score(
         print_json(rows)
     else:
         shown = [row for row in rows if families or row["group"] == "all"]
-        Console().print(rich_table(shown, DETECTION_COLUMNS))
-        typer.echo(
-            "recall: labelled events seen. baited: alarms on benign changes. latched: clean rows spent in alarm."
-        )
+        columns = [column for column in DETECTION_COLUMNS if families or column.key not in ("group", "runs")]
+        print_table(shown, columns)
+        typer.echo(f"{len(runs)} runs. recall: labelled events seen. baited: alarms on benign changes.")
+        typer.echo("latched: clean rows spent in alarm. 95 %: bootstrap over runs.")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lbw_sim.cli.options import Json, load_traces, print_json
+from lbw_sim.cli.options import Json, load_traces, print_json, print_table
 
 
 def show(
@@ -26,9 +26,7 @@ def show(
             typer.echo(f"# fingerprint {spec.fingerprint}\n{spec.to_toml()}", nl=False)
         return
 
-    from rich.console import Console
-
-    from lbw_sim.score import CONTROL_COLUMNS, control_rows, control_summary, rich_table
+    from lbw_sim.score import CONTROL_COLUMNS, control_rows, control_summary
     from lbw_sim.trace import Trace
 
     def facts(trace: Trace) -> dict[str, object]:
@@ -53,21 +51,27 @@ def show(
         print_json([facts(trace) for trace in runs])
         return
     if len(runs) == 1:
-        for name, value in facts(runs[0]).items():
-            items = value if isinstance(value, list) else value.items() if isinstance(value, dict) else None
-            if items is None or name == "channels":
-                typer.echo(f"{name:12}  {', '.join(runs[0].channels) if items is not None else value}")
+        (trace,) = runs
+        for name, value in (facts(trace) | control_summary(trace.to_numpy())._asdict()).items():
+            if name in ("labels", "provenance"):
                 continue
-            typer.echo(name)
-            for item in items:
-                line = (
-                    " ".join(f"{k}={v}" for k, v in item.items() if v not in (None, ""))
-                    if isinstance(item, dict)
-                    else (f"{item[0]}: {item[1]}")
-                )
-                typer.echo(f"    {line}")
-    summaries = {trace.run_id: control_summary(trace.to_numpy()) for trace in runs}
-    Console().print(rich_table(control_rows(summaries), CONTROL_COLUMNS))
+            text = (
+                ", ".join(value) if isinstance(value, list) else f"{value:.4g}" if isinstance(value, float) else value
+            )
+            typer.echo(f"{name:20}  {text}")
+        for label in trace.labels:
+            typer.echo(
+                f"{'label':20}  {label.kind} in steps {label.start_step}-{label.end_step}, {label.confidence} "
+                f"confidence, {label.source}{f': {label.note}' if label.note else ''}"
+            )
+        for name, value in trace.meta.provenance.items():
+            typer.echo(f"{name:20}  {value}")
+    else:
+        summaries = {trace.run_id: control_summary(trace.to_numpy()) for trace in runs}
+        shown = [column for column in CONTROL_COLUMNS if column.key not in ("mean_scale", "rollbacks")]
+        print_table(control_rows(summaries), shown)
+        typer.echo("energy: sum of (1 - scale)^2. active: steps with scale below 1. switches: changes of regime.")
+        typer.echo("stress: steps in an unsafe regime.")
     if any(trace.meta.mode == "shadow" for trace in runs):
         typer.echo(
             "In shadow runs scale, control energy and LR mass are what the guard asked for; nothing was applied."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from lbw_sim.cli.options import Json, Plugins, Traces, load_traces, print_json
+from lbw_sim.cli.options import Json, Plugins, Traces, load_traces, print_json, watched
 from lbw_sim.errors import VerifyError
 
 
@@ -13,8 +13,6 @@ def verify(traces: Traces, plugin: Plugins = None, as_json: Json = False) -> Non
 
     Exit code 0: every row of every run is what its guard decides. 1: some run is not; its first wrong row is named.
     """
-    from rich.progress import track
-
     from lbw_sim.guard import load_plugin
     from lbw_sim.replay import Verified
     from lbw_sim.replay import verify as verify_trace
@@ -23,7 +21,7 @@ def verify(traces: Traces, plugin: Plugins = None, as_json: Json = False) -> Non
         load_plugin(path)
     found: list[Verified | VerifyError] = []
     runs = load_traces(traces)
-    for trace in track(runs, "verifying", transient=True, disable=as_json or len(runs) < 2):
+    for trace in watched(runs, "verifying"):
         try:
             found.append(verify_trace(trace))
         except VerifyError as error:

@@ -27,7 +27,7 @@ class EnvelopeState(NamedTuple):
     energy: float
     """Control energy so far."""
     energy_credit: float
-    """Control energy that may still be spent before a forced release."""
+    """Control energy that may still be spent before a forced release; below 0 when a release had to overspend."""
     skips_in_a_row: int
     skip_credit: float
     """Skips that may still be granted; refills slowly."""
@@ -54,7 +54,7 @@ class Envelope:
     """
 
     min_scale: float = param(0.1, low=0.01, high=1.0, doc="lowest scale", log=True)
-    max_drop: float = param(0.5, low=0.01, high=1.0, unit="1/step", doc="largest fall of the scale in one step")
+    max_drop: float = param(0.75, low=0.01, high=1.0, unit="1/step", doc="largest fall of the scale in one step")
     max_rise: float = param(0.05, low=0.005, high=1.0, unit="1/step", doc="largest rise of the scale in one step")
     max_damped_steps: int = param(
         300, low=1, high=100_000, unit="steps", doc="longest run of steps below scale 1", log=True
@@ -152,7 +152,8 @@ class Envelope:
 
         effort = (1.0 - scale) * (1.0 - scale)
         energy = state.energy + effort
-        energy_credit = max(0.0, energy_credit - effort)
+        # the tail of a release is spent on credit: it has to be earned back before the next damping
+        energy_credit = energy_credit - effort
         damped_steps = state.damped_steps + 1 if scale < 1.0 else 0
         return (
             EnvelopeState(

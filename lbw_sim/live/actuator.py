@@ -41,8 +41,10 @@ class Actuator:
                 # one tensor may serve all groups and belong to the user: write in place, once, and never rebind
                 if id(lr) not in seen:
                     seen.add(id(lr))
-                    self._scaled_tensors.append((lr, lr.clone()))
-                    lr.mul_(factor)
+                    before = lr.clone()
+                    self._scaled_tensors.append((lr, before))
+                    # multiplied in float64 and rounded once, as for a plain float
+                    lr.copy_(before.double().mul_(factor))
             else:
                 scaled = lr * factor
                 self._scaled_floats.append((group, lr, scaled))

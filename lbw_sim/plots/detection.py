@@ -12,12 +12,10 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from matplotlib.transforms import Bbox
 
 from lbw_sim.plots.canvas import BLACK, BLUE, GREY, TEXT, dress, footnote, new_figure
-from lbw_sim.score.detection import Interval, RunScore, bootstrap, pooled
+from lbw_sim.score.detection import FALSE_ALARM_BUDGET_PER_10K, Interval, RunScore, bootstrap, pooled
 
 REFERENCES = ("never", "oracle", "random")
 """Drawn hollow: they are no guards."""
-BUDGET_PER_10K = 1.0
-"""False alarms per 10,000 clean rows at which guards are compared."""
 
 
 class GuardPoint(NamedTuple):
@@ -84,9 +82,14 @@ def draw_detection(info: DetectionInfo, ax: Axes) -> None:
     ax.xaxis.set_major_locator(FixedLocator(ticks))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_formatter(FuncFormatter(lambda tick, _: f"{tick:,g}"))
-    ax.axvline(BUDGET_PER_10K, color=GREY, linewidth=1.0, linestyle="--", zorder=1)
+    ax.axvline(FALSE_ALARM_BUDGET_PER_10K, color=GREY, linewidth=1.0, linestyle="--", zorder=1)
     ax.annotate(
-        "budget", (BUDGET_PER_10K, 1.08), xytext=(3, -9), textcoords="offset points", fontsize=TEXT - 1, color=GREY
+        "budget",
+        (FALSE_ALARM_BUDGET_PER_10K, 1.08),
+        xytext=(3, -9),
+        textcoords="offset points",
+        fontsize=TEXT - 1,
+        color=GREY,
     )
     for point in info.points:
         x, y = point.false_alarms_per_10k, point.recall

@@ -1,6 +1,17 @@
 """Open loop: recorded telemetry through a guard. Scores detection, never benefit."""
 
+from lbw_sim.replay.compiled import CompileWarning, Replays, replay_bytes, replay_many
 from lbw_sim.replay.reference import Replay, replay, telemetry_rows
 from lbw_sim.replay.verify import Verified, verify
 
-__all__ = ["Replay", "Verified", "replay", "telemetry_rows", "verify"]
+__all__ = [
+    "CompileWarning",
+    "Replay",
+    "Replays",
+    "Verified",
+    "replay",
+    "replay_bytes",
+    "replay_many",
+    "telemetry_rows",
+    "verify",
+]

@@ -2,6 +2,7 @@
 
 from lbw_sim.score.control import ControlSummary, control_summary
 from lbw_sim.score.detection import (
+    FALSE_ALARM_BUDGET_PER_10K,
     Alarm,
     DetectionCounts,
     RunScore,
@@ -26,6 +27,7 @@ from lbw_sim.score.table import (
 __all__ = [
     "CONTROL_COLUMNS",
     "DETECTION_COLUMNS",
+    "FALSE_ALARM_BUDGET_PER_10K",
     "Alarm",
     "Column",
     "ControlSummary",

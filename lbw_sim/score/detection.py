@@ -30,6 +30,9 @@ from lbw_sim.errors import ScoreError, unknown_name
 from lbw_sim.trace.labels import CONFIDENCES, EVENT_KINDS, KINDS, Label
 from lbw_sim.values import UNSAFE_REGIMES
 
+FALSE_ALARM_BUDGET_PER_10K = 1.0
+"""The operating point at which guards are compared: false alarms per 10,000 clean rows."""
+
 STARTUP_ROWS = 10
 """An event whose onset row is below this is a start-up event."""
 

@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from rich import box
 from rich.table import Table
 
 from lbw_sim.score.control import ControlSummary
@@ -31,6 +32,7 @@ class Column(NamedTuple):
 
     key: str
     title: str
+    """May hold line breaks, for terminals."""
     format: str = ""
     """A format specification for numbers; text is shown as it is."""
     interval: bool = False
@@ -50,9 +52,9 @@ DETECTION_COLUMNS = (
     Column("group", "runs of"),
     Column("runs", "runs", "d"),
     Column("events", "events", "d"),
-    Column("recall", "recall (95 %)", ".2f", interval=True),
-    Column("median_delay_steps", "delay, steps", ".0f"),
-    Column("false_alarms_per_10k", "false alarms per 10k (95 %)", ".1f", interval=True),
+    Column("recall", "recall\n(95 %)", ".2f", interval=True),
+    Column("median_delay_steps", "delay,\nsteps", ".0f"),
+    Column("false_alarms_per_10k", "false alarms\nper 10k (95 %)", ".1f", interval=True),
     Column("baited", "baited", "d"),
     Column("latched_share", "latched", ".1%"),
 )
@@ -61,12 +63,12 @@ DETECTION_COLUMNS = (
 CONTROL_COLUMNS = (
     Column("run", "run"),
     Column("steps", "steps", "d"),
-    Column("control_energy", "control energy", ".1f"),
-    Column("control_active_steps", "control-active steps", "d"),
-    Column("regime_switches", "regime switches", "d"),
-    Column("stress_mode_steps", "stress-mode steps", "d"),
-    Column("mean_scale", "mean scale", ".3f"),
-    Column("lr_mass_removed", "LR mass removed", ".1%"),
+    Column("control_energy", "energy", ".1f"),
+    Column("control_active_steps", "active", "d"),
+    Column("regime_switches", "switches", "d"),
+    Column("stress_mode_steps", "stress", "d"),
+    Column("mean_scale", "mean\nscale", ".3f"),
+    Column("lr_mass_removed", "LR mass\nremoved", ".1%"),
     Column("skipped_steps", "skipped", "d"),
     Column("rollbacks", "rollbacks", "d"),
 )
@@ -120,7 +122,7 @@ def markdown(rows: Sequence[Mapping[str, object]], columns: Sequence[Column]) ->
     | odd | – |
     """
     lines = [
-        "| " + " | ".join(column.title for column in columns) + " |",
+        "| " + " | ".join(column.title.replace("\n", " ") for column in columns) + " |",
         "|" + "|".join("---:" if column.format else "---" for column in columns) + "|",
     ]
     for row in rows:
@@ -131,9 +133,9 @@ def markdown(rows: Sequence[Mapping[str, object]], columns: Sequence[Column]) ->
 
 def rich_table(rows: Sequence[Mapping[str, object]], columns: Sequence[Column], title: str = "") -> Table:
     """The same for a terminal."""
-    table = Table(title=title or None)
+    table = Table(title=title or None, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for column in columns:
-        table.add_column(column.title, justify="right" if column.format else "left")
+        table.add_column(column.title, justify="right" if column.format else "left", no_wrap=True)
     for row in rows:
         table.add_row(*(column.cell(row) for column in columns))
     return table

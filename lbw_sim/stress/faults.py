@@ -59,11 +59,15 @@ class Fault:
         """Whether it acts, and is marked, on this step."""
         return self.onset_step <= step <= self.end_step
 
-    def label(self, steps: int) -> Label:
-        """The exact label in a run of so many steps: onset to end of the aftermath, both inclusive."""
+    def label(self, steps: int, *, guarded: bool) -> Label:
+        """The exact label in a run of so many steps: onset to end of the aftermath, both inclusive.
+
+        A loss that is nan ends a run for good unless a guard may skip the step: then the aftermath is the whole rest.
+        """
+        fatal = self.loss_factor != self.loss_factor and not guarded
         return Label(
             start_step=self.onset_step,
-            end_step=min(self.end_step + AFTERMATH_STEPS, steps - 1),
+            end_step=steps - 1 if fatal else min(self.end_step + AFTERMATH_STEPS, steps - 1),
             kind=self.kind,
             confidence=self.confidence,
             source="injected",
@@ -96,7 +100,7 @@ def gradient_noise(onset_step: int, ratio: float = 10.0, length_steps: int = 20)
 def repeated_batch(onset_step: int, length_steps: int = 25) -> Fault:
     """One batch again and again, as from a stuck data loader: training loss falls, validation suffers a little.
 
-    Labelled `benign_outlier` with low confidence, so that scoring neither rewards nor punishes an alarm. It is a
+    Labelled `spike` with low confidence, so that scoring neither rewards nor punishes an alarm. It is a
     fault, and an operator would want to know; but the loss shows no rise while it lasts, only the return to normal
     when it ends, and leaving it alone costs less than damping or rolling back on it.
     """
@@ -104,7 +108,7 @@ def repeated_batch(onset_step: int, length_steps: int = 25) -> Fault:
         name="repeated_batch",
         onset_step=onset_step,
         length_steps=length_steps,
-        kind="benign_outlier",
+        kind="spike",
         confidence="low",
         repeats_batch=True,
     )
@@ -137,7 +141,7 @@ FAULTS: dict[str, Callable[[int], Fault]] = {
 def fault(name: str, onset_step: int) -> Fault:
     """A fault by name, at its usual strength. Raises StressError.
 
-    >>> fault("nan_loss", 200).label(steps=400)[:3]
+    >>> fault("nan_loss", 200).label(steps=400, guarded=True)[:3]
     (200, 241, 'nonfinite')
     """
     if name not in FAULTS:

@@ -27,7 +27,7 @@ from lbw_sim.errors import TraceError
 from lbw_sim.trace import parquet
 from lbw_sim.trace.journal import DamagedHeaderError, JournalReader, TraceWarning
 from lbw_sim.trace.labels import MAX_BYTES, Label, parse_labels
-from lbw_sim.trace.layout import LABELS, run_folder_name, run_id_of, segments_in
+from lbw_sim.trace.layout import LABELS, run_folder_name, run_id_of, segment_name, segments_in
 from lbw_sim.trace.recovery import recover_run
 from lbw_sim.trace.schema import SegmentMeta, columns
 
@@ -266,7 +266,7 @@ def _read_run(place: _Place) -> Trace | None:
         try:
             segments = _read_segments(place)
         except FileNotFoundError:
-            continue  # its writer finished a journal since we looked
+            continue  # somebody is tidying up
         break
     else:
         raise TraceError(f"{place.path}: its files come and go; read it when it is at rest")
@@ -281,9 +281,13 @@ def _read_run(place: _Place) -> Trace | None:
 
 def _read_segments(place: _Place) -> list[Segment]:
     segments = []
-    for name in segments_in(place.listing()[0]).values():
+    for number, name in segments_in(place.listing()[0]).items():
         try:
-            segments.append(_read_file(place.below(name)))
+            try:
+                segments.append(_read_file(place.below(name)))
+            except FileNotFoundError:
+                # a journal whose writer finished it since we looked
+                segments.append(_read_file(place.below(segment_name(number))))
         except DamagedHeaderError as error:
             warnings.warn(f"{error}. Passed over", TraceWarning, stacklevel=2)
     return segments

@@ -41,7 +41,7 @@ def test_fingerprint_ignores_the_name_and_sees_every_parameter() -> None:
 
 def test_a_whole_number_for_a_float_parameter_is_the_same_guard() -> None:
     spec = GuardSpec.load("default")
-    assert spec.with_changes({"sensor.clip_sd": 3}).fingerprint == spec.fingerprint
+    assert spec.with_changes({"sensor.clip_sd": int(spec.tables["sensor"]["clip_sd"])}).fingerprint == spec.fingerprint
 
 
 def test_a_wrapped_component_is_a_nested_table() -> None:

@@ -15,7 +15,7 @@ import torch
 
 from lbw_sim.errors import LiveError, TraceError
 from lbw_sim.guard import Guard, GuardSpec, load_plugin
-from lbw_sim.guard.analyzers.hysteresis import Hysteresis
+from lbw_sim.guard.analyzers.composite import Composite
 from lbw_sim.guard.envelope import Envelope
 from lbw_sim.guard.policies.damp_release import DampRelease
 from lbw_sim.guard.sensors.robust_loss import RobustLoss
@@ -26,8 +26,8 @@ from lbw_sim.values import Posture, Reason, Regime
 
 EAGER = GuardSpec.of(
     Guard(
-        sensor=RobustLoss(),
-        analyzer=Hysteresis(warmup_steps=5, dwell_steps=3, recovery_steps=3),
+        sensor=RobustLoss(startup_rows=5),
+        analyzer=Composite(hold_rows=3, recovery_rows=3),
         policy=DampRelease(hold_steps=4),
         envelope=Envelope(),
     ),

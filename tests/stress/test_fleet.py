@@ -4,15 +4,16 @@ import numpy as np
 import pytest
 import torch
 
-from lbw_sim import GuardSpec, Posture, Telemetry
+from lbw_sim import GuardSpec, Posture, Regime, Telemetry
 from lbw_sim.errors import StressError
+from lbw_sim.guard import load_plugin
 from lbw_sim.stress import ARCHITECTURES, FAULTS, RunPlan, fault, train
 from lbw_sim.stress.adamw import BatchedAdamW
 from lbw_sim.stress.corpus import corpus, training_windows, validation_windows
 from lbw_sim.stress.schedule import scheduled_lr
 from lbw_sim.stress.tiny_gpt import PARAMETERS, SIZES, initial_weights, losses
 from lbw_sim.trace import read_labels, read_trace
-from lbw_sim.values import MEASURED_CHANNELS, nan
+from lbw_sim.values import nan
 
 EVERYTHING_BUT_TIME = (
     "loss",
@@ -97,7 +98,7 @@ def test_the_recorded_decisions_follow_from_the_recorded_rows_and_the_delay(dela
         state = guard.init()
         for t in range(STEPS):
             seen = {name: float(rows[name][t]) for name in Telemetry._fields[1:-1]}
-            for name in MEASURED_CHANNELS if delay_steps else ("update_norm",):
+            for name in ("loss", "grad_norm", "update_norm", "nonfinite") if delay_steps else ("update_norm",):
                 seen[name] = float(rows[name][t - 1]) if t else nan
             state, decision = guard.step(state, Telemetry(step=t, **seen))
             for name in ("regime", "posture", "scale", "energy", "reason"):
@@ -106,6 +107,54 @@ def test_the_recorded_decisions_follow_from_the_recorded_rows_and_the_delay(dela
     assert rows_of(tmp_path, "bad_labels")["scale"].min() < 1.0
     assert rows["skipped"][ONSET + delay_steps]
     assert not rows["skipped"][: ONSET + delay_steps].any()
+
+
+UPDATE_WATCH = """
+from typing import NamedTuple
+
+from lbw_sim.params import analyzer, param
+from lbw_sim.values import Assessment, Regime
+
+
+class UpdateWatchState(NamedTuple):
+    steps: int
+
+
+@analyzer(version=1, needs=("update_norm",))
+class UpdateWatch:
+    limit: float = param(1.0, low=0.0, high=1e9, doc="update norm that is a spike")
+
+    def init(self):
+        return UpdateWatchState(0)
+
+    def step(self, state, signals):
+        return state, Assessment(int(Regime.SPIKE if signals.update_norm > self.limit else Regime.STABLE))
+"""
+
+
+def test_a_guard_sees_the_update_norm_one_step_late(tmp_path, monkeypatch):
+    # so that the plugin is forgotten after this test
+    monkeypatch.setattr("lbw_sim.guard.registry._plugins", {"sensor": {}, "analyzer": {}, "policy": {}})
+    plugin = tmp_path / "update_watch.py"
+    plugin.write_text(UPDATE_WATCH)
+    load_plugin(plugin)
+    bump = fault("lr_bump", 30)
+    train([RunPlan(run_id="free", steps=40, fault=bump)], tmp_path / "free")
+    norms = rows_of(tmp_path / "free", "free")["update_norm"]
+    limit = 2.0 * float(norms[:30].max())
+    spec = GuardSpec.from_toml(
+        f"""
+        lbw_spec = 1
+        sensor.name = "raw"
+        analyzer = {{ name = "update_watch", limit = {limit} }}
+        policy.name = "damp_release"
+        """
+    )
+    train([RunPlan(run_id="watched", steps=40, fault=bump, spec=spec)], tmp_path / "watched")
+    rows = rows_of(tmp_path / "watched", "watched")
+    high = rows["update_norm"] > limit
+    assert high.nonzero()[0][0] == 30
+    assert np.array_equal(rows["regime"][1:] == Regime.SPIKE, high[:-1])
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +174,7 @@ def test_a_fault_is_marked_and_labelled_where_it_is_and_changes_nothing_before(n
     assert set(clean["event"]) == {""}
     assert same(clean, rows, steps=slice(0, ONSET))
     assert not same(clean, rows)
-    assert read_labels(faulty_runs / f"run_id={name}") == (made.label(STEPS),)
+    assert read_labels(faulty_runs / f"run_id={name}") == (made.label(STEPS, guarded=False),)
     assert read_labels(faulty_runs / "run_id=clean") == ()
 
 

@@ -145,6 +145,9 @@ def test_with_both_files_there_the_parquet_counts_and_recover_removes_the_journa
     recover(tmp_path)
     finished = (path.parent / "segment-000.parquet").read_bytes()
     lay_down(tmp_path, journal)
+    in_place = read_trace(tmp_path.as_uri())
+    assert [(segment.rows, segment.meta.ended) for segment in in_place.segments] == [(ROWS, "recovered")]
+    assert path.exists()
     assert [found.rows for found in recover(tmp_path)] == [ROWS]
     assert not path.exists()
     assert (path.parent / "segment-000.parquet").read_bytes() == finished

@@ -190,9 +190,10 @@ def test_an_interrupt_at_any_point_of_append_leaves_the_journal_whole(tmp_path: 
             try:
                 signal.setitimer(signal.ITIMER_REAL, chance.uniform(1e-5, 3e-4))
                 while True:
-                    row += 1
+                    # a row whose fate is not known is given again
                     if append_row(recorder, row):
                         acknowledged += 1
+                        row += 1
             except KeyboardInterrupt:
                 interrupts += 1
     finally:
@@ -203,3 +204,46 @@ def test_an_interrupt_at_any_point_of_append_leaves_the_journal_whole(tmp_path: 
     trace = read_trace(tmp_path)
     assert trace.meta.damage is None
     assert len(trace.to_numpy("all")["step"]) == closed.rows
+
+
+def test_a_reader_that_is_overtaken_by_the_end_of_a_recording_looks_again(tmp_path: Path) -> None:
+    code = """
+import sys
+from trace_rows import append_row, begin
+for segment in range(60):
+    recorder = begin(sys.argv[1])
+    append_row(recorder, segment)
+    print(segment, flush=True)
+    recorder.close()
+"""
+    with subprocess.Popen([sys.executable, "-c", code, tmp_path], stdout=subprocess.PIPE, env=ENV) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        while child.poll() is None:
+            # by its URI, so that it never waits for a lock
+            trace = read_trace(tmp_path.as_uri())
+            steps = trace.to_numpy("all")["step"].tolist()
+            assert steps == list(range(len(steps)))
+            assert len(trace.segments) - len(steps) in (0, 1)
+    assert len(read_trace(tmp_path).segments) == 60
+
+
+def test_a_journal_that_a_reader_cleared_away_while_it_was_empty_is_made_again(tmp_path: Path) -> None:
+    code = """
+import os, sys
+from trace_rows import append_row, begin
+journal = sys.argv[1] + "/run_id=run/_segment-000.journal"
+cleared = []
+def between_open_and_lock(event, arguments):
+    if event == "fcntl.flock" and not cleared and os.path.exists(journal):
+        cleared.append(os.stat(journal).st_size)
+        os.unlink(journal)
+sys.addaudithook(between_open_and_lock)
+recorder = begin(sys.argv[1])
+append_row(recorder, 0)
+recorder.close()
+assert cleared == [0], cleared
+assert recorder.failure is None, recorder.failure
+"""
+    subprocess.run([sys.executable, "-c", code, tmp_path], env=ENV, check=True)
+    assert_rows(read_trace(tmp_path).to_numpy("all"), 1)

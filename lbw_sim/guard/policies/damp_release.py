@@ -27,7 +27,7 @@ class DampRelease:
     ('DAMP', 0.5)
     """
 
-    cut: float = param(0.5, low=0.05, high=0.95, doc="factor of one cut")
+    cut: float = param(0.3, low=0.05, high=0.95, doc="factor of one cut")
     hold_steps: int = param(15, low=1, high=1_000, unit="steps", doc="least distance between cuts", log=True)
     release: float = param(1.05, low=1.001, high=2.0, unit="1/step", doc="factor of one step of release")
 

@@ -1,6 +1,7 @@
 """Loss signals that single bad batches, a falling trend and level shifts do not spoil.
 
-Windowless: a handful of numbers, so that it runs in vector lanes. It does not decide what is unsafe.
+Windowless: a handful of numbers, so that it runs in vector lanes. Time constants count rows, that is, measured losses:
+a log of every fifth step is read at its own pace. It does not decide what is unsafe.
 """
 
 from __future__ import annotations
@@ -10,27 +11,38 @@ from typing import NamedTuple
 from lbw_sim.params import param, sensor
 from lbw_sim.values import Signals, Telemetry, nan
 
-# beyond this a loss is no measurement
-LARGEST_LOSS = 1e12
-# E|x - y| = 2/sqrt(pi) sd for two independent normal values
+LARGEST = 1e12
+"""A loss or a norm beyond this is no measurement."""
 SD_PER_MEAN_DIFFERENCE = 0.886226925452758
+"""E|x - y| = 2/sqrt(pi) sd for two independent normal values."""
+SETTLED_ROWS = 10.0
+"""Rows from which a residual is clipped: before, the noise is not known."""
+SPARSE_STEPS = 3.0
+"""Logged this far apart or farther, a single high row may be a whole event, and counts."""
 
 
 class RobustLossState(NamedTuple):
     """Level, trend and noise of the loss; recent and long-run gradient and update norm."""
 
-    seen: float
+    rows: float
+    step: float
+    first: float
+    least: float
+    """Lowest median of three so far."""
     previous: float
+    before_previous: float
     level: float
     trend: float
     mean_difference: float
-    low: float
+    slow_level: float
+    slow_low: float
     swing: float
+    """Side of the last large residual: 1 above, -1 below."""
     oscillation: float
-    grad_count: float
+    grad_rows: float
     grad_fast: float
     grad_slow: float
-    update_count: float
+    update_rows: float
     update_fast: float
     update_slow: float
 
@@ -40,110 +52,136 @@ class RobustLossState(NamedTuple):
     uses=("lr", "grad_norm", "update_norm", "nonfinite"),
     emits=(
         "loss", "lr", "grad_norm", "update_norm", "nonfinite", "loss_level", "loss_sd", "loss_z", "loss_trend",
-        "loss_rise", "oscillation", "grad_ratio", "update_ratio",
+        "loss_rise", "loss_rebound", "cadence_steps", "oscillation", "grad_ratio", "update_ratio",
     ),
 )  # fmt: skip
 class RobustLoss:
-    """Residual from a local trend, in units of the noise between neighbouring steps.
+    """Residual from a local trend, and rise above the trailing minimum, in units of the run's own noise.
 
-    Level and trend are Holt's double exponential smoothing (Holt 1957) fed with clipped residuals (Huber 1964), so
-    one outlier moves them little and a level shift is still followed in the end. The noise comes from differences of
-    neighbouring losses, which a trend does not inflate. `loss_rise` is the level above its own trailing minimum; the
-    minimum leaks upward, so that a run that has settled at a higher level is not blamed for ever.
+    - Level and trend are Holt's double exponential smoothing (Holt 1957) fed with clipped residuals (Huber 1964): one
+      outlier moves them little, a level shift is followed in the end. The noise comes from differences of neighbouring
+      losses, which a trend does not inflate.
+    - `loss_z` is the residual of the lesser of the last two losses, since 97 of 100 rows that stand out alone are bad
+      batches; in sparse logs it is the last loss itself.
+    - `loss_rise` is a slow level of medians of three above its own trailing minimum. The minimum leaks upward, so
+      that a run that has settled higher is not blamed for ever.
+    - `loss_rebound` is for the first `startup_rows`, where no noise is known yet.
 
     >>> sensor, state = RobustLoss(), RobustLoss().init()
-    >>> for step in range(200):
-    ...     loss = 4.0 - 0.01 * step + (0.02 if step % 2 else -0.02) + (1.0 if step == 199 else 0.0)
+    >>> z, rise = [], []
+    >>> for step in range(204):
+    ...     loss = 4.0 - 0.01 * step + (0.02 if step % 2 else -0.02) + (1.0 if step in (199, 202, 203) else 0.0)
     ...     state, signals = sensor.step(state, Telemetry(step=step, loss=loss, nonfinite=0.0))
-    >>> signals.loss_z > 20, signals.loss_rise < 4
-    (True, True)
+    ...     z.append(signals.loss_z)
+    ...     rise.append(signals.loss_rise)
+    >>> z[199] < 3, z[203] > 20, rise[199] < 1
+    (True, True, True)
     """
 
-    level_steps: int = param(8, low=2, high=200, unit="steps", doc="time constant of the level", log=True)
-    trend_steps: int = param(40, low=4, high=2_000, unit="steps", doc="time constant of the trend", log=True)
-    noise_steps: int = param(60, low=10, high=2_000, unit="steps", doc="time constant of the noise", log=True)
-    forget_steps: int = param(
-        200, low=10, high=10_000, unit="steps", doc="time in which a higher level is accepted", log=True
+    level_rows: int = param(10, low=2, high=200, unit="rows", doc="time constant of the level", log=True)
+    noise_rows: int = param(65, low=10, high=2_000, unit="rows", doc="time constant of the noise", log=True)
+    clip_sd: float = param(5.0, low=1.0, high=10.0, unit="sd", doc="residuals count no more than this")
+    floor_share: float = param(0.001, low=0.0, high=0.1, doc="least noise, as a share of the level")
+    rise_rows: int = param(12, low=2, high=500, unit="rows", doc="time constant of the slow level", log=True)
+    forget_rows: int = param(
+        400, low=10, high=10_000, unit="rows", doc="time in which a higher level is accepted", log=True
     )
-    clip_sd: float = param(3.0, low=1.0, high=10.0, unit="sd", doc="residuals seen no more than this")
-    norm_fast_steps: int = param(
-        10, low=2, high=200, unit="steps", doc="recent mean of gradient and update norm", log=True
+    startup_rows: int = param(
+        15, low=2, high=1_000, unit="rows", doc="rows that count as the start of the run", log=True
     )
-    norm_slow_steps: int = param(400, low=20, high=10_000, unit="steps", doc="long-run mean of the norms", log=True)
+    norm_fast_rows: int = param(
+        10, low=2, high=200, unit="rows", doc="recent mean of gradient and update norm", log=True
+    )
+    norm_slow_rows: int = param(400, low=20, high=10_000, unit="rows", doc="long-run mean of the norms", log=True)
 
     def init(self) -> RobustLossState:
         """No history."""
-        return RobustLossState(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+        return RobustLossState(
+            0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
+        )
 
     def step(self, state: RobustLossState, telemetry: Telemetry) -> tuple[RobustLossState, Signals]:
         """One step; a channel that is missing or not finite leaves its part of the state alone."""
-        grad_count, grad_fast, grad_slow, grad_ratio = state.grad_count, state.grad_fast, state.grad_slow, nan
-        if 0.0 <= telemetry.grad_norm <= LARGEST_LOSS:
+        grad_rows, grad_fast, grad_slow, grad_ratio = state.grad_rows, state.grad_fast, state.grad_slow, nan
+        if 0.0 <= telemetry.grad_norm <= LARGEST:
             # one huge gradient must not own the long-run mean
-            norm = telemetry.grad_norm if grad_count < 20.0 else min(telemetry.grad_norm, 20.0 * grad_slow)
-            grad_fast = grad_fast + max(1.0 / (grad_count + 1.0), 1.0 / self.norm_fast_steps) * (norm - grad_fast)
-            grad_slow = grad_slow + max(1.0 / (grad_count + 1.0), 1.0 / self.norm_slow_steps) * (norm - grad_slow)
-            grad_count = grad_count + 1.0
-            grad_ratio = grad_fast / grad_slow if grad_slow > 0.0 else nan
-        update_count, update_fast, update_slow, update_ratio = (
-            state.update_count, state.update_fast, state.update_slow, nan,
+            norm = telemetry.grad_norm if grad_rows < 20.0 else min(telemetry.grad_norm, 10.0 * grad_slow)
+            grad_fast = grad_fast + max(1.0 / (grad_rows + 1.0), 1.0 / self.norm_fast_rows) * (norm - grad_fast)
+            grad_slow = grad_slow + max(1.0 / (grad_rows + 1.0), 1.0 / self.norm_slow_rows) * (norm - grad_slow)
+            grad_rows = grad_rows + 1.0
+            grad_ratio = grad_fast / grad_slow if grad_slow > 0.0 and grad_rows > 5.0 * self.norm_fast_rows else nan
+        update_rows, update_fast, update_slow, update_ratio = (
+            state.update_rows, state.update_fast, state.update_slow, nan,
         )  # fmt: skip
-        if 0.0 <= telemetry.update_norm <= LARGEST_LOSS:
-            norm = telemetry.update_norm if update_count < 20.0 else min(telemetry.update_norm, 20.0 * update_slow)
-            update_fast = update_fast + max(1.0 / (update_count + 1.0), 1.0 / self.norm_fast_steps) * (
-                norm - update_fast
+        if 0.0 <= telemetry.update_norm <= LARGEST:
+            norm = telemetry.update_norm if update_rows < 20.0 else min(telemetry.update_norm, 10.0 * update_slow)
+            update_fast = update_fast + max(1.0 / (update_rows + 1.0), 1.0 / self.norm_fast_rows) * (norm - update_fast)
+            update_slow = update_slow + max(1.0 / (update_rows + 1.0), 1.0 / self.norm_slow_rows) * (norm - update_slow)
+            update_rows = update_rows + 1.0
+            update_ratio = (
+                update_fast / update_slow if update_slow > 0.0 and update_rows > 5.0 * self.norm_fast_rows else nan
             )
-            update_slow = update_slow + max(1.0 / (update_count + 1.0), 1.0 / self.norm_slow_steps) * (
-                norm - update_slow
-            )
-            update_count = update_count + 1.0
-            update_ratio = update_fast / update_slow if update_slow > 0.0 else nan
 
-        seen, previous, level, trend = state.seen, state.previous, state.level, state.trend
-        mean_difference, low, swing, oscillation = state.mean_difference, state.low, state.swing, state.oscillation
-        loss_level, loss_sd, loss_z, loss_trend, loss_rise, shown_oscillation = nan, nan, nan, nan, nan, nan
+        rows, step, first, least = state.rows, state.step, state.first, state.least
+        previous, before_previous, level, trend = state.previous, state.before_previous, state.level, state.trend
+        mean_difference, slow_level, slow_low = state.mean_difference, state.slow_level, state.slow_low
+        swing, oscillation = state.swing, state.oscillation
+        loss_level, loss_sd, loss_z, loss_trend, loss_rise = nan, nan, nan, nan, nan
+        loss_rebound, cadence_steps, shown_oscillation = nan, nan, nan
         loss = telemetry.loss
-        if -LARGEST_LOSS <= loss <= LARGEST_LOSS:
-            if seen == 0.0:
-                previous, level, low = loss, loss, loss
-            # a loss printed with few decimals repeats itself: its noise is not zero
-            floor = 1e-4 * abs(level) + 1e-9
-            sd = max(SD_PER_MEAN_DIFFERENCE * mean_difference, floor)
+        if -LARGEST <= loss <= LARGEST:
+            if rows == 0.0:
+                step = telemetry.step - 1.0
+                first, least, previous, before_previous = loss, loss, loss, loss
+                level, slow_level, slow_low = loss, loss, loss
+            cadence_steps = max(1.0, telemetry.step - step)
+            sparse = cadence_steps >= SPARSE_STEPS
+            lesser = min(loss, previous)
+            # a loss printed with few decimals repeats itself, and a solved task has none: noise is not zero
+            sd = max(SD_PER_MEAN_DIFFERENCE * mean_difference, 1e-9 + self.floor_share * abs(level))
             predicted = level + trend
             residual = loss - predicted
             limit = self.clip_sd * sd
-            clipped = max(-limit, min(limit, residual)) if seen >= 10.0 else residual
-            gain = max(1.0 / (seen + 1.0), 2.0 / (self.level_steps + 1.0))
+            clipped = max(-limit, min(limit, residual)) if rows >= SETTLED_ROWS else residual
+            gain = max(1.0 / (rows + 1.0), 2.0 / (self.level_rows + 1.0))
             level = predicted + gain * clipped
-            trend = trend + gain * clipped / self.trend_steps if seen >= 2.0 else trend
+            trend = trend + gain * clipped / (5.0 * self.level_rows) if rows >= 2.0 else trend
 
             difference = abs(loss - previous)
-            if seen >= 10.0:
+            if rows >= SETTLED_ROWS:
                 difference = min(difference, limit / SD_PER_MEAN_DIFFERENCE)
-            if seen >= 1.0:
-                mean_difference = mean_difference + max(1.0 / seen, 1.0 / self.noise_steps) * (
+            if rows >= 1.0:
+                mean_difference = mean_difference + max(1.0 / rows, 1.0 / self.noise_rows) * (
                     difference - mean_difference
                 )
-            low = level if level < low else low + (level - low) / self.forget_steps
 
-            z = residual / sd
+            median = loss if sparse else max(lesser, min(max(loss, previous), before_previous))
+            slow_level = slow_level + max(1.0 / (rows + 1.0), 2.0 / (self.rise_rows + 1.0)) * (median - slow_level)
+            slow_low = slow_level if slow_level < slow_low else slow_low + (slow_level - slow_low) / self.forget_rows
+            if rows < self.startup_rows:
+                loss_rebound = 0.0
+                # less than a twentieth of the first loss is noise
+                if rows >= 2.0 and lesser - least > 0.05 * abs(first):
+                    loss_rebound = (lesser - least) / (first - least) if first > least else 1.0
+            least = min(least, median)
+
             swung = 0.0
-            if z > 2.5:
+            if residual > 2.5 * sd:
                 swung = 1.0 if swing < 0.0 else 0.0
                 swing = 1.0
-            elif z < -2.5:
+            elif residual < -2.5 * sd:
                 swung = 1.0 if swing > 0.0 else 0.0
                 swing = -1.0
             oscillation = oscillation + (swung - oscillation) / 30.0
-            previous = loss
-            seen = seen + 1.0
-            loss_level, loss_sd, loss_z, loss_trend = level, sd, z, trend / sd
-            loss_rise, shown_oscillation = (level - low) / sd, oscillation
+            loss_z = ((loss if sparse else lesser) - predicted) / sd
+            loss_level, loss_sd, loss_trend = level, sd, trend / sd
+            loss_rise, shown_oscillation = (slow_level - slow_low) / sd, oscillation
+            before_previous, previous, step, rows = previous, loss, telemetry.step * 1.0, rows + 1.0
 
         return (
             RobustLossState(
-                seen, previous, level, trend, mean_difference, low, swing, oscillation,
-                grad_count, grad_fast, grad_slow, update_count, update_fast, update_slow,
+                rows, step, first, least, previous, before_previous, level, trend, mean_difference, slow_level,
+                slow_low, swing, oscillation, grad_rows, grad_fast, grad_slow, update_rows, update_fast, update_slow,
             ),
             Signals(
                 loss=loss,
@@ -156,6 +194,8 @@ class RobustLoss:
                 loss_z=loss_z,
                 loss_trend=loss_trend,
                 loss_rise=loss_rise,
+                loss_rebound=loss_rebound,
+                cadence_steps=cadence_steps,
                 oscillation=shown_oscillation,
                 grad_ratio=grad_ratio,
                 update_ratio=update_ratio,

@@ -1,0 +1,400 @@
+"""Open-loop replay of many guards over many runs, compiled: the reference engine's bits, some hundred times faster.
+
+Says what each guard would have decided on the record, never what its decisions would have done. A guard that has no
+compiled form, or a step at which Python would raise, goes through the reference engine, which has the last word.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lbw_sim.guard import Guard, GuardSpec
+from lbw_sim.params import meta
+from lbw_sim.replay import kernels
+from lbw_sim.replay.inlining import CannotInline
+from lbw_sim.replay.reference import DECIDED, decide
+from lbw_sim.trace import Trace
+from lbw_sim.values import UNSAFE_REGIMES, Posture
+
+Engine = Literal["auto", "compiled", "python"]
+Columns = Mapping[str, NDArray[Any]]
+Progress = Callable[[int, int], None]
+
+LANES = 32
+"""Candidates side by side; measured in `benchmarks/replay.py`."""
+BLOCK_ROWS = 1024 * kernels.WORD_ROWS
+"""Rows between two looks at whether to stop: about 10 ms of work."""
+MAX_ALARMS = 10_000
+"""Alarms listed per run and candidate."""
+WORTH_COMPILING = 100_000
+"""Candidate-steps below which plain Python is done before a compiler has been loaded."""
+_WHOLE = 2.0**53
+
+
+class CompileWarning(UserWarning):
+    """A guard runs in plain Python, some hundred times slower, because a component has no compiled form."""
+
+
+class Replays(NamedTuple):
+    """What guards decide along one recorded run. Arrays have one entry per guard, in the order of `specs`."""
+
+    run_id: str
+    specs: tuple[GuardSpec, ...]
+    steps: NDArray[np.int64]
+    """The step of each row of the final lineage."""
+    alarm_counts: NDArray[np.int64]
+    """Runs of unsafe rows, those not listed included."""
+    alarm_rows: NDArray[np.int64]
+    """(first row, last row) of every listed alarm, guard after guard: `alarms(guard)` picks them."""
+    alarm_starts: NDArray[np.int64]
+    """Where each guard's alarms begin in `alarm_rows`; one entry more than guards."""
+    first_regime: NDArray[np.int8]
+    """`Regime` in which the first alarm began; -1 without alarm."""
+    unsafe_steps: NDArray[np.int64]
+    regime_switches: NDArray[np.int64]
+    """Rows whose regime is not the one before."""
+    requested_energy: NDArray[np.float64]
+    """Control energy asked for: the sum of (1 - scale)^2."""
+    active_steps: NDArray[np.int64]
+    """Rows with scale below 1."""
+    min_scale: NDArray[np.float64]
+    """Lowest scale; 1 without rows."""
+    skip_requests: NDArray[np.int64]
+    """Rows with posture SKIP: asked for and within the envelope's budget."""
+    rollback_requests: NDArray[np.int64]
+    """Rows with posture ROLLBACK."""
+    decided: tuple[dict[str, NDArray[Any]], ...] | None
+    """With `rows=True`, per guard: regime, posture and reason as enum codes, scale, energy, one entry per row."""
+
+    def alarms(self, guard: int) -> list[tuple[int, int]]:
+        """(first row, last row) of each alarm of one guard, in order; at most `max_alarms`."""
+        found = self.alarm_rows[self.alarm_starts[guard] : self.alarm_starts[guard + 1]]
+        return [(int(first), int(last)) for first, last in found]
+
+
+class _Summary(NamedTuple):
+    """Of some candidates on one run; the fields as in `Replays`, one entry per candidate."""
+
+    alarms: list[NDArray[np.int64]]
+    alarm_counts: NDArray[np.int64]
+    unsafe_steps: NDArray[np.int64]
+    counted: dict[str, NDArray[np.float64]]
+    """Entry of `kernels.SUMMARY` -> values."""
+    decided: list[dict[str, NDArray[Any]]]
+
+
+def replay_many(
+    traces: Sequence[Trace | Columns],
+    specs: Sequence[GuardSpec],
+    *,
+    rows: bool = False,
+    progress: Progress | None = None,
+    threads: int | None = None,
+    max_alarms: int = MAX_ALARMS,
+    engine: Engine = "auto",
+) -> Iterator[Replays]:
+    """Replay every guard along every run; one result per run, in order, as soon as it is there.
+
+    `traces`: recorded runs, of which the final lineage counts, or columns as `Trace.to_numpy()` gives. `rows`: keep
+    every decision, not only the summary. `progress` is called with candidate-steps done and in all. `threads`: default
+    one per core that this process may use; results do not depend on it. `engine`: `auto` compiles unless the work is
+    small; results do not depend on it either. Stop it at any time, with Ctrl-C or by not asking for more: what was
+    handed out is complete. `replay_bytes` says how much memory it takes.
+
+    Warns with CompileWarning, once per structure, about guards that run in plain Python. Raises ChannelError when a
+    guard needs a channel that a run does not hold, SpecError when a component is not installed.
+    """
+    guards = [spec.build() for spec in specs]
+    totals = [_row_count(trace) for trace in traces]
+    groups = _groups(guards, sum(totals), rows, engine)
+    total = sum(totals) * len(guards)
+    done = 0
+
+    def report(steps: int) -> None:
+        nonlocal done
+        done += steps
+        if progress is not None:
+            progress(done, total)
+
+    count = threads if threads is not None else len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    stop = threading.Event()
+    pool = ThreadPoolExecutor(max(1, count))
+    try:
+        for number, trace in enumerate(traces):
+            yield _replay_one(number, trace, tuple(specs), guards, groups, rows, max_alarms, pool, stop, report)
+    finally:
+        stop.set()
+        pool.shutdown(cancel_futures=True)
+
+
+def replay_bytes(
+    row_count: int,
+    guards: int,
+    *,
+    channels: int = 8,
+    rows: bool = False,
+    threads: int = 1,
+    max_alarms: int = MAX_ALARMS,
+) -> int:
+    """Most memory in bytes that `replay_many` takes for one run of `row_count` rows, beside the run itself.
+
+    The worst case, in which every second row starts an alarm. Results of earlier runs count only if they are kept.
+
+    >>> replay_bytes(10_000, 1_000) < 200e6 < replay_bytes(10_000, 1_000, rows=True)
+    True
+    """
+    alarms = min(max_alarms, (row_count + 1) // 2)
+    telemetry = 8 * (channels + 1) * (row_count + 1)
+    words = 8 * LANES * (BLOCK_ROWS // kernels.WORD_ROWS)
+    candidate = 8 * 100 + 8 * len(Replays._fields) + 2 * 16 * alarms + (2 * 19 * row_count if rows else 0)
+    return telemetry + threads * (words + LANES * 16 * alarms) + guards * candidate
+
+
+class _Group(NamedTuple):
+    """Candidates of one structure."""
+
+    members: list[int]
+    """Their places among the guards."""
+    source: kernels.Source | None
+    """None: plain Python."""
+
+
+def _groups(guards: Sequence[Guard], row_count: int, rows: bool, engine: Engine) -> list[_Group]:
+    by_structure: dict[Any, list[int]] = {}
+    for place, guard in enumerate(guards):
+        by_structure.setdefault(kernels.structure(guard), []).append(place)
+    groups = []
+    for members in by_structure.values():
+        source = None
+        if engine == "compiled" or (engine == "auto" and row_count * len(members) >= WORTH_COMPILING):
+            guard = guards[members[0]]
+            try:
+                source = kernels.source(guard, LANES if len(members) > 1 else 1, rows)
+            except CannotInline as reason:
+                warnings.warn(f"replayed in plain Python: {reason}", CompileWarning, stacklevel=4)
+        groups.append(_Group(members, source))
+    return groups
+
+
+def _row_count(trace: Trace | Columns) -> int:
+    return sum(segment.rows for segment in trace.segments) if isinstance(trace, Trace) else len(trace["step"])
+
+
+def _replay_one(
+    number: int,
+    trace: Trace | Columns,
+    specs: tuple[GuardSpec, ...],
+    guards: Sequence[Guard],
+    groups: Sequence[_Group],
+    rows: bool,
+    max_alarms: int,
+    pool: ThreadPoolExecutor,
+    stop: threading.Event,
+    report: Callable[[int], None],
+) -> Replays:
+    if isinstance(trace, Trace):
+        run_id, columns, channels = trace.run_id, trace.to_numpy(), trace.channels
+    else:
+        run_id, columns, channels = f"columns {number}", dict(trace), tuple(trace)
+    row_count = len(columns["step"])
+    n = len(guards)
+    alarms: list[NDArray[np.int64]] = [np.empty((0, 2), np.int64)] * n
+    counts, unsafe = np.zeros(n, np.int64), np.zeros(n, np.int64)
+    counted = {name: np.zeros(n) for name in kernels.SUMMARY}
+    decided: list[dict[str, NDArray[Any]]] = [{} for _ in range(n)]
+
+    jobs = []
+    for group in groups:
+        guards[group.members[0]].require(channels, f"trace {run_id!r}")
+        if group.source is None:
+            jobs += [([member], _reference, (guards[member], columns, rows, max_alarms)) for member in group.members]
+            continue
+        seen = _seen(columns, meta(guards[group.members[0]].sensor).extra)
+        lanes = group.source.layout.lanes
+        for first in range(0, len(group.members), lanes):
+            members = group.members[first : first + lanes]
+            chunk = [guards[member] for member in members]
+            jobs.append((members, _compiled, (group.source, chunk, seen, columns, rows, max_alarms, stop)))  # type: ignore[arg-type]
+    waiting = [(members, pool.submit(work, *arguments)) for members, work, arguments in jobs]
+    for members, future in waiting:
+        found: _Summary = future.result()
+        for place, member in enumerate(members):
+            alarms[member] = found.alarms[place]
+            counts[member], unsafe[member] = found.alarm_counts[place], found.unsafe_steps[place]
+            for name, values in found.counted.items():
+                counted[name][member] = values[place]
+            if rows:
+                decided[member] = found.decided[place]
+        report(row_count * len(members))
+    return Replays(
+        run_id=run_id,
+        specs=specs,
+        steps=columns["step"],
+        alarm_counts=counts,
+        alarm_rows=np.concatenate([np.empty((0, 2), np.int64), *alarms]),
+        alarm_starts=np.cumsum([0, *map(len, alarms)]),
+        first_regime=counted["first_regime"].astype(np.int8),
+        unsafe_steps=unsafe,
+        regime_switches=counted["switches"].astype(np.int64),
+        requested_energy=counted["energy"],
+        active_steps=counted["active_steps"].astype(np.int64),
+        min_scale=counted["min_scale"],
+        skip_requests=counted["skips"].astype(np.int64),
+        rollback_requests=counted["rollbacks"].astype(np.int64),
+        decided=tuple(decided) if rows else None,
+    )
+
+
+def _seen(columns: Columns, extra: Sequence[str]) -> NDArray[np.float64]:
+    """Telemetry as kernels read it: a row per channel; the first column is what comes before the first step."""
+    row_count = len(columns["step"])
+    seen = np.full((len(kernels.CHANNELS) + len(extra), row_count + 1), np.nan)
+    seen[:, 0] = kernels.telemetry_before_the_first_step(len(extra))
+    for place, name in enumerate((*kernels.CHANNELS, *extra)):
+        if name in columns:
+            seen[place, 1:] = columns[name]
+    return seen
+
+
+def _compiled(
+    source: kernels.Source,
+    guards: Sequence[Guard],
+    seen: NDArray[np.float64],
+    columns: Columns,
+    rows: bool,
+    max_alarms: int,
+    stop: threading.Event,
+) -> _Summary:
+    """Candidates of one structure, at most as many as there are lanes, along one run."""
+    layout, row_count = source.layout, seen.shape[1] - 1
+    lanes = layout.lanes
+    kernel, extract = kernels.compiled(source.text), kernels.compiled(kernels.extraction())
+    buffer, win, place, unfit = _start(layout, guards)
+    block = min(BLOCK_ROWS, row_count)
+    words = np.empty(lanes * -(-block // kernels.WORD_ROWS))
+    outputs = {
+        name: np.empty(row_count * lanes if rows else 0, np.float64 if name in ("scale", "energy") else np.int8)
+        for name in DECIDED
+    }
+    listed = min(max_alarms, (row_count + 1) // 2)
+    alarms = np.empty((lanes, listed, 2), np.int64)
+    counts, unsafe, begun = np.zeros(lanes, np.int64), np.zeros(lanes, np.int64), np.full(lanes, -1, np.int64)
+    for begin in range(0, row_count, BLOCK_ROWS):
+        if stop.is_set():
+            raise KeyboardInterrupt
+        end = min(begin + BLOCK_ROWS, row_count)
+        kernel(seen, begin, end, buffer, words, win, place, *(outputs.values() if rows else ()))
+        extract(words, begin, end, lanes, begun, counts, unsafe, alarms)
+    for lane in np.flatnonzero(begun >= 0).tolist():
+        if counts[lane] < listed:
+            alarms[lane, counts[lane]] = begun[lane], row_count - 1
+        counts[lane] += 1
+
+    counted = {
+        name: buffer[layout.summary_row(name) * lanes : (layout.summary_row(name) + 1) * lanes]
+        for name in kernels.SUMMARY
+    }
+    if row_count == 0:
+        counted["switches"][:] = 0.0
+    found = _Summary(
+        [alarms[lane, : counts[lane]].copy() for lane in range(len(guards))],
+        counts,
+        unsafe,
+        counted,
+        [
+            {name: values.reshape(row_count, lanes)[:, lane].copy() for name, values in outputs.items()}
+            for lane in range(len(guards) if rows else 0)
+        ],
+    )
+    for lane, guard in enumerate(guards):
+        if unfit[lane] or counted["fault"][lane] != 0.0 or _too_large(columns):
+            _replace(found, lane, _reference(guard, columns, rows, max_alarms))
+    return found
+
+
+def _replace(found: _Summary, lane: int, by: _Summary) -> None:
+    """Put the reference engine's answer in the place of a candidate's."""
+    found.alarms[lane] = by.alarms[0]
+    found.alarm_counts[lane], found.unsafe_steps[lane] = by.alarm_counts[0], by.unsafe_steps[0]
+    for name, values in by.counted.items():
+        found.counted[name][lane] = values[0]
+    if by.decided:
+        found.decided[lane] = by.decided[0]
+
+
+def _too_large(columns: Columns) -> bool:
+    steps = columns["step"]
+    return len(steps) > 0 and not (abs(float(steps.min())) < _WHOLE and abs(float(steps.max())) < _WHOLE)
+
+
+def _start(
+    layout: kernels.Layout, guards: Sequence[Guard]
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64], list[bool]]:
+    """The buffer before the first row, the windows, and which candidates the kernel's assumptions do not fit."""
+    lanes = layout.lanes
+    table = np.zeros((layout.rows, lanes))
+    unfit = []
+    win, place = np.zeros(0), np.zeros(0, np.int64)
+    for lane in range(lanes):
+        # lanes without a candidate repeat the first one: zeros would divide by zero, slowly
+        guard = guards[lane if lane < len(guards) else 0]
+        for row, path in enumerate(layout.parameters):
+            value: Any = guard
+            for name in path.split("."):
+                value = getattr(value, name)
+            table[row, lane] = value
+        state = guard.init()
+        numbers = list(kernels.numbers_of(state))
+        fits = True
+        for row, (i, (low, high, whole)) in enumerate(zip(layout.state, layout.bounds, strict=True)):
+            number = numbers[i]
+            table[len(layout.parameters) + row, lane] = number
+            fits = fits and low <= number <= high and (not whole or number == int(number))
+        if layout.windows:
+            windows = list(kernels.windows_of(state))
+            fits = fits and all(len(window) > 0 for window in windows)
+            # every number stands twice, so that the window is one piece wherever its first number is
+            win = np.concatenate([np.array(window * 2 or (0.0, 0.0), dtype=np.float64) for window in windows])
+            ends = np.cumsum([0, *(2 * max(1, len(window)) for window in windows)])
+            place = np.array([(ends[k], max(1, len(w)), ends[k]) for k, w in enumerate(windows)], np.int64).reshape(-1)
+        unfit.append(not fits)
+    for name, start in kernels.SUMMARY_START.items():
+        table[layout.summary_row(name)] = start
+    return table.reshape(-1), win, place, unfit
+
+
+def _reference(guard: Guard, columns: Columns, rows: bool, max_alarms: int) -> _Summary:
+    """One candidate in plain Python."""
+    decisions = list(zip(*(decision[:5] for decision in decide(guard, columns)), strict=True))
+    arrays: dict[str, NDArray[Any]] = {
+        name: np.array(values, dtype=np.float64 if name in ("scale", "energy") else np.int8)
+        for name, values in zip(DECIDED, decisions or [()] * len(DECIDED), strict=True)
+    }
+    regime, posture, scale = arrays["regime"], arrays["posture"], arrays["scale"]
+    unsafe = np.isin(regime, [int(r) for r in UNSAFE_REGIMES])
+    edges = np.diff(unsafe.astype(np.int8), prepend=0, append=0)
+    alarms = np.stack([np.flatnonzero(edges == 1), np.flatnonzero(edges == -1) - 1], axis=1).astype(np.int64)
+    counted = {
+        "first_regime": float(regime[alarms[0, 0]]) if len(alarms) else -1.0,
+        "switches": float((regime[1:] != regime[:-1]).sum()),
+        "active_steps": float((scale < 1.0).sum()),
+        "min_scale": float(scale.min(initial=1.0)),
+        "energy": float(arrays["energy"][-1]) if len(scale) else 0.0,
+        "skips": float((posture == Posture.SKIP).sum()),
+        "rollbacks": float((posture == Posture.ROLLBACK).sum()),
+    }
+    return _Summary(
+        [alarms[:max_alarms]],
+        np.array([len(alarms)]),
+        np.array([int(unsafe.sum())]),
+        {name: np.array([value]) for name, value in counted.items()},
+        [arrays] if rows else [],
+    )
