@@ -221,6 +221,14 @@ def test_a_run_that_is_there_already_is_not_added_to(tmp_path: Path) -> None:
     assert columns(tmp_path / "out")["step"] == [1]
 
 
+def test_an_import_that_fails_half_way_leaves_no_run(tmp_path: Path) -> None:
+    file = write(tmp_path / "run.csv", "step,loss\n1,2\n")
+    with pytest.raises(TraceError, match="label 0: steps 5 to 2 are no stretch"):
+        import_csv(file, tmp_path / "out", labels=[Label(5, 2, "spike")])
+    assert list((tmp_path / "out").iterdir()) == []
+    assert import_csv(file, tmp_path / "out", labels=[Label(1, 1, "spike")]).rows == 1
+
+
 def test_a_file_name_becomes_an_id_that_stays_in_its_folder() -> None:
     assert run_id_from("a b/gptL_adamw_0.0001.csv") == "gptL_adamw_0.0001"
     assert run_id_from("x/Läufe (2).jsonl.gz") == "L-ufe-2"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -135,13 +136,21 @@ def import_csv(
             "source_columns": ", ".join(f"{name}={column}" for name, column in mapping.items()),
             "lbw_sim": lbw_sim.__version__,
         }
-        closed = _record(path, out, run_id, mapping, survey, provenance)
+        try:
+            closed = _record(path, out, run_id, mapping, survey, provenance)
+            if closed.rows != survey.rows:
+                raise TraceError(
+                    f"{path}: {closed.rows} of {survey.rows} rows were recorded; a full disk, or a file that is still "
+                    f"being written?"
+                )
+            if labels is not None:
+                write_labels(folder, labels)
+        except BaseException:
+            # also for an interrupt: part of a run would look like a whole one
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         raise TraceError(f"{path} cannot be read: {str(error)[:300]}") from None
-    if closed.lost_rows:
-        raise TraceError(f"{path}: {closed.lost_rows} rows could not be written to {folder}")
-    if labels is not None:
-        write_labels(folder, labels)
     return Imported(run_id, closed.rows, survey.cadence_steps, tuple(survey.suspicions()), closed.path)
 
 
