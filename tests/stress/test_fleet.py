@@ -67,7 +67,8 @@ def test_threads_and_graph_width_change_no_bit():
 
 
 def test_a_shadow_guard_changes_no_bit_of_a_plain_training_loop(tmp_path):
-    plan = RunPlan(run_id="shadow", seed=2, steps=STEPS, spec=QUICK, fault=fault("lr_bump", ONSET))
+    eager = QUICK.with_changes({"analyzer.spike_sd": 2.0, "analyzer.spike_steps": 1.0, "analyzer.rise_sd": 0.5})
+    plan = RunPlan(run_id="shadow", seed=2, steps=STEPS, spec=eager, fault=fault("lr_bump", ONSET))
     train([plan], tmp_path)
     rows = rows_of(tmp_path, "shadow")
     assert rows["scale"].min() < 1.0  # the guard did want to act
