@@ -510,7 +510,7 @@ def test_unfit_starting_states_are_found(tmp_path: Path) -> None:
     specs = [spec_of("Start", start=s) for s in (0.0, -5.0, 3.0)]
     guards = [spec.build() for spec in specs]
     layout = kernels.source(guards[0], 1, rows=False).layout
-    assert [_start(layout, [guard])[3] for guard in guards] == [[False], [True], [False]]
+    assert [_start(layout, [guard]).unfit.tolist() for guard in guards] == [[False], [True], [False]]
     assert _seen(telemetry(3, 0), ()).shape == (7, 4)
     with pytest.raises(ZeroDivisionError):
         list(replay_many([telemetry(20, 0)], specs, engine="compiled"))
