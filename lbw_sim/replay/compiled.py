@@ -111,6 +111,12 @@ def replay_many(
 
     Warns with CompileWarning, once per structure, about guards that run in plain Python. Raises ChannelError when a
     guard needs a channel that a run does not hold, SpecError when a component is not installed.
+
+    >>> columns = {"step": np.arange(400), "loss": np.array([2.0, 2.1] * 150 + [9.0, 9.1] * 50)}
+    >>> specs = [GuardSpec.load("zscore"), GuardSpec.load("never")]
+    >>> for found in replay_many([columns], specs):
+    ...     print(found.alarms(0), found.unsafe_steps.tolist())
+    [(300, 310)] [11, 0]
     """
     guards = [spec.build() for spec in specs]
     totals = [_row_count(trace) for trace in traces]
@@ -191,7 +197,11 @@ def _chunks(guards: Sequence[Guard], row_count: int, rows: bool, engine: Engine)
             guard = guards[members[0]]
             try:
                 source = kernels.source(guard, LANES if len(members) > 1 else 1, rows)
-            except CannotInline as reason:
+                # now, so that no two threads do it
+                kernels.compiled(source.text)
+                kernels.compiled(kernels.extraction())
+            except (CannotInline, OSError) as reason:
+                source = None
                 warnings.warn(f"replayed in plain Python: {reason}", CompileWarning, stacklevel=4)
         together = source.layout.lanes if source else 1
         for first in range(0, len(members), together):

@@ -32,6 +32,7 @@ from lbw_sim.guard.sensors.robust_loss import RobustLoss
 from lbw_sim.params import params_of, parts_of
 from lbw_sim.replay import CompileWarning, Replays, compiled, kernels, replay_bytes, replay_many
 from lbw_sim.replay.compiled import _seen, _start
+from lbw_sim.replay.inlining import CannotInline
 
 STRUCTURES: dict[str, tuple[Any, Any, Any]] = {
     "default": (RobustLoss, Hysteresis, DampRelease),
@@ -447,6 +448,11 @@ def test_a_damaged_kernel_file_is_written_anew(tmp_path: Path, monkeypatch: pyte
     assert file.read_text() == text
     kernels.cache_folder.cache_clear()
     kernels.compiled.cache_clear()
+
+
+def test_a_kernel_that_the_compiler_refuses_is_no_crash() -> None:
+    with pytest.raises(CannotInline, match="does not compile"):
+        kernels.compiled('from numba import njit\n@njit("void(int64)")\ndef kernel(x):\n    return x.nothing\n')
 
 
 def test_a_cache_that_cannot_be_written_is_replaced_by_a_folder_of_this_process(
