@@ -11,13 +11,13 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lbw_sim.guard import Guard, GuardSpec
-from lbw_sim.params import meta
 from lbw_sim.replay import kernels
 from lbw_sim.replay.inlining import CannotInline
 from lbw_sim.replay.reference import DECIDED, decide
@@ -111,10 +111,16 @@ def replay_many(
 
     Warns with CompileWarning, once per structure, about guards that run in plain Python. Raises ChannelError when a
     guard needs a channel that a run does not hold, SpecError when a component is not installed.
+
+    >>> columns = {"step": np.arange(400), "loss": np.array([2.0, 2.1] * 150 + [9.0, 9.1] * 50)}
+    >>> specs = [GuardSpec.load("zscore"), GuardSpec.load("never")]
+    >>> for found in replay_many([columns], specs):
+    ...     print(found.alarms(0), found.unsafe_steps.tolist())
+    [(300, 310)] [11, 0]
     """
     guards = [spec.build() for spec in specs]
     totals = [_row_count(trace) for trace in traces]
-    groups = _groups(guards, sum(totals), rows, engine)
+    chunks = _chunks(guards, sum(totals), rows, engine)
     total = sum(totals) * len(guards)
     done = 0
 
@@ -126,13 +132,14 @@ def replay_many(
 
     count = threads if threads is not None else len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
     stop = threading.Event()
-    pool = ThreadPoolExecutor(max(1, count))
+    pool = ThreadPoolExecutor(count) if count > 1 else None
     try:
         for number, trace in enumerate(traces):
-            yield _replay_one(number, trace, tuple(specs), guards, groups, rows, max_alarms, pool, stop, report)
+            yield _replay_one(number, trace, tuple(specs), chunks, rows, max_alarms, pool, stop, report)
     finally:
         stop.set()
-        pool.shutdown(cancel_futures=True)
+        if pool is not None:
+            pool.shutdown(cancel_futures=True)
 
 
 def replay_bytes(
@@ -158,30 +165,50 @@ def replay_bytes(
     return telemetry + threads * (words + LANES * 16 * alarms) + guards * candidate
 
 
-class _Group(NamedTuple):
-    """Candidates of one structure."""
+class _Start(NamedTuple):
+    """A kernel's memory before the first row."""
+
+    buffer: NDArray[np.float64]
+    win: NDArray[np.float64]
+    place: NDArray[np.int64]
+    unfit: NDArray[np.bool_]
+    """Which candidates the kernel's assumptions do not fit."""
+
+
+class _Chunk(NamedTuple):
+    """Candidates of one structure that run side by side."""
 
     members: list[int]
     """Their places among the guards."""
+    guards: list[Guard]
     source: kernels.Source | None
     """None: plain Python."""
+    start: _Start | None
 
 
-def _groups(guards: Sequence[Guard], row_count: int, rows: bool, engine: Engine) -> list[_Group]:
+def _chunks(guards: Sequence[Guard], row_count: int, rows: bool, engine: Engine) -> list[_Chunk]:
     by_structure: dict[Any, list[int]] = {}
     for place, guard in enumerate(guards):
         by_structure.setdefault(kernels.structure(guard), []).append(place)
-    groups = []
+    chunks = []
     for members in by_structure.values():
         source = None
         if engine == "compiled" or (engine == "auto" and row_count * len(members) >= WORTH_COMPILING):
             guard = guards[members[0]]
             try:
                 source = kernels.source(guard, LANES if len(members) > 1 else 1, rows)
-            except CannotInline as reason:
+                # now, so that no two threads do it
+                kernels.compiled(source.text)
+                kernels.compiled(kernels.extraction())
+            except (CannotInline, OSError) as reason:
+                source = None
                 warnings.warn(f"replayed in plain Python: {reason}", CompileWarning, stacklevel=4)
-        groups.append(_Group(members, source))
-    return groups
+        together = source.layout.lanes if source else 1
+        for first in range(0, len(members), together):
+            chunk = members[first : first + together]
+            those = [guards[member] for member in chunk]
+            chunks.append(_Chunk(chunk, those, source, _start(source.layout, those) if source else None))
+    return chunks
 
 
 def _row_count(trace: Trace | Columns) -> int:
@@ -192,11 +219,10 @@ def _replay_one(
     number: int,
     trace: Trace | Columns,
     specs: tuple[GuardSpec, ...],
-    guards: Sequence[Guard],
-    groups: Sequence[_Group],
+    chunks: Sequence[_Chunk],
     rows: bool,
     max_alarms: int,
-    pool: ThreadPoolExecutor,
+    pool: ThreadPoolExecutor | None,
     stop: threading.Event,
     report: Callable[[int], None],
 ) -> Replays:
@@ -205,32 +231,29 @@ def _replay_one(
     else:
         run_id, columns, channels = f"columns {number}", dict(trace), tuple(trace)
     row_count = len(columns["step"])
-    n = len(guards)
+    n = len(specs)
     alarms: list[NDArray[np.int64]] = [np.empty((0, 2), np.int64)] * n
     counts, unsafe = np.zeros(n, np.int64), np.zeros(n, np.int64)
     counted = {name: np.zeros(n) for name in kernels.SUMMARY}
     decided: list[dict[str, NDArray[Any]]] = [{} for _ in range(n)]
 
-    jobs = []
-    for group in groups:
-        guards[group.members[0]].require(channels, f"trace {run_id!r}")
-        if group.source is None:
-            jobs += [([member], _reference, (guards[member], columns, rows, max_alarms)) for member in group.members]
-            continue
-        seen = _seen(columns, meta(guards[group.members[0]].sensor).extra)
-        lanes = group.source.layout.lanes
-        for first in range(0, len(group.members), lanes):
-            members = group.members[first : first + lanes]
-            chunk = [guards[member] for member in members]
-            jobs.append((members, _compiled, (group.source, chunk, seen, columns, rows, max_alarms, stop)))  # type: ignore[arg-type]
-    waiting = [(members, pool.submit(work, *arguments)) for members, work, arguments in jobs]
-    for members, future in waiting:
-        found: _Summary = future.result()
+    for sensor in {chunk.guards[0].sensor: chunk.guards[0] for chunk in chunks}.values():
+        sensor.require(channels, f"trace {run_id!r}")
+    seen = {extra: _seen(columns, extra) for extra in {chunk.guards[0].extra_channels for chunk in chunks}}
+    work: list[Callable[[], _Summary]] = [
+        partial(_compiled, chunk, seen[chunk.guards[0].extra_channels], columns, rows, max_alarms, stop)
+        if chunk.source
+        else partial(_reference, chunk.guards[0], columns, rows, max_alarms)
+        for chunk in chunks
+    ]
+    finished = (one() for one in work) if pool is None else (f.result() for f in [pool.submit(one) for one in work])
+    for members, found in zip((chunk.members for chunk in chunks), finished, strict=True):
+        counts[members] = found.alarm_counts[: len(members)]
+        unsafe[members] = found.unsafe_steps[: len(members)]
+        for name, values in found.counted.items():
+            counted[name][members] = values[: len(members)]
         for place, member in enumerate(members):
             alarms[member] = found.alarms[place]
-            counts[member], unsafe[member] = found.alarm_counts[place], found.unsafe_steps[place]
-            for name, values in found.counted.items():
-                counted[name][member] = values[place]
             if rows:
                 decided[member] = found.decided[place]
         report(row_count * len(members))
@@ -265,8 +288,7 @@ def _seen(columns: Columns, extra: Sequence[str]) -> NDArray[np.float64]:
 
 
 def _compiled(
-    source: kernels.Source,
-    guards: Sequence[Guard],
+    chunk: _Chunk,
     seen: NDArray[np.float64],
     columns: Columns,
     rows: bool,
@@ -274,10 +296,12 @@ def _compiled(
     stop: threading.Event,
 ) -> _Summary:
     """Candidates of one structure, at most as many as there are lanes, along one run."""
-    layout, row_count = source.layout, seen.shape[1] - 1
+    assert chunk.source is not None
+    assert chunk.start is not None
+    guards, layout, row_count = chunk.guards, chunk.source.layout, seen.shape[1] - 1
     lanes = layout.lanes
-    kernel, extract = kernels.compiled(source.text), kernels.compiled(kernels.extraction())
-    buffer, win, place, unfit = _start(layout, guards)
+    kernel, extract = kernels.compiled(chunk.source.text), kernels.compiled(kernels.extraction())
+    buffer, win, place = chunk.start.buffer.copy(), chunk.start.win.copy(), chunk.start.place.copy()
     block = min(BLOCK_ROWS, row_count)
     words = np.empty(lanes * -(-block // kernels.WORD_ROWS))
     outputs = {
@@ -298,7 +322,7 @@ def _compiled(
             alarms[lane, counts[lane]] = begun[lane], row_count - 1
         counts[lane] += 1
 
-    counted = {
+    counted: dict[str, NDArray[np.float64]] = {
         name: buffer[layout.summary_row(name) * lanes : (layout.summary_row(name) + 1) * lanes]
         for name in kernels.SUMMARY
     }
@@ -314,8 +338,9 @@ def _compiled(
             for lane in range(len(guards) if rows else 0)
         ],
     )
+    refused = chunk.start.unfit | (counted["fault"] != 0.0) | _too_large(columns)
     for lane, guard in enumerate(guards):
-        if unfit[lane] or counted["fault"][lane] != 0.0 or _too_large(columns):
+        if refused[lane]:
             _replace(found, lane, _reference(guard, columns, rows, max_alarms))
     return found
 
@@ -335,13 +360,11 @@ def _too_large(columns: Columns) -> bool:
     return len(steps) > 0 and not (abs(float(steps.min())) < _WHOLE and abs(float(steps.max())) < _WHOLE)
 
 
-def _start(
-    layout: kernels.Layout, guards: Sequence[Guard]
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64], list[bool]]:
-    """The buffer before the first row, the windows, and which candidates the kernel's assumptions do not fit."""
+def _start(layout: kernels.Layout, guards: Sequence[Guard]) -> _Start:
+    """The memory of these candidates before the first row."""
     lanes = layout.lanes
     table = np.zeros((layout.rows, lanes))
-    unfit = []
+    unfit: list[bool] = []
     win, place = np.zeros(0), np.zeros(0, np.int64)
     for lane in range(lanes):
         # lanes without a candidate repeat the first one: zeros would divide by zero, slowly
@@ -368,7 +391,7 @@ def _start(
         unfit.append(not fits)
     for name, start in kernels.SUMMARY_START.items():
         table[layout.summary_row(name)] = start
-    return table.reshape(-1), win, place, unfit
+    return _Start(table.reshape(-1), win, place, np.array(unfit))
 
 
 def _reference(guard: Guard, columns: Columns, rows: bool, max_alarms: int) -> _Summary:

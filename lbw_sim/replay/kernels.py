@@ -502,7 +502,9 @@ def kernel_file(text: str) -> Path:
 
 @cache
 def compiled(text: str) -> Callable[..., None]:
-    """The machine code of a kernel's text, from the cache or made now (about two seconds)."""
+    """The machine code of a kernel's text, from the cache or made now, in about a second. Raises CannotInline."""
+    from numba.core.errors import NumbaError
+
     file = kernel_file(text)
     # never trust what lies there under this name: it may have been cut short or edited
     if not file.exists() or file.read_text(encoding="utf-8") != text:
@@ -514,7 +516,10 @@ def compiled(text: str) -> Callable[..., None]:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except NumbaError as error:
+        raise CannotInline(f"{file} does not compile: {str(error).splitlines()[0]}") from error
     return module.kernel  # type: ignore[no-any-return]
 
 

@@ -32,6 +32,7 @@ from lbw_sim.guard.sensors.robust_loss import RobustLoss
 from lbw_sim.params import params_of, parts_of
 from lbw_sim.replay import CompileWarning, Replays, compiled, kernels, replay_bytes, replay_many
 from lbw_sim.replay.compiled import _seen, _start
+from lbw_sim.replay.inlining import CannotInline
 
 STRUCTURES: dict[str, tuple[Any, Any, Any]] = {
     "default": (RobustLoss, Composite, DampRelease),
@@ -449,6 +450,11 @@ def test_a_damaged_kernel_file_is_written_anew(tmp_path: Path, monkeypatch: pyte
     kernels.compiled.cache_clear()
 
 
+def test_a_kernel_that_the_compiler_refuses_is_no_crash() -> None:
+    with pytest.raises(CannotInline, match="does not compile"):
+        kernels.compiled('from numba import njit\n@njit("void(int64)")\ndef kernel(x):\n    return x.nothing\n')
+
+
 def test_a_cache_that_cannot_be_written_is_replaced_by_a_folder_of_this_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -510,7 +516,7 @@ def test_unfit_starting_states_are_found(tmp_path: Path) -> None:
     specs = [spec_of("Start", start=s) for s in (0.0, -5.0, 3.0)]
     guards = [spec.build() for spec in specs]
     layout = kernels.source(guards[0], 1, rows=False).layout
-    assert [_start(layout, [guard])[3] for guard in guards] == [[False], [True], [False]]
+    assert [_start(layout, [guard]).unfit.tolist() for guard in guards] == [[False], [True], [False]]
     assert _seen(telemetry(3, 0), ()).shape == (7, 4)
     with pytest.raises(ZeroDivisionError):
         list(replay_many([telemetry(20, 0)], specs, engine="compiled"))
