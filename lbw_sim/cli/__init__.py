@@ -19,6 +19,12 @@ def main() -> None:
     except LbwError as error:
         print(f"lbw: {error}", file=sys.stderr)
         sys.exit(2)
+    except ModuleNotFoundError as error:
+        # only torch is optional among what commands import
+        if error.name != "torch":
+            raise
+        print("lbw: this command trains models and needs torch: pip install 'lbw-sim[live]'", file=sys.stderr)
+        sys.exit(2)
     except BrokenPipeError:
         # `lbw … | head`: the reader has seen enough
         sys.stderr.close()

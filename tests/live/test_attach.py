@@ -6,6 +6,8 @@ import copy
 import logging
 import math
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -370,3 +372,38 @@ def test_after_detach_the_optimizer_is_its_owners_again() -> None:
     assert same_bits(weights(alone), weights(run))
     assert not run.optimizer._optimizer_step_pre_hooks  # type: ignore[attr-defined]
     assert pickle.loads(pickle.dumps(run.optimizer.state_dict()))["param_groups"][0]["lr"] == 1e-2
+
+
+FULL_DISK = """
+import pathlib, resource, signal, sys
+sys.path[:0] = sys.argv[2:]
+from lbw_sim.live import attach
+from test_attach import EAGER, make_run, spike, train
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+run = make_run()
+live = attach(run.optimizer, EAGER, trace=sys.argv[1], run_id="full", mode="active", unproven=True)
+train(run, range(33), live, fault=spike)
+assert live.decision.scale < 1.0 and live.grounded is None, live
+(journal,) = pathlib.Path(sys.argv[1]).rglob("*.journal")
+resource.setrlimit(resource.RLIMIT_FSIZE, (journal.stat().st_size,) * 2)
+train(run, range(33, 34), live, fault=spike)
+assert "cannot be written" in live.grounded, live
+train(run, range(34, 60), live, fault=spike)
+assert run.optimizer.param_groups[0]["lr"] == 1e-2
+live.close()
+print("TRAINED ON", live.step)
+"""
+
+
+def test_a_full_disk_in_flight_grounds_the_guard_and_training_goes_on(tmp_path: Path) -> None:
+    here = str(Path(__file__).parent)
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, str(tmp_path), here], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "TRAINED ON 60" in done.stdout
+    assert "is grounded at step 34" in done.stderr
+    assert "27 rows were not recorded" in done.stderr
+    trace = read_trace(tmp_path)
+    assert trace.to_numpy()["step"].tolist() == list(range(33))
+    assert verify(trace).rows == 33
