@@ -177,7 +177,8 @@ def main() -> None:
                 f"families is over those with at least {LEAST_EVENTS} events: {', '.join(families)}. Thresholds are "
                 f"defaults: those of the published rules are [their sources'](../published-rules.md), those of "
                 f"`default`, `cusum` and `zscore` this project's own. The alarms of `palm_rewind` are those of "
-                f"`default`. 95 % intervals: bootstrap over runs within families, seed {SEED}, 2,000 resamples. Random rows: over {len(RANDOM_SEEDS)} seeds.",
+                f"`default`. 95 % intervals: bootstrap over runs within families, "
+                f"seed {SEED}, 2,000 resamples. Random rows: over {len(RANDOM_SEEDS)} seeds.",
                 "",
                 "† Calibrated on these very runs: an in-sample figure, which says nothing about other runs and cannot "
                 "be set against rules that never saw these.",
