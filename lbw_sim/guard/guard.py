@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from lbw_sim.errors import ChannelError, ComponentError
 from lbw_sim.guard.envelope import Envelope, EnvelopeState
-from lbw_sim.params import meta
+from lbw_sim.params import meta, parts_of
 from lbw_sim.values import Assessment, Decision, Request, Signals, Telemetry
 
 
@@ -84,7 +84,7 @@ class Guard:
         if self.delay_steps not in (0, 1):
             raise ComponentError(f"delay_steps={self.delay_steps!r} is not 0 or 1")
         emitted = meta(self.sensor).emits
-        missing = [name for name in meta(self.analyzer).needs if name not in emitted]
+        missing = [name for name in _signals_needed(self.analyzer) if name not in emitted]
         if missing:
             raise ComponentError(
                 f"analyzer {meta(self.analyzer).name!r} needs {', '.join(missing)}, which sensor "
@@ -93,8 +93,9 @@ class Guard:
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """Telemetry channels without which this guard cannot work."""
-        return meta(self.sensor).needs + meta(self.sensor).extra
+        """Telemetry channels without which this guard cannot work, the analyzer's own included."""
+        passed_on = [name for name in _signals_needed(self.analyzer) if name in Telemetry._fields]
+        return tuple(dict.fromkeys([*meta(self.sensor).needs, *passed_on, *meta(self.sensor).extra]))
 
     @property
     def extra_channels(self) -> tuple[str, ...]:
@@ -107,8 +108,9 @@ class Guard:
         missing = [name for name in self.needs if name not in there]
         if missing:
             raise ChannelError(
-                f"sensor {meta(self.sensor).name!r} needs channel {', '.join(missing)}, which {where} does not hold; "
-                f"it holds {', '.join(sorted(there)) or 'none'}. Choose another sensor, or record that channel"
+                f"sensor {meta(self.sensor).name!r} with analyzer {meta(self.analyzer).name!r} needs channel "
+                f"{', '.join(missing)}, which {where} does not hold; it holds {', '.join(sorted(there)) or 'none'}. "
+                f"Choose another guard, or record that channel"
             )
 
     def init(self) -> GuardState:
@@ -133,6 +135,12 @@ class Guard:
         policy, request = self.policy.step(state.policy, assessment, state.envelope.scale)
         envelope, decision = self.envelope.step(state.envelope, assessment.regime, request)
         return GuardState(sensor, analyzer, policy, envelope), decision
+
+
+def _signals_needed(analyzer: object) -> list[str]:
+    """What an analyzer and everything that it wraps cannot do without."""
+    inner = [name for part in parts_of(analyzer) for name in _signals_needed(getattr(analyzer, part))]
+    return [*meta(analyzer).needs, *inner]
 
 
 def state_to_data(state: Any) -> Any:

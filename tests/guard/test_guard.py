@@ -13,9 +13,12 @@ from hypothesis import strategies as st
 from lbw_sim.errors import ChannelError, ComponentError
 from lbw_sim.guard import Guard, GuardSpec, preset_names, state_from_data, state_to_data
 from lbw_sim.guard.analyzers.composite import Composite
+from lbw_sim.guard.analyzers.debounce import Debounce
+from lbw_sim.guard.analyzers.threshold import Threshold
 from lbw_sim.guard.envelope import Envelope
 from lbw_sim.guard.policies.damp_release import DampRelease
 from lbw_sim.guard.sensors.raw import Raw
+from lbw_sim.guard.sensors.robust_loss import RobustLoss
 from lbw_sim.values import UNSAFE_REGIMES, Decision, Posture, Regime, Telemetry
 
 
@@ -169,5 +172,15 @@ def test_a_sensor_that_lacks_the_analyzers_signal_is_refused_by_name() -> None:
 
 
 def test_a_source_that_lacks_a_channel_is_refused_by_name() -> None:
-    with pytest.raises(ChannelError, match="sensor 'robust_loss' needs channel loss, which run-7 does not hold"):
+    with pytest.raises(ChannelError, match=r"sensor 'robust_loss' .* needs channel loss, which run-7 does not hold"):
         GuardSpec.load("default").build().require(["lr", "grad_norm"], "run-7")
+
+
+def test_what_an_analyzer_or_a_wrapped_one_needs_is_needed_by_the_guard() -> None:
+    wrapped = Guard(
+        sensor=RobustLoss(), analyzer=Debounce(inner=Composite()), policy=DampRelease(), envelope=Envelope()
+    )
+    assert wrapped.needs == ("loss",)
+    with pytest.raises(ComponentError, match="'debounce' needs loss_z"):
+        Guard(sensor=Raw(), analyzer=Debounce(inner=Threshold()), **rest)
+    assert "loss" in GuardSpec.load("internevo_spike").build().needs

@@ -165,6 +165,6 @@ def test_a_trace_without_the_needed_channel_is_refused_and_both_are_named(tmp_pa
     trace = read_trace(tmp_path)
     assert verify(trace).rows == 5
     with pytest.raises(
-        ChannelError, match="sensor 'robust_loss' needs channel loss, which trace 'blind' does not hold"
+        ChannelError, match=r"sensor 'robust_loss' .* needs channel loss, which trace 'blind' does not hold"
     ):
         replay(trace, GuardSpec.load("default"))
