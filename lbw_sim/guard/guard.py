@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 from lbw_sim.errors import ChannelError, ComponentError
 from lbw_sim.guard.envelope import Envelope, EnvelopeState
 from lbw_sim.params import meta, parts_of
-from lbw_sim.values import Assessment, Decision, Request, Signals, Telemetry
+from lbw_sim.values import Assessment, Decision, Request, Signals, Telemetry, nan
 
 
 @runtime_checkable
@@ -40,10 +40,6 @@ class Policy(Protocol):
     def step(self, state: Any, assessment: Assessment, scale: float, /) -> tuple[Any, Request]: ...
 
 
-NOT_YET = Telemetry(-1)
-"""The telemetry before the first step: nothing was measured."""
-
-
 class GuardState(NamedTuple):
     """The guard's whole memory; goes into a checkpoint as JSON."""
 
@@ -65,7 +61,7 @@ class Guard:
     >>> from lbw_sim import GuardSpec, Telemetry
     >>> guard = GuardSpec.load("default").build()
     >>> now = Telemetry(step=0, loss=5.5, lr=1e-3, nonfinite=0.0)
-    >>> state, decision = guard.step(guard.init(), guard.seen(now, NOT_YET))
+    >>> state, decision = guard.step(guard.init(), guard.seen(now, guard.not_yet))
     >>> decision.scale
     1.0
     """
@@ -117,12 +113,17 @@ class Guard:
         """The state before the first step."""
         return GuardState(self.sensor.init(), self.analyzer.init(), self.policy.init(), self.envelope.init())
 
+    @property
+    def not_yet(self) -> Telemetry:
+        """The telemetry before the first step: nothing was measured, every extra channel included."""
+        return Telemetry(-1, extra=(nan,) * len(self.extra_channels))
+
     def seen(self, now: Telemetry, before: Telemetry) -> Telemetry:
         """What this guard sees at the step of `now`; `before` is the telemetry of the step before it.
 
         The update norm is always that of the last update: this step's comes after the decision. With `delay_steps` = 1
         every measured channel, and every extra one, is that of the step before. Before the first step, pass
-        `NOT_YET`. Live loop, replay and simulation all go through here: there is no second notion of the delay.
+        `not_yet`. Live loop, replay and simulation all go through here: there is no second notion of the delay.
         """
         if self.delay_steps == 0:
             return now._replace(update_norm=before.update_norm)

@@ -20,7 +20,7 @@ from typing import Any, Literal, Self, SupportsFloat
 import torch
 
 from lbw_sim.errors import LiveError
-from lbw_sim.guard import NOT_YET, GuardSpec, state_from_data, state_to_data
+from lbw_sim.guard import GuardSpec, state_from_data, state_to_data
 from lbw_sim.live.actuator import Actuator
 from lbw_sim.live.mailbox import Mail
 from lbw_sim.trace import Recorder, collect
@@ -104,7 +104,7 @@ class LiveGuard:
         self._guard = spec.build()
         self._actuator = Actuator(optimizer)
         self._state = self._guard.init()
-        self._before = NOT_YET
+        self._before = self._guard.not_yet
         self._decision = Decision(int(Regime.WARMUP), int(Posture.HOLD), 1.0, 0.0, int(Reason.NONE))
         self._late = self._guard.delay_steps > 0
         self._mail = Mail(wait=not self._late)
@@ -201,7 +201,7 @@ class LiveGuard:
                 f"{self.spec.fingerprint!r}: its memory would mean something else"
             )
         self._state = state_from_data(self._guard.init(), state["guard"])
-        self._before = state_from_data(NOT_YET, state["before"])
+        self._before = state_from_data(self._guard.not_yet, state["before"])
         self.step = int(state["step"])
 
     def close(self) -> None:

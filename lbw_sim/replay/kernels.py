@@ -25,7 +25,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lbw_sim.guard import NOT_YET, Guard
+from lbw_sim.guard import Guard
 from lbw_sim.guard.guard import GuardState
 from lbw_sim.params import meta
 from lbw_sim.replay.inlining import (
@@ -43,7 +43,7 @@ from lbw_sim.replay.inlining import (
     needed_by,
     pruned,
 )
-from lbw_sim.values import UNSAFE_REGIMES, Posture, Regime, Telemetry
+from lbw_sim.values import UNSAFE_REGIMES, Posture, Regime, Telemetry, nan
 
 GENERATOR = 1
 """Stands in every kernel's text, and so in its name."""
@@ -525,7 +525,7 @@ def compiled(text: str) -> Callable[..., None]:
 
 def telemetry_before_the_first_step(extra: int) -> list[float]:
     """The first column of the matrix that a kernel reads."""
-    return [float(getattr(NOT_YET, name)) for name in CHANNELS] + [NOT_YET.loss] * extra
+    return [float(getattr(Telemetry(-1), name)) for name in CHANNELS] + [nan] * extra
 
 
 __all__ = ["CannotInline", "Const", "Layout", "Source", "cache_folder", "compiled", "source", "structure"]

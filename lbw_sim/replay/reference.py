@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lbw_sim.guard import NOT_YET, Guard, GuardSpec
+from lbw_sim.guard import Guard, GuardSpec
 from lbw_sim.trace import Trace
 from lbw_sim.values import Decision, Telemetry
 
@@ -54,7 +54,7 @@ def telemetry_rows(
 
 def decide(guard: Guard, columns: Mapping[str, NDArray[np.generic]]) -> Iterator[Decision]:
     """The guard's decisions along telemetry columns, from its initial state, with its own delay."""
-    state, before = guard.init(), NOT_YET
+    state, before = guard.init(), guard.not_yet
     for now in telemetry_rows(columns, guard.extra_channels):
         state, decision = guard.step(state, guard.seen(now, before))
         before = now

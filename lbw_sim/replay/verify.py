@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from lbw_sim.errors import ComponentError, VerifyError
-from lbw_sim.guard import NOT_YET, state_from_data
+from lbw_sim.guard import state_from_data
 from lbw_sim.replay.reference import DECIDED, telemetry_rows
 from lbw_sim.trace import Segment, Trace
 from lbw_sim.values import Decision, Posture, Reason, Regime
@@ -59,11 +59,11 @@ def _verify_segment(run_id: str, segment: Segment) -> tuple[int, int]:
             f"{f' (nor do {len(damaged) - 1} more rows)' if len(damaged) > 1 else ''}: it was altered after recording"
         )
     guard = meta.spec.build()
-    state, before = guard.init(), NOT_YET
+    state, before = guard.init(), guard.not_yet
     try:
         if meta.guard_state is not None:
             state = state_from_data(state, meta.guard_state["guard"])
-            before = state_from_data(NOT_YET, meta.guard_state["before"])
+            before = state_from_data(guard.not_yet, meta.guard_state["before"])
     except (ComponentError, KeyError, TypeError) as error:
         raise VerifyError(f"{where}: the guard state that it starts from cannot be read: {error}") from None
     columns = segment.to_numpy()

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from lbw_sim.errors import StressError
-from lbw_sim.guard import NOT_YET
 from lbw_sim.stress.adamw import BatchedAdamW
 from lbw_sim.stress.corpus import Codes, corpus, random_labels, training_windows, validation_windows
 from lbw_sim.stress.plan import RunPlan, RunResult, check_run_ids
@@ -99,7 +98,7 @@ class _Run:
         self.guard = plan.spec.build()
         self.state = self.guard.init()
         self.recorder = recorder
-        self.before = NOT_YET
+        self.before = self.guard.not_yet
         self.lr_sum = 0.0
         self.effective_lr_sum = 0.0
         self.energy = 0.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+from typing import NamedTuple
 
 import pytest
 from hypothesis import given, settings
@@ -14,12 +15,15 @@ from lbw_sim.errors import ChannelError, ComponentError
 from lbw_sim.guard import Guard, GuardSpec, preset_names, state_from_data, state_to_data
 from lbw_sim.guard.analyzers.composite import Composite
 from lbw_sim.guard.analyzers.debounce import Debounce
+from lbw_sim.guard.analyzers.never import Never
 from lbw_sim.guard.analyzers.threshold import Threshold
 from lbw_sim.guard.envelope import Envelope
 from lbw_sim.guard.policies.damp_release import DampRelease
+from lbw_sim.guard.policies.hold import Hold
 from lbw_sim.guard.sensors.raw import Raw
 from lbw_sim.guard.sensors.robust_loss import RobustLoss
-from lbw_sim.values import UNSAFE_REGIMES, Decision, Posture, Regime, Telemetry
+from lbw_sim.params import sensor
+from lbw_sim.values import UNSAFE_REGIMES, Decision, Posture, Regime, Signals, Telemetry
 
 
 def falling_losses(steps: int, seed: int) -> list[float]:
@@ -177,10 +181,33 @@ def test_a_source_that_lacks_a_channel_is_refused_by_name() -> None:
 
 
 def test_what_an_analyzer_or_a_wrapped_one_needs_is_needed_by_the_guard() -> None:
-    wrapped = Guard(
-        sensor=RobustLoss(), analyzer=Debounce(inner=Composite()), policy=DampRelease(), envelope=Envelope()
-    )
+    envelope = Envelope()
+    wrapped = Guard(sensor=RobustLoss(), analyzer=Debounce(inner=Composite()), policy=DampRelease(), envelope=envelope)
     assert wrapped.needs == ("loss",)
     with pytest.raises(ComponentError, match="'debounce' needs loss_z"):
-        Guard(sensor=Raw(), analyzer=Debounce(inner=Threshold()), **rest)
+        Guard(sensor=Raw(), analyzer=Debounce(inner=Threshold()), policy=DampRelease(), envelope=envelope)
     assert "loss" in GuardSpec.load("internevo_spike").build().needs
+
+
+class QkState(NamedTuple):
+    rows: int
+
+
+@sensor(version=1, emits=("loss",), needs=(), extra=("qk_entropy",))
+class QkEntropy:
+    """Shows an extra channel as the loss."""
+
+    def init(self) -> QkState:
+        return QkState(0)
+
+    def step(self, state: QkState, telemetry: Telemetry) -> tuple[QkState, Signals]:
+        return QkState(state.rows + 1), Signals(loss=telemetry.extra[0])
+
+
+def test_an_extra_channel_arrives_with_the_guards_delay_and_is_missing_before_the_first_step() -> None:
+    guard = Guard(sensor=QkEntropy(), analyzer=Never(), policy=Hold(), envelope=Envelope(), delay_steps=1)
+    first, second = Telemetry(0, extra=(5.0,)), Telemetry(1, extra=(6.0,))
+    assert math.isnan(guard.seen(first, guard.not_yet).extra[0])
+    assert guard.seen(second, first).extra == (5.0,)
+    guard.step(guard.init(), guard.seen(first, guard.not_yet))
+    assert guard.needs == ("qk_entropy",)

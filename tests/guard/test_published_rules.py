@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lbw_sim.errors import ChannelError
-from lbw_sim.guard import NOT_YET, GuardSpec, preset_names
+from lbw_sim.guard import GuardSpec, preset_names
 from lbw_sim.guard.analyzers.ema_outlier import EmaOutlier, EmaOutlierState
 from lbw_sim.guard.analyzers.ewma_ratio import EwmaRatio, EwmaRatioState
 from lbw_sim.guard.analyzers.window_outlier import WindowOutlier, WindowOutlierState
@@ -30,7 +30,7 @@ def fly(
     spec = GuardSpec.load(guard) if isinstance(guard, str) else guard
     flown = spec.build()
     steps = max(len(losses), len(grad_norms), len(update_norms))
-    state, before, decisions = flown.init(), NOT_YET, []
+    state, before, decisions = flown.init(), flown.not_yet, []
     for step in range(steps):
         loss = losses[step] if losses else nan
         grad_norm = grad_norms[step] if grad_norms else nan

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lbw_sim.errors import ChannelError, VerifyError
-from lbw_sim.guard import NOT_YET, GuardSpec, state_to_data
+from lbw_sim.guard import GuardSpec, state_to_data
 from lbw_sim.replay import replay, verify
 from lbw_sim.trace import Recorder, read_trace
 from lbw_sim.values import Posture, Telemetry
@@ -35,7 +35,7 @@ def telemetry(seed: int = 0) -> list[Telemetry]:
 def record(folder: Path, spec: GuardSpec, mode: str = "active", run_id: str = "run", cut: int | None = None) -> Path:
     """Fly a guard over telemetry into a trace; with `cut`, in two segments that resume at that row."""
     guard = spec.build()
-    state, before = guard.init(), NOT_YET
+    state, before = guard.init(), guard.not_yet
     for part in (range(ROWS),) if cut is None else (range(cut), range(cut, ROWS)):
         start = {"guard": state_to_data(state), "before": state_to_data(before)}
         recorder = Recorder.open(folder, run_id, spec=spec, mode=mode, guard_state=start)  # type: ignore[arg-type]
@@ -131,7 +131,7 @@ def test_a_decision_that_was_wrong_when_it_was_recorded_is_named_with_what_the_g
     spec = GuardSpec.load("default")
     guard = spec.build()
     recorder = Recorder.open(tmp_path, "liar", spec=spec, mode="shadow")
-    state, before = guard.init(), NOT_YET
+    state, before = guard.init(), guard.not_yet
     for now in telemetry():
         state, decision = guard.step(state, guard.seen(now, before))
         before = now
@@ -147,7 +147,7 @@ def test_a_decision_that_was_wrong_when_it_was_recorded_is_named_with_what_the_g
 def test_a_flight_that_did_not_do_what_it_decided_is_refused(tmp_path: Path) -> None:
     spec = GuardSpec.load("never")
     recorder = Recorder.open(tmp_path, "odd", spec=spec, mode="active")
-    _, decision = spec.build().step(spec.build().init(), NOT_YET)
+    _, decision = spec.build().step(spec.build().init(), Telemetry(-1))
     recorder.append(Telemetry(0, 1.0, 1e-3), decision, elapsed_s=0.0, effective_lr=5e-4)
     recorder.close()
     with pytest.raises(VerifyError, match=r"row 0 \(step 0\): recorded effective_lr=0.0005"):

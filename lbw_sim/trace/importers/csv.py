@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 
 import lbw_sim
 from lbw_sim.errors import TraceError, unknown_name
-from lbw_sim.guard import NOT_YET, GuardSpec
+from lbw_sim.guard import GuardSpec
 from lbw_sim.trace.labels import Label, write_labels
 from lbw_sim.trace.layout import run_folder_name
 from lbw_sim.trace.recorder import ClosedTrace, Recorder
@@ -165,7 +165,7 @@ def _record(
     """The second reading: every row through the guard that never acts."""
     spec = GuardSpec.load("never")
     guard = spec.build()
-    state, before = guard.init(), NOT_YET
+    state, before = guard.init(), guard.not_yet
     start_s = survey.first_s if survey.first_s > _UNIX_TIME else 0.0
     with Recorder.open(out, run_id, spec=spec, mode="shadow", provenance=provenance) as recorder:
         for now, elapsed_s in _rows(path, mapping):
@@ -196,7 +196,7 @@ class _Survey:
     first_s: float = nan
     first_step: int = 0
     step: int = -1
-    previous: Telemetry = NOT_YET
+    previous: Telemetry = field(default_factory=lambda: Telemetry(-1))
     distances: Counter[int] = field(default_factory=Counter)
 
     def see(self, now: Telemetry, elapsed_s: float) -> None:
