@@ -407,3 +407,35 @@ def test_a_full_disk_in_flight_grounds_the_guard_and_training_goes_on(tmp_path: 
     trace = read_trace(tmp_path)
     assert trace.to_numpy()["step"].tolist() == list(range(33))
     assert verify(trace).rows == 33
+
+
+KILLED = """
+import sys
+sys.path[:0] = sys.argv[2:]
+from lbw_sim.live import attach
+from test_attach import EAGER, make_run, spike, train
+run = make_run()
+live = attach(run.optimizer, EAGER, trace=sys.argv[1], run_id="killed", mode="active", unproven=True)
+for step in range(100_000):
+    train(run, range(step, step + 1), live, fault=spike)
+    print(step, flush=True)
+"""
+
+
+def test_a_training_process_killed_with_kill_9_leaves_every_step_that_it_finished(tmp_path: Path) -> None:
+    here = str(Path(__file__).parent)
+    with subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(tmp_path), here], stdout=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stdout is not None
+        for line in child.stdout:
+            if int(line) >= 150:
+                child.kill()
+                break
+        finished = [int(line) for line in child.stdout.read().split("\n")[:-1]] or [150]
+    trace = read_trace(tmp_path)
+    assert trace.meta.ended == "recovered"
+    steps = trace.to_numpy()["step"].tolist()
+    assert steps == list(range(len(steps)))
+    assert len(steps) > finished[-1]
+    assert verify(trace).rows == len(steps)
