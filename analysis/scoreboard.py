@@ -17,7 +17,7 @@ from pathlib import Path
 from lbw_sim.errors import ChannelError
 from lbw_sim.guard import GuardSpec, preset_names
 from lbw_sim.params import meta
-from lbw_sim.replay.reference import decide
+from lbw_sim.replay import replay_many
 from lbw_sim.score import (
     Column,
     DetectionCounts,
@@ -27,9 +27,9 @@ from lbw_sim.score import (
     markdown,
     match,
     pooled,
-    score_regimes,
 )
 from lbw_sim.score.detection import family_of, never_alarms, oracle_alarms, random_alarms
+from lbw_sim.score.river_alarms import river_alarms, river_detectors
 from lbw_sim.trace import Trace, read_traces
 
 SEED = 0
@@ -74,8 +74,8 @@ def replayed(spec: GuardSpec, traces: Sequence[Trace], without: Sequence[str] = 
         except ChannelError:
             continue
         columns = {name: values for name, values in trace.to_numpy().items() if name not in without}
-        regimes = [decision.regime for decision in decide(guard, columns)]
-        scores.append(score_regimes(regimes, trace.labels, columns["step"], trace.run_id))
+        (found,) = replay_many([columns], [spec], max_alarms=sys.maxsize)
+        scores.append(match(found.alarms(0), trace.labels, columns["step"], trace.run_id))
     return scores
 
 
@@ -156,6 +156,13 @@ def main() -> None:
             scores[f"{shown}, loss alone"] = replayed(spec, traces, without=["grad_norm"])
             channels[f"{shown}, loss alone"] = "loss"
         print(f"{name}: {len(scores[shown])} runs, {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
+    for name, make in river_detectors().items():
+        channels[name] = "loss"
+        scores[name] = [
+            match(river_alarms(make(), columns["loss"].tolist()), trace.labels, columns["step"], trace.run_id)
+            for trace in traces
+            for columns in [trace.to_numpy()]
+        ]
     known = references(traces)
     never = pooled(known["nothing"])
     families = [name for name, counts in by_family(known["nothing"]).items() if counts.events >= LEAST_EVENTS]
