@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 LBW = [sys.executable, "-m", "lbw_sim"]
-COMMANDS = ("demo", "record", "show", "replay", "score", "verify", "plot", "components")
+COMMANDS = ("demo", "record", "show", "label", "replay", "score", "verify", "plot", "components")
 
 RULE = '''
 from typing import NamedTuple
