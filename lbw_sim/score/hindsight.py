@@ -7,8 +7,8 @@ Everything stands against the run's own noise (one sd, estimated around each row
 residuals, so that events do not widen it) and against two baselines that look ahead as well as back:
 
 - above the centred running median, which a smooth fall cannot bend: spikes, and single rows (`benign_outlier`);
-- above the lowest earlier level: levels that stay high (divergence) and, near the run's ends, where the centred median
-  sees nothing, overshoots that come back (spikes).
+- above the lowest earlier level: levels that stay high (divergence), and overshoots that come back (spikes), which on
+  a steep fall or in a run's first rows do not stand above a centred median.
 """
 
 from __future__ import annotations
@@ -61,8 +61,7 @@ def propose(steps: ArrayLike, loss: ArrayLike) -> tuple[Label, ...]:
     """Labels that the whole run suggests, by start; `source` is "hindsight" and `note` holds the evidence.
 
     `steps`: the step of each logged row, not falling; `loss`: one per row, non-finite allowed. Confidence says how far
-    a proposal stands out. A spike that begins in the last 100 rows is seen only if it rises above every earlier level.
-    Raises ScoreError.
+    a proposal stands out. Raises ScoreError.
 
     >>> loss = 3.0 + 0.01 * np.sin(np.arange(300.0) ** 2)
     >>> loss[200:206] += 0.5
@@ -111,16 +110,21 @@ def _events(loss: Floats, stride: float) -> list[_Found]:
     baseline = _running_median(loss, BASELINE_HALF_ROWS)
     noise = _noise(loss, baseline)
     lasting = _divergences(loss, noise)
-    # what stayed high is not also a spike of that length; spikes within it are
-    overshoots = [
-        found for found in _overshoots(loss, noise)
-        if not any(found.start <= whole.end and whole.start <= found.end for whole in lasting)
-    ]  # fmt: skip
-    peaks = [
-        found for found in _excursions((loss - baseline) / noise, stride)
-        if not any(found.start <= whole.end and whole.start <= found.end for whole in overshoots)
-    ]  # fmt: skip
+    peaks = list(_excursions((loss - baseline) / noise, stride))
+
+    def adds(found: _Found) -> bool:
+        """What stayed high is not also a spike of that length, and the centred median places a spike better, but near
+        the ends, where it is blind."""
+        blind = found.start < BASELINE_HALF_ROWS or found.end >= len(loss) - BASELINE_HALF_ROWS
+        return not _any_overlap(found, lasting) and (blind or not _any_overlap(found, peaks))
+
+    overshoots = [found for found in _overshoots(loss, noise) if adds(found)]
+    peaks = [found for found in peaks if not _any_overlap(found, overshoots)]
     return lasting + _with_oscillations(sorted(overshoots + peaks))
+
+
+def _any_overlap(one: _Found, others: Iterable[_Found]) -> bool:
+    return any(one.start <= other.end and other.start <= one.end for other in others)
 
 
 def _excursions(height: Floats, stride: float) -> Iterator[_Found]:
@@ -154,24 +158,23 @@ def _excursions(height: Floats, stride: float) -> Iterator[_Found]:
 
 
 def _overshoots(loss: Floats, noise: Floats) -> Iterator[_Found]:
-    """Rises above the lowest earlier level that come back, where the centred median cannot show them.
-
-    Only there: in the middle of a long run the lowest earlier level is an extreme, and ordinary rows stand far above.
-    """
+    """Rises above the lowest level of the rows just before that come back."""
     level = _running_median(loss, 1)
-    rise = _rise(level, noise)
+    # not the lowest of all: in a long run that is an extreme, far below ordinary rows
+    before = np.concatenate([np.full(2 * BASELINE_HALF_ROWS, np.inf), level])
+    best = np.lib.stride_tricks.sliding_window_view(before, 2 * BASELINE_HALF_ROWS + 1).min(axis=1)
+    rise = (level - best) / noise
     for start, end in _runs(rise > RETURN_SD):
-        if start >= BASELINE_HALF_ROWS and end < len(loss) - BASELINE_HALF_ROWS:
-            continue
         top = float(rise[start : end + 1].max())
         if top < PEAK_SD or end - start + 1 < SPIKE_STEPS:
             continue
+        sure = "high" if top >= 2 * PEAK_SD else "medium" if top >= 1.25 * PEAK_SD else "low"
         if end == len(loss) - 1:
-            note = f"{top:.1f} sd above the lowest earlier level when the run ends"
-            yield _Found(start, end, "divergence", "medium" if top >= 2 * PEAK_SD else "low", note)
+            note = f"{top:.1f} sd above the lowest level just before when the run ends"
+            yield _Found(start, end, "divergence", "medium" if sure == "high" else "low", note)
         elif end - start + 1 < max(BASELINE_HALF_ROWS, STAYS_SHARE * len(loss)):
-            note = f"{top:.1f} sd above the lowest earlier level, and back"
-            yield _Found(start, end, "spike", "high" if top >= 2 * PEAK_SD else "medium", note)
+            note = f"{top:.1f} sd above the lowest level just before, and back"
+            yield _Found(start, end, "spike", sure, note)
 
 
 def _divergences(loss: Floats, noise: Floats) -> list[_Found]:
