@@ -113,6 +113,8 @@ def test_score_judges_by_the_injected_labels(traces: Path, tmp_path: Path) -> No
     assert pooled["never"]["recall"] == 0.0
     assert pooled["zscore"]["recall"] == 1.0
     assert pooled["never"]["events"] == 1
+    assert (pooled["never"]["affiliation_precision"], pooled["never"]["affiliation_recall"]) == (None, 0.0)
+    assert pooled["zscore"]["vus_pr"] > pooled["never"]["vus_pr"]
     assert (tmp_path / "score.svg").read_text().startswith("<?xml")
 
 
