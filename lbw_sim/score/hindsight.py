@@ -118,7 +118,7 @@ def _events(loss: Floats, stride: float) -> list[_Found]:
         blind = found.start < BASELINE_HALF_ROWS or found.end >= len(loss) - BASELINE_HALF_ROWS
         return not _any_overlap(found, lasting) and (blind or not _any_overlap(found, peaks))
 
-    overshoots = [found for found in _overshoots(loss, noise) if adds(found)]
+    overshoots = [found for found in _overshoots(loss, noise, stride) if adds(found)]
     peaks = [found for found in peaks if not _any_overlap(found, overshoots)]
     return lasting + _with_oscillations(sorted(overshoots + peaks))
 
@@ -143,7 +143,7 @@ def _excursions(height: Floats, stride: float) -> Iterator[_Found]:
                 note = f"{end - start + 1} rows above the running median, at most {top:.1f} sd"
                 yield _Found(start, end, "spike", "medium" if held >= 1.3 * LASTING_SD else "low", note)
             continue
-        note = f"{top:.1f} sd above the running median, {rows} row{'s' * (rows > 1)} that stand out"
+        note = f"{top:.1f} sd above the running median, {f'{rows} rows stand' if rows > 1 else '1 row stands'} out"
         # an ordinary high row beside an event is none of it
         sure_rows = start + np.flatnonzero(inside > LASTING_SD)
         start, end = int(sure_rows[0]), int(sure_rows[-1])
@@ -157,7 +157,7 @@ def _excursions(height: Floats, stride: float) -> Iterator[_Found]:
             yield _Found(start, end, "spike", "high" if sure else "medium", note)
 
 
-def _overshoots(loss: Floats, noise: Floats) -> Iterator[_Found]:
+def _overshoots(loss: Floats, noise: Floats, stride: float) -> Iterator[_Found]:
     """Rises above the lowest level of the rows just before that come back."""
     level = _running_median(loss, 1)
     # not the lowest of all: in a long run that is an extreme, far below ordinary rows
@@ -166,7 +166,7 @@ def _overshoots(loss: Floats, noise: Floats) -> Iterator[_Found]:
     rise = (level - best) / noise
     for start, end in _runs(rise > RETURN_SD):
         top = float(rise[start : end + 1].max())
-        if top < PEAK_SD or end - start + 1 < SPIKE_STEPS:
+        if top < PEAK_SD or (end - start + 1) * stride < SPIKE_STEPS:
             continue
         sure = "high" if top >= 2 * PEAK_SD else "medium" if top >= 1.25 * PEAK_SD else "low"
         if end == len(loss) - 1:

@@ -104,6 +104,14 @@ def test_an_overshoot_in_the_first_rows_is_seen_above_where_the_run_began() -> N
     assert found.end_step <= 30
 
 
+def test_two_high_rows_at_the_start_are_an_overshoot_only_where_they_cover_several_steps() -> None:
+    for every, sure in ((1, 0), (5, 1)):
+        run = Run(every=every)
+        loss = run.loss()
+        loss[3:5] += 60 * NOISE
+        assert sum(label.confidence != "low" for label in propose(run.steps, loss)) == sure
+
+
 def test_spikes_that_follow_each_other_at_once_are_one_oscillation() -> None:
     run = Run()
     loss = run.loss()
@@ -134,3 +142,19 @@ def test_rows_and_steps_that_do_not_match_are_refused() -> None:
         propose(np.arange(3), np.zeros(4))
     with pytest.raises(ScoreError, match="steps fall"):
         propose([0, 2, 1], np.zeros(3))
+
+
+def test_wandering_noise_is_noise() -> None:
+    """Differences alone would take it for far less than it is."""
+    rng = np.random.default_rng(0)
+    noise = np.zeros(3000)
+    for i in range(1, 3000):
+        noise[i] = 0.8 * noise[i - 1] + NOISE * rng.standard_normal()
+    assert [label for label in propose(np.arange(3000), 3.0 + noise) if label.confidence != "low"] == []
+
+
+def test_what_heavy_tailed_noise_does_on_both_sides_is_no_event() -> None:
+    noise = NOISE * np.random.default_rng(0).standard_t(3, size=4000)
+    proposed = [label for label in propose(5 * np.arange(4000), 3.0 + noise) if label.confidence != "low"]
+    assert np.count_nonzero(noise > 6 * NOISE) > 15
+    assert len(proposed) <= 3

@@ -126,3 +126,14 @@ def test_a_table_holds_the_mean_over_the_runs_that_define_a_measure() -> None:
     assert found["all"]["vus_pr"] == pytest.approx((runs[0].ranges.vus_pr + runs[1].ranges.vus_pr) / 2)
     assert math.isnan(float(str(found["b"]["vus_pr"])))
     assert math.isnan(float(str(found["family mean"]["vus_pr"])))
+
+
+def test_the_buffer_fades_away_from_the_event_on_both_sides() -> None:
+    # buffer 4: rows 1 and 2 away count sqrt(3/4) and sqrt(1/2)
+    near, far = math.sqrt(0.75), math.sqrt(0.5)
+    soft = 2 + 2 * near + 2 * far
+    for alarmed in (3, 6):
+        recall = near / ((2 + soft) / 2)
+        found = 3 * vus_pr(rows(alarmed), EVENT, max_buffer_rows=4)
+        found -= 2 * vus_pr(rows(alarmed), EVENT, max_buffer_rows=2)
+        assert found == pytest.approx(recall * near + (1 - recall) * soft / 10)
