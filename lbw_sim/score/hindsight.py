@@ -180,13 +180,15 @@ def _overshoots(loss: Floats, noise: Floats, stride: float) -> Iterator[_Found]:
 def _divergences(loss: Floats, noise: Floats) -> list[_Found]:
     """Levels that stay above the best earlier one."""
     half = min(max(len(loss) // 40, 2), 25)
+    # the lowest of many medians lies below an ordinary one, the more the fewer rows each is of
+    least = max(STAYS_SD, 1.0 + 5.0 / np.sqrt(2 * half + 1))
     rise, at_once = (_rise(_running_median(loss, reach), noise) for reach in (half, 2))
     found = []
     for start, end in _runs(rise > 0.5 * STAYS_SD):
         rows = end - start + 1
         to_end = end >= len(loss) - 1 - half
         held = float(np.median(rise[start : end + 1]))
-        if held < STAYS_SD or rows < (2 * half if to_end else STAYS_SHARE * len(loss)):
+        if held < least or rows < (max(4 * half, LEAST_ROWS // 2) if to_end else STAYS_SHARE * len(loss)):
             continue
         confidence = "high" if to_end and held >= 2 * PEAK_SD else "medium" if to_end else "low"
         note = f"{rows} rows {held:.1f} sd above the best earlier level{', to the end' * to_end}"

@@ -158,3 +158,11 @@ def test_what_heavy_tailed_noise_does_on_both_sides_is_no_event() -> None:
     proposed = [label for label in propose(5 * np.arange(4000), 3.0 + noise) if label.confidence != "low"]
     assert np.count_nonzero(noise > 6 * NOISE) > 15
     assert len(proposed) <= 3
+
+
+@pytest.mark.parametrize("rows", [30, 60, 100])
+def test_a_short_flat_run_of_noise_gives_no_sure_proposal(rows: int) -> None:
+    """Short runs have short medians, whose lowest lies far down."""
+    for seed in range(60):
+        loss = 3.0 + NOISE * np.random.default_rng(seed).standard_normal(rows)
+        assert [label for label in propose(np.arange(rows), loss) if label.confidence != "low"] == [], seed
