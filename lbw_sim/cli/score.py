@@ -36,6 +36,7 @@ def score(
 
     Recall and delay over labelled events, false alarms per 10,000 clean rows, alarms on benign shifts, and the control
     that each guard asks for; 95 % intervals by bootstrap over runs. Detection only: not what acting would have gained.
+    JSON also holds VUS-PR and affiliation precision and recall: means over runs.
     """
     from lbw_sim.replay import replay_many
     from lbw_sim.score import (
@@ -54,7 +55,9 @@ def score(
         )
         for trace, found in zip(runs, replays, strict=True):
             for place, spec in enumerate(specs):
-                scores[spec.name].append(match(found.alarms(place), trace.labels, found.steps, trace.run_id))
+                scores[spec.name].append(
+                    match(found.alarms(place), trace.labels, found.steps, trace.run_id, ranges=as_json)
+                )
     rows = detection_rows(scores, seed=seed, families=families)
     if figure is not None:
         from lbw_sim.plots import detection_figure, save

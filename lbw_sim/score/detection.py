@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lbw_sim.errors import ScoreError, unknown_name
+from lbw_sim.score.range_measures import RangeMeasures, range_measures
 from lbw_sim.trace.labels import CONFIDENCES, EVENT_KINDS, KINDS, Label
 from lbw_sim.values import UNSAFE_REGIMES
 
@@ -163,6 +164,8 @@ class RunScore(NamedTuple):
     """Scored events by onset row; low confidence left out."""
     alarms: tuple[JudgedAlarm, ...]
     counts: DetectionCounts
+    ranges: RangeMeasures = RangeMeasures()
+    """nan unless asked for: they cost twice as much as all the rest."""
 
 
 def unsafe_rows(regimes: ArrayLike) -> NDArray[np.bool_]:
@@ -196,6 +199,11 @@ class _Span(NamedTuple):
     def aftermath(self) -> float:
         return max(10.0, 0.5 * (self.end - self.onset + 1))
 
+    @property
+    def rows(self) -> slice:
+        """The widened event."""
+        return slice(max(0, math.ceil(self.onset - self.tolerance)), math.floor(self.end + self.aftermath) + 1)
+
     def own(self, row: int) -> bool:
         """Whether an alarm that starts here detects the event."""
         return self.onset - self.tolerance <= row <= self.end
@@ -210,11 +218,15 @@ class _Span(NamedTuple):
         return self.onset <= other.onset and other.end <= self.end
 
 
-def match(alarms: Iterable[tuple[int, int]], labels: Iterable[Label], steps: ArrayLike, run_id: str) -> RunScore:
+def match(
+    alarms: Iterable[tuple[int, int]], labels: Iterable[Label], steps: ArrayLike, run_id: str, *, ranges: bool = False
+) -> RunScore:
     """Judge the alarms of one run by its labels.
 
     `alarms`: (first row, last row) pairs; `labels`: events and benign spans in steps, any order; `steps`: the step of
-    each logged row, not falling. A label between two logged rows stands at the next row. Raises ScoreError.
+    each logged row, not falling. A label between two logged rows stands at the next row.
+    `ranges`: also the measures over rows in alarm, for which widened events of low confidence do not exist. Raises
+    ScoreError.
     """
     steps = np.asarray(steps)
     events, benign, unplaced = _place(labels, steps, run_id)
@@ -228,7 +240,7 @@ def match(alarms: Iterable[tuple[int, int]], labels: Iterable[Label], steps: Arr
     judged = tuple(JudgedAlarm(*alarm, _verdict(alarm.start_row, scored, low, benign)) for alarm in ordered)
     clean = np.ones(len(steps), dtype=bool)
     for span in events:
-        clean[max(0, math.ceil(span.onset - span.tolerance)) : math.floor(span.end + span.aftermath) + 1] = False
+        clean[span.rows] = False
     for span in benign:
         clean[max(0, span.onset - 2) : span.end + 3] = False
     latched = np.zeros(len(steps), dtype=bool)
@@ -253,7 +265,13 @@ def match(alarms: Iterable[tuple[int, int]], labels: Iterable[Label], steps: Arr
         delays_rows=tuple(o.delay_rows for o in seen),
         delays_steps=tuple(o.delay_steps for o in seen),
     )
-    return RunScore(run_id, outcomes, judged, counts)
+    if not ranges:
+        return RunScore(run_id, outcomes, judged, counts)
+    ignored = np.zeros(len(steps), dtype=bool)
+    for span in low:
+        ignored[span.rows] = True
+    measured = range_measures(latched, [(event.onset, event.end) for event in scored], ignored)
+    return RunScore(run_id, outcomes, judged, counts, measured)
 
 
 def score_regimes(regimes: ArrayLike, labels: Iterable[Label], steps: ArrayLike, run_id: str) -> RunScore:

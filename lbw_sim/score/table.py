@@ -20,8 +20,10 @@ from lbw_sim.score.detection import (
     bootstrap,
     by_family,
     family_mean,
+    family_of,
     pooled,
 )
+from lbw_sim.score.range_measures import RangeMeasures
 
 UNDEFINED = "–"
 nan = float("nan")
@@ -81,6 +83,7 @@ def detection_rows(
 
     `scores`: guard name to its runs. Group `all` is pooled. In group `family mean` only the recalls are means (over the
     families that hold events); its counts and its false-alarm rate are nan, because that budget is pooled.
+    The range measures are means over the runs in which they are defined; nan where `match` was not asked for them.
     """
     rows: list[dict[str, object]] = []
     for guard, runs in scores.items():
@@ -91,6 +94,7 @@ def detection_rows(
                 "guard": guard, "group": "all", **_measures(pooled(runs)),
                 **_ends("recall", intervals.recall),
                 **_ends("false_alarms_per_10k", intervals.false_alarms_per_10k),
+                **_range_means(runs),
             }
         )  # fmt: skip
         mean: dict[str, object] = dict.fromkeys(rows[-1], nan)
@@ -100,7 +104,8 @@ def detection_rows(
         if families:
             undefined = _ends("recall", Interval(nan, nan)) | _ends("false_alarms_per_10k", Interval(nan, nan))
             rows += [
-                {"guard": guard, "group": family, **_measures(counts), **undefined}
+                {"guard": guard, "group": family, **_measures(counts), **undefined,
+                 **_range_means([run for run in runs if family_of(run.run_id) == family])}
                 for family, counts in groups.items()
             ]  # fmt: skip
     return rows
@@ -178,6 +183,13 @@ def _measures(counts: DetectionCounts) -> dict[str, object]:
         "false_alarms_per_10k", "baited", "latched_share", "unplaced_labels",
     )  # fmt: skip
     return {name: getattr(counts, name) for name in names}
+
+
+def _range_means(runs: Sequence[RunScore]) -> dict[str, object]:
+    """Mean of each range measure over the runs in which it is defined."""
+    table = {name: [getattr(run.ranges, name) for run in runs] for name in RangeMeasures._fields}
+    defined = {name: [value for value in values if not math.isnan(value)] for name, values in table.items()}
+    return {name: math.fsum(values) / len(values) if values else nan for name, values in defined.items()}
 
 
 def _ends(name: str, interval: Interval) -> dict[str, object]:

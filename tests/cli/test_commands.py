@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 LBW = [sys.executable, "-m", "lbw_sim"]
-COMMANDS = ("demo", "record", "show", "replay", "score", "verify", "plot", "components")
+COMMANDS = ("demo", "record", "show", "label", "replay", "score", "verify", "plot", "components")
 
 RULE = '''
 from typing import NamedTuple
@@ -112,6 +113,8 @@ def test_score_judges_by_the_injected_labels(traces: Path, tmp_path: Path) -> No
     assert pooled["never"]["recall"] == 0.0
     assert pooled["zscore"]["recall"] == 1.0
     assert pooled["never"]["events"] == 1
+    assert (pooled["never"]["affiliation_precision"], pooled["never"]["affiliation_recall"]) == (None, 0.0)
+    assert pooled["zscore"]["vus_pr"] > pooled["never"]["vus_pr"]
     assert (tmp_path / "score.svg").read_text().startswith("<?xml")
 
 
@@ -167,3 +170,75 @@ def test_a_mistake_is_one_line_on_standard_error_and_exit_code_2(
     assert done.stderr.startswith("lbw: ")
     assert done.stderr.count("\n") == 1
     assert message in done.stderr
+
+
+@pytest.fixture
+def own_traces(traces: Path, tmp_path: Path) -> Path:
+    """A copy whose labels a test may change."""
+    return Path(shutil.copytree(traces, tmp_path / "own"))
+
+
+HIT = "postln_lr0.005_bad_labels_adamw_s0"
+QUIET = "postln_lr0.005_none_adamw_s0"
+
+
+def test_label_proposes_beside_the_labels_and_writes_nothing(own_traces: Path) -> None:
+    found = json.loads(lbw("label", own_traces, "--propose", "--json").stdout)
+    assert found["changes"] == []
+    assert {(row["run"], row["number"], row["source"]) for row in found["labels"]} >= {
+        (HIT, 1, "injected"),
+        (HIT, None, "hindsight"),
+    }
+    text = lbw("label", own_traces, "--run", HIT).stdout
+    assert "injected" in text
+    assert "1 runs, 1 labels, 0 changes" in text
+
+
+def test_label_writes_proposals_once_and_never_over_a_label_that_is_there(own_traces: Path) -> None:
+    file = own_traces / f"run_id={HIT}" / "_labels.json"
+    injected = file.read_bytes()
+    assert "0 changes" in lbw("label", own_traces, "--run", HIT, "--write").stdout, "the injected label says it already"
+    assert file.read_bytes() == injected
+    file.unlink()
+    assert f"added to {HIT}: spike in steps" in lbw("label", own_traces, "--write").stdout
+    written = file.read_bytes()
+    assert {label["source"] for label in json.loads(written)["labels"]} == {"hindsight"}
+    assert "0 changes" in lbw("label", own_traces, "--write").stdout
+    assert file.read_bytes() == written
+
+
+def test_label_adds_and_removes_hand_labels_of_one_run(own_traces: Path) -> None:
+    run = own_traces / f"run_id={HIT}"
+    before = json.loads((run / "_labels.json").read_text())
+    text = lbw("label", run, "--add", "benign_shift", 20, 30, "--confidence", "medium", "--note", "new data").stdout
+    assert f"added to {HIT}: benign_shift in steps 20-30, medium confidence, hand" in text
+    rows = json.loads(lbw("label", own_traces, "--run", HIT, "--json").stdout)["labels"]
+    assert [(row["number"], row["kind"], row["source"], row["note"]) for row in rows] == [
+        (1, "spike", "injected", "bad_labels"),
+        (2, "benign_shift", "hand", "new data"),
+    ]
+    assert f"removed from {HIT}: benign_shift" in lbw("label", run, "--remove", 2).stdout
+    assert json.loads((run / "_labels.json").read_text()) == before
+    lbw("label", run, "--figure", own_traces / "run.svg")
+    assert (own_traces / "run.svg").read_text().startswith("<?xml")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--add", "spike", "10", "12"], "say which by --run"),
+        (["--run", HIT, "--remove", "1"], "was injected"),
+        (["--run", HIT, "--remove", "2"], "it has 1, numbered from 1"),
+        (["--run", QUIET, "--add", "spyke", "10", "12"], "Did you mean 'spike'?"),
+        (["--run", QUIET, "--add", "spike", "12", "10"], "are no stretch of a run"),
+        (["--run", QUIET, "--add", "spike", "90", "95"], "holds steps 0 to 89"),
+        (["--run", "nobody"], "no run named 'nobody'"),
+    ],
+)
+def test_a_wrong_label_is_refused_and_nothing_is_written(arguments: list[str], message: str, own_traces: Path) -> None:
+    def files() -> dict[Path, bytes]:
+        return {file: file.read_bytes() for file in own_traces.rglob("_labels*")}
+
+    before = files()
+    assert message in lbw("label", own_traces, *arguments, code=2).stderr
+    assert files() == before

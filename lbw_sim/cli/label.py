@@ -1,0 +1,125 @@
+"""`lbw label`: what is known to have happened in recorded runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lbw_sim.cli.options import Json, Traces, load_traces, print_json, print_table, watched
+
+if TYPE_CHECKING:
+    from lbw_sim.trace import Label
+
+
+def label(
+    traces: Traces,
+    run: Annotated[list[str] | None, typer.Option("--run", help="Only these run ids; repeat.")] = None,
+    propose: Annotated[
+        bool, typer.Option("--propose", help="Show beside them what the whole run's loss suggests; writes nothing.")
+    ] = False,
+    write: Annotated[
+        bool, typer.Option("--write", help="Write the proposals that overlap no label; labels there are not touched.")
+    ] = False,
+    add: Annotated[
+        tuple[str, int, int] | None,
+        typer.Option("--add", metavar="KIND START END", help="Add a hand label to one run; steps, inclusive."),
+    ] = None,
+    confidence: Annotated[str, typer.Option(help="Of the added label: high, medium, or low (not scored).")] = "high",
+    note: Annotated[str, typer.Option(help="Of the added label.")] = "",
+    remove: Annotated[
+        int | None, typer.Option("--remove", help="Remove one run's label by its number; never an injected one.")
+    ] = None,
+    figure: Annotated[
+        Path | None, typer.Option("--figure", help="Draw one run with its labels into this SVG or PNG file.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Show, propose, add and remove the labels of recorded runs.
+
+    Proposals read the loss of the whole run, ahead as well as back. They can't tell a change of data from a divergence.
+    """
+    from lbw_sim.errors import LbwError, unknown_name
+    from lbw_sim.score import Column, hindsight
+    from lbw_sim.trace import Label, write_labels
+
+    found = {trace.run_id: trace for trace in load_traces(traces)}
+    for wanted in run or ():
+        if wanted not in found:
+            raise LbwError(unknown_name("run", wanted, found))
+    chosen = [trace for run_id, trace in found.items() if not run or run_id in run]
+    if len(chosen) != 1 and (add is not None or remove is not None or figure is not None):
+        raise LbwError(f"--add, --remove and --figure are for one run, not {len(chosen)}; say which by --run")
+
+    shown: list[dict[str, object]] = []
+    changes: list[str] = []
+    for trace in watched(chosen, "labelling") if propose or write else chosen:
+        labels, columns = list(trace.labels), None
+        if remove is not None:
+            if not 1 <= remove <= len(labels):
+                raise LbwError(f"{trace.run_id} has no label {remove}; it has {len(labels)}, numbered from 1")
+            if labels[remove - 1].source == "injected":
+                raise LbwError(f"label {remove} of {trace.run_id} was injected: it is exact, and stays")
+            changes.append(f"removed from {trace.run_id}: {_words(labels.pop(remove - 1))}")
+        if add is not None:
+            kind, start, end = add
+            columns = trace.to_numpy()
+            first, last = int(columns["step"][0]), int(columns["step"][-1])
+            if end < first or start > last:
+                raise LbwError(f"{trace.run_id} holds steps {first} to {last}; the label is of {start} to {end}")
+            labels.append(Label(start, end, kind, confidence, "hand", None, note))
+            changes.append(f"added to {trace.run_id}: {_words(labels[-1])}")
+        proposals: tuple[Label, ...] = ()
+        if propose or write:
+            columns = trace.to_numpy() if columns is None else columns
+            proposals = hindsight.propose(columns["step"], columns["loss"])
+        if write:
+            fresh = hindsight.unknown_so_far(proposals, labels)
+            labels += fresh
+            changes += [f"added to {trace.run_id}: {_words(item)}" for item in fresh]
+            proposals = tuple(item for item in proposals if item not in fresh)
+        if labels != list(trace.labels):
+            write_labels(_folder_of(traces, trace.run_id), labels)
+        if figure is not None:
+            from lbw_sim.plots import run_figure, save
+
+            drawn = run_figure(trace.to_numpy(), [*labels, *proposals], trace.run_id, mode=trace.meta.mode)
+            save(drawn, figure)
+        shown += [
+            {"run": trace.run_id, "number": number, **item._asdict()}
+            for number, item in [*enumerate(labels, start=1), *((None, item) for item in proposals)]
+        ]
+
+    if as_json:
+        print_json({"labels": shown, "changes": changes})
+        return
+    print_table(shown, [
+        Column("run", "run"), Column("number", "#", "d"), Column("kind", "kind"), Column("start_step", "start", "d"),
+        Column("end_step", "end", "d"), Column("peak_step", "peak", "d"), Column("confidence", "confidence"),
+        Column("source", "source"), Column("note", "note"),
+    ])  # fmt: skip
+    if any(row["number"] is None for row in shown):
+        typer.echo("Without a number: proposed, not written.")
+    for change in changes:
+        typer.echo(change)
+    typer.echo(f"{len(chosen)} runs, {sum(row['number'] is not None for row in shown)} labels, {len(changes)} changes")
+
+
+def _words(item: Label) -> str:
+    return f"{item.kind} in steps {item.start_step}-{item.end_step}, {item.confidence} confidence, {item.source}"
+
+
+def _folder_of(traces: Path, run_id: str) -> Path:
+    """The folder of a run that was found at or below `traces`. Raises LbwError."""
+    from lbw_sim.errors import LbwError
+    from lbw_sim.trace.layout import run_folder_name
+
+    if traces.is_file():
+        return traces.parent
+    if traces.name.startswith("run_id="):
+        return traces
+    folders = [folder for folder in traces.rglob("run_id=*") if folder.name == run_folder_name(run_id)]
+    if len(folders) != 1:
+        raise LbwError(f"{traces} holds run {run_id!r} {len(folders)} times; name the folder of the one you mean")
+    return folders[0]
