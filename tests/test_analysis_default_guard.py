@@ -104,7 +104,10 @@ def test_a_stall_is_told_by_its_onset_its_first_alarm_and_the_first_spike_inside
 
 @pytest.fixture(scope="module")
 def judge(script: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> object:
-    """Two families of two runs: noise and three labelled spikes; in family b a fourth that bears no label."""
+    """Two families of two runs: noise and three labelled spikes.
+
+    In family b stands a fourth jump, which is benign in one run and bears no label in the other.
+    """
     folder = tmp_path_factory.mktemp("runs")
     rng = np.random.default_rng(0)
     for run_id in ("a_0", "a_1", "b_0", "b_1"):
@@ -114,7 +117,9 @@ def judge(script: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> objec
             loss[onset : onset + 10] += 0.3
         path = folder / f"{run_id}.csv"
         path.write_text("step,loss\n" + "".join(f"{i},{x:.17g}\n" for i, x in enumerate(loss)), encoding="utf-8")
-        import_csv(path, folder / "traces", labels=[Label(onset, onset + 9, "spike") for onset in onsets])
+        labels = [Label(onset, onset + 9, "spike") for onset in onsets]
+        labels += [Label(340, 349, "benign_shift")] if run_id == "b_0" else []
+        import_csv(path, folder / "traces", labels=labels)
     return script.Judge(read_traces(folder / "traces"))
 
 
@@ -126,8 +131,9 @@ def test_limits_are_found_without_the_family_that_is_left_out(
     tried = script.Tried(
         judge, "default", [{"analyzer.rise_sd": 50.0, "analyzer.spike_sd": limit} for limit in spike.values]
     )
+    # neither the false alarm nor the baited one of family b counts
     assert script.calibrate(tried={"spike_sd": tried}, without="b") == {"spike_sd": 4.0}
-    # the unlabelled jumps stand about 15 sd high
+    # the fourth jumps stand about 15 sd high
     assert script.calibrate(tried={"spike_sd": tried}, without="a") == {"spike_sd": 30.0}
     assert script.calibrate(tried={"spike_sd": tried}, without="") == {"spike_sd": 30.0}
 
@@ -142,6 +148,35 @@ def test_a_rule_is_tuned_without_the_family_on_which_it_is_judged(script: Module
     assert sweep_row["settings"] == 4
 
 
+def test_clean_rows_of_the_family_left_out_buy_no_false_alarms(
+    script: ModuleType, judge: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(judge, "clean", np.array([300, 300, 10**9, 10**9]))
+    # at 2 sd family a raises false alarms
+    tried = script.Tried(judge, "wandb_zscore", [{"analyzer.limit_sd": 2.0}])
+    assert script.choose(tried, "b") is None
+    assert script.choose(tried, "") == 0
+
+
 def test_a_rule_that_needs_a_channel_raises_nothing_on_runs_without_it(script: ModuleType, judge: object) -> None:
     tried = script.Tried(judge, "clip", [{"analyzer.limit": 1.0}])
     assert [len(alarms) for alarms in tried.alarms[0]] == [0, 0, 0, 0]
+
+
+def test_the_page_tells_what_was_met_and_what_was_not(
+    script: ModuleType, judge: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = {name: one._replace(values=one.values[::60]) for name, one in script.DETECTORS.items()}
+    monkeypatch.setattr(script, "DETECTORS", short)
+    monkeypatch.setattr(script, "RULES", {"wandb_zscore": (script.Sweep(("analyzer.limit_sd",), (8.0, 20.0)),)})
+    page = script.page(judge, lambda done: None)
+    assert [line for line in page.splitlines() if line.startswith("## ")] == [
+        "## 1. Calibrate, leave one family out",
+        "## 2. Published rules, tuned the same way",
+        "## 3. How much was tried, and how much hangs on it",
+        "## 4. Bars",
+    ]
+    assert "| wandb_zscore | 0/6 | 6/6 | 0.50 " in page
+    # what was found without b alarms on the unlabelled jump in b
+    assert "**not met**" in page.split("false alarms at most 1 per 10,000 (the budget) | ")[1].splitlines()[0]
+    assert "nan" not in page
