@@ -263,6 +263,11 @@ high = above(signals.loss) and not math.isnan(signals.loss)
 size = math.sqrt(abs(signals.loss)) if math.isfinite(signals.loss) else 0.0
 whole = math.floor(size * 4.0) + int(size * -2.5) + len(state.window)
 return State(float(whole), state.window), Assessment(int(Regime.SPIKE) if high or whole > 9 else int(Regime.STABLE))""",
+    "Extremes": """\
+kept, first = min(3.1, signals.loss), min(signals.loss, 3.1)
+most, least = max(-1.0, signals.loss), max(signals.loss, -1.0)
+a = (1 if kept == 3.1 else 0) + (2 if first == 3.1 else 0) + (4 if most == -1.0 else 0) + (1 if least == -1.0 else 0)
+return state, Assessment(a)""",
     "Members": """\
 regime = Regime.STABLE if signals.loss > 3.0 else Regime.OSCILLATION
 if regime in (Regime.STABLE, Regime.WARMUP):
@@ -304,7 +309,9 @@ def test_a_users_own_component_gives_the_bits_of_python(name: str, tmp_path: Pat
     specs = [spec_of(name, window_steps=n, start=s) for n, s in [(5, 0.0), (1, 2.0), (37, 0.0)]]
     alarms = 0
     for seed in range(6):
-        alarms += int(both(telemetry(300, seed), specs).alarm_counts.sum())
+        columns = telemetry(300, seed)
+        columns["loss"][20:25] = math.nan
+        alarms += int(both(columns, specs).alarm_counts.sum())
     assert alarms > 0
 
 
