@@ -55,6 +55,14 @@ def watched(items: Sequence[T], what: str) -> Iterator[T]:
     yield from track(items, what, transient=True, console=Console(stderr=True), disable=not sys.stderr.isatty())
 
 
+def until_interrupted(items: Iterable[T]) -> Iterator[T]:
+    """The items; Ctrl-C ends them, so that what was finished is still shown. Says so on standard error."""
+    try:
+        yield from items
+    except KeyboardInterrupt:
+        print("lbw: interrupted; what follows is what was finished", file=sys.stderr)
+
+
 @contextmanager
 def stages() -> Iterator[Callable[[str, int, int], None]]:
     """A progress bar per stage of long work, on standard error: call with stage, done and total."""

@@ -19,6 +19,7 @@ from lbw_sim.cli.options import (
     print_json,
     print_table,
     stages,
+    until_interrupted,
 )
 from lbw_sim.errors import LbwError
 
@@ -47,11 +48,10 @@ def replay(
         raise LbwError(f"--alarms writes the alarms of one guard, and --guard names {len(specs)}")
     runs = load_traces(traces)
     with stages() as progress:
-        replays = list(
-            replay_many(
-                runs, specs, progress=lambda done, total: progress("replaying", done, total), max_alarms=sys.maxsize
-            )
+        work = replay_many(
+            runs, specs, progress=lambda done, total: progress("replaying", done, total), max_alarms=sys.maxsize
         )
+        replays = list(until_interrupted(work))
     rows, spans = [], {}
     for place, spec in enumerate(specs):
         for found in replays:

@@ -18,7 +18,11 @@ from lbw_sim.cli.options import (
     print_json,
     print_table,
     stages,
+    until_interrupted,
 )
+
+RANDOM_PER_10K = 10.0
+"""Alarms per 10,000 rows of the reference that knows nothing."""
 
 
 def score(
@@ -44,20 +48,30 @@ def score(
         RunScore,
         detection_rows,
         match,
+        oracle_alarms,
+        random_alarms,
     )
 
     specs = load_guards(guard, plugin)
     runs = load_traces(traces)
     scores: dict[str, list[RunScore]] = {spec.name: [] for spec in specs}
+    references: dict[str, list[RunScore]] = {"oracle": [], "random": []}
+    oracle, chance = references.values()
     with stages() as progress:
-        replays = replay_many(
+        work = replay_many(
             runs, specs, progress=lambda done, total: progress("scoring", done, total), max_alarms=sys.maxsize
         )
-        for trace, found in zip(runs, replays, strict=True):
+        # not strict: an interrupted sweep has fewer results than there are runs
+        for place_of_run, (found, trace) in enumerate(zip(until_interrupted(work), runs, strict=False)):
+            about = (trace.labels, found.steps, trace.run_id)
             for place, spec in enumerate(specs):
-                scores[spec.name].append(
-                    match(found.alarms(place), trace.labels, found.steps, trace.run_id, ranges=as_json)
-                )
+                scores[spec.name].append(match(found.alarms(place), *about, ranges=as_json))
+            oracle.append(match(oracle_alarms(*about), *about, ranges=as_json))
+            guesses = random_alarms(len(found.steps), per_10k=RANDOM_PER_10K, seed=seed + place_of_run)
+            chance.append(match(guesses, *about, ranges=as_json))
+    if not oracle:
+        raise typer.Exit(130)
+    scores |= references
     rows = detection_rows(scores, seed=seed, families=families)
     if figure is not None:
         from lbw_sim.plots import detection_figure, save
@@ -69,5 +83,6 @@ def score(
         shown = [row for row in rows if families or row["group"] == "all"]
         columns = [column for column in DETECTION_COLUMNS if families or column.key not in ("group", "runs")]
         print_table(shown, columns)
-        typer.echo(f"{len(runs)} runs. recall: labelled events seen. baited: alarms on benign changes.")
+        typer.echo(f"{len(oracle)} runs. recall: labelled events seen. baited: alarms on benign changes.")
         typer.echo("latched: clean rows spent in alarm. 95 %: bootstrap over runs.")
+        typer.echo(f"oracle knows the labels; random raises {RANDOM_PER_10K:g} alarms per 10,000 rows, anywhere.")

@@ -1,13 +1,16 @@
 """Finds components by scanning folders: adding one is adding a file.
 
-A user's own components come from a Python file or folder that the user names (`--plugin my_rules.py`); nothing is ever
-imported because a trace or a spec file asks for it.
+A user's own components come from a Python file or folder that the user names (`--plugin my_rules.py`), or from an
+installed package that offers them under the entry-point group `lbw_sim.components`, one entry per module; nothing is
+ever imported because a trace or a spec file asks for it.
 """
 
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import importlib.util
+import logging
 import pkgutil
 import sys
 from collections.abc import Iterator
@@ -18,6 +21,7 @@ from types import ModuleType
 from lbw_sim.errors import ComponentError, unknown_name
 from lbw_sim.params import ComponentMeta
 
+logger = logging.getLogger("lbw_sim")
 _FOLDERS = {"sensor": "sensors", "analyzer": "analyzers", "policy": "policies"}
 _plugins: dict[str, dict[str, type]] = {kind: {} for kind in _FOLDERS}
 
@@ -40,12 +44,26 @@ def _built_in(kind: str) -> dict[str, type]:
     return found
 
 
+@cache
+def _installed() -> tuple[ComponentMeta, ...]:
+    """Register what installed packages offer, once."""
+    registered: list[ComponentMeta] = []
+    for entry in importlib.metadata.entry_points(group="lbw_sim.components"):
+        try:
+            registered += _register(entry.load(), f"package entry point {entry.name!r}")
+        except Exception as error:
+            # somebody's broken package must not take the built-in guards away
+            logger.warning("lbw-sim: components of entry point %r are left out: %s", entry.name, error)
+    return tuple(registered)
+
+
 def components(kind: str) -> dict[str, type]:
-    """All components of a kind (`sensor`, `analyzer`, `policy`) by name, built in and plugged in.
+    """All components of a kind (`sensor`, `analyzer`, `policy`) by name: built in, installed and plugged in.
 
     >>> "never" in components("analyzer")
     True
     """
+    _installed()
     return dict(sorted({**_built_in(kind), **_plugins[kind]}.items()))
 
 
@@ -67,7 +85,7 @@ def load_plugin(path: str | Path) -> list[ComponentMeta]:
     files = sorted(path.glob("*.py")) if path.is_dir() else [path]
     if not files or not files[0].is_file():
         raise ComponentError(f"plugin {path}: no such Python file, or a folder without one")
-    registered = []
+    registered: list[ComponentMeta] = []
     for file in files:
         name = f"lbw_plugin_{file.stem}"
         spec = importlib.util.spec_from_file_location(name, file)
@@ -79,15 +97,22 @@ def load_plugin(path: str | Path) -> list[ComponentMeta]:
             spec.loader.exec_module(module)
         except Exception as error:
             raise ComponentError(f"plugin {file}: {type(error).__name__}: {error}") from error
-        for info, cls in _components_in(module):
-            if info.kind not in _FOLDERS:
-                raise ComponentError(f"plugin {file}: a {info.kind} cannot be plugged in; kinds: {', '.join(_FOLDERS)}")
-            if info.name in _built_in(info.kind):
-                raise ComponentError(f"plugin {file}: {info.kind} {info.name!r} exists already; choose another name")
-            _plugins[info.kind][info.name] = cls
-            registered.append(info)
+        registered += _register(module, f"plugin {file}")
     if not registered:
         raise ComponentError(
             f"plugin {path}: defines no component; decorate a class with @sensor, @analyzer or @policy"
         )
+    return registered
+
+
+def _register(module: ModuleType, where: str) -> list[ComponentMeta]:
+    """Register the components that a module defines. Raises ComponentError."""
+    registered = []
+    for info, cls in _components_in(module):
+        if info.kind not in _FOLDERS:
+            raise ComponentError(f"{where}: a {info.kind} cannot be plugged in; kinds: {', '.join(_FOLDERS)}")
+        if info.name in _built_in(info.kind):
+            raise ComponentError(f"{where}: {info.kind} {info.name!r} exists already; choose another name")
+        _plugins[info.kind][info.name] = cls
+        registered.append(info)
     return registered

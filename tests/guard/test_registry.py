@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -65,3 +68,15 @@ def test_a_bad_plugin_is_refused_with_the_reason(text: str | None, message: str,
         (tmp_path / "bad.py").write_text(text)
     with pytest.raises(ComponentError, match=message):
         load_plugin(tmp_path / "bad.py")
+
+
+def test_an_installed_package_offers_components_by_an_entry_point(tmp_path: Path) -> None:
+    (tmp_path / "somebodys_rules.py").write_text(RULE.replace("PluggedJump", "InstalledJump"))
+    info = tmp_path / "somebodys_rules-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: somebodys-rules\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[lbw_sim.components]\njump = somebodys_rules\n")
+    code = "from lbw_sim.guard import components; print('installed_jump' in components('analyzer'))"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "True"
