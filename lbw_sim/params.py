@@ -30,6 +30,9 @@ class ParamInfo(NamedTuple):
     doc: str
     log: bool
     """Search it on a logarithmic scale."""
+    limit: bool = False
+    """Evidence has to exceed it: with a larger value the rule alarms less. A sweep of all limits gives its curve of
+    recall against false alarms."""
 
     @property
     def integer(self) -> bool:
@@ -57,7 +60,7 @@ class ComponentMeta(NamedTuple):
 
 
 def param(
-    default: float, *, low: float, high: float, doc: str, unit: str = "", log: bool = False
+    default: float, *, low: float, high: float, doc: str, unit: str = "", log: bool = False, limit: bool = False
 ) -> Any:  # Any: dataclass fields are typed by their annotation
     """Declare one parameter: its default, its inclusive range, its unit and its meaning.
 
@@ -65,7 +68,7 @@ def param(
     """
     if not (low <= default <= high):
         raise ValueError(f"default {default} is outside [{low}, {high}]")
-    return dataclasses.field(default=default, metadata={"param": ParamInfo(default, low, high, unit, doc, log)})
+    return dataclasses.field(default=default, metadata={"param": ParamInfo(default, low, high, unit, doc, log, limit)})
 
 
 def part(default_factory: Callable[..., Any], *, doc: str) -> Any:

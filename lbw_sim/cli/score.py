@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -21,8 +22,15 @@ from lbw_sim.cli.options import (
     until_interrupted,
 )
 
+if TYPE_CHECKING:
+    from lbw_sim.guard import GuardSpec
+    from lbw_sim.score import RunScore
+    from lbw_sim.trace import Trace
+
 RANDOM_PER_10K = 10.0
 """Alarms per 10,000 rows of the reference that knows nothing."""
+LIMIT_FACTORS = tuple(2.0 ** (step / 4) for step in range(-8, 9))
+"""What a curve multiplies a guard's limits with."""
 
 
 def score(
@@ -33,6 +41,9 @@ def score(
     figure: Annotated[
         Path | None, typer.Option("--figure", help="Draw recall against false alarms into this SVG or PNG file.")
     ] = None,
+    curves: Annotated[
+        bool, typer.Option("--curves", help="With --figure: a curve per guard, all its limits x 0.25 to x 4.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Seed of the bootstrap over runs.")] = 0,
     as_json: Json = False,
 ) -> None:
@@ -45,7 +56,6 @@ def score(
     from lbw_sim.replay import replay_many
     from lbw_sim.score import (
         DETECTION_COLUMNS,
-        RunScore,
         detection_rows,
         match,
         oracle_alarms,
@@ -76,7 +86,8 @@ def score(
     if figure is not None:
         from lbw_sim.plots import detection_figure, save
 
-        save(detection_figure(scores, seed=seed), figure)
+        sweeps = {spec.name: sweep(spec, runs) for spec in specs if curves}
+        save(detection_figure(scores, seed=seed, sweeps=sweeps), figure)
     if as_json:
         print_json(rows)
     else:
@@ -86,3 +97,16 @@ def score(
         typer.echo(f"{len(oracle)} runs. recall: labelled events seen. baited: alarms on benign changes.")
         typer.echo("latched: clean rows spent in alarm. 95 %: bootstrap over runs.")
         typer.echo(f"oracle knows the labels; random raises {RANDOM_PER_10K:g} alarms per 10,000 rows, anywhere.")
+
+
+def sweep(spec: GuardSpec, runs: Sequence[Trace]) -> list[list[RunScore]]:
+    """The runs' scores at each of `LIMIT_FACTORS`."""
+    from lbw_sim.replay import replay_many
+    from lbw_sim.score import match
+
+    specs = [spec.with_limits_times(factor) for factor in LIMIT_FACTORS]
+    settings: list[list[RunScore]] = [[] for _ in specs]
+    for found, trace in zip(replay_many(runs, specs, max_alarms=sys.maxsize), runs, strict=True):
+        for place, scored in enumerate(settings):
+            scored.append(match(found.alarms(place), trace.labels, found.steps, trace.run_id))
+    return settings

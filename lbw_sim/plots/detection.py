@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from matplotlib.transforms import Bbox
 
-from lbw_sim.plots.canvas import BLACK, BLUE, GREY, TEXT, dress, footnote, new_figure
+from lbw_sim.plots.canvas import BLACK, BLUE, GREY, LINE_COLOURS, TEXT, dress, footnote, new_figure
 from lbw_sim.score.detection import FALSE_ALARM_BUDGET_PER_10K, Interval, RunScore, bootstrap, pooled
 
 REFERENCES = ("never", "oracle", "random")
@@ -29,6 +29,14 @@ class GuardPoint(NamedTuple):
     reference: bool
 
 
+class GuardCurve(NamedTuple):
+    """One guard over the range of its sensitivity."""
+
+    name: str
+    false_alarms_per_10k: tuple[float, ...]
+    recall: tuple[float, ...]
+
+
 class DetectionInfo(NamedTuple):
     """Everything that the figure shows."""
 
@@ -38,12 +46,20 @@ class DetectionInfo(NamedTuple):
     """Guards without a place: no events or no clean rows."""
     events: int
     runs: int
+    curves: tuple[GuardCurve, ...] = ()
 
 
-def detection_info(scores: Mapping[str, Sequence[RunScore]], title: str = "", *, seed: int) -> DetectionInfo:
+def detection_info(
+    scores: Mapping[str, Sequence[RunScore]],
+    title: str = "",
+    *,
+    seed: int,
+    sweeps: Mapping[str, Sequence[Sequence[RunScore]]] | None = None,
+) -> DetectionInfo:
     """Prepare the figure: pooled rates with bootstrap intervals over runs.
 
-    `scores`: guard to its runs. The reference rows are given like guards, by the names in `REFERENCES`.
+    `scores`: guard to its runs. The reference rows are given like guards, by the names in `REFERENCES`. `sweeps`: guard
+    to its runs at each of several sensitivities, in order.
     """
     points: list[GuardPoint] = []
     undefined: list[str] = []
@@ -60,12 +76,24 @@ def detection_info(scores: Mapping[str, Sequence[RunScore]], title: str = "", *,
                 name in REFERENCES,
             )
         )  # fmt: skip
-    return DetectionInfo(title, tuple(points), tuple(undefined), events, runs)
+    curves = []
+    for name, settings in (sweeps or {}).items():
+        found = [pooled(mine) for mine in settings]
+        rates = [(c.false_alarms_per_10k, c.recall) for c in found if not math.isnan(c.false_alarms_per_10k + c.recall)]
+        if rates:
+            curves.append(GuardCurve(name, *map(tuple, zip(*rates, strict=True))))
+    return DetectionInfo(title, tuple(points), tuple(undefined), events, runs, tuple(curves))
 
 
-def detection_figure(scores: Mapping[str, Sequence[RunScore]], title: str = "", *, seed: int) -> Figure:
-    """Recall against false alarms of several guards, with 95 % intervals."""
-    info = detection_info(scores, title, seed=seed)
+def detection_figure(
+    scores: Mapping[str, Sequence[RunScore]],
+    title: str = "",
+    *,
+    seed: int,
+    sweeps: Mapping[str, Sequence[Sequence[RunScore]]] | None = None,
+) -> Figure:
+    """Recall against false alarms of several guards, with 95 % intervals; with `sweeps`, a curve through each."""
+    info = detection_info(scores, title, seed=seed, sweeps=sweeps)
     figure = new_figure(5.4)
     draw_detection(info, figure.subplots())
     return figure
@@ -91,9 +119,14 @@ def draw_detection(info: DetectionInfo, ax: Axes) -> None:
         fontsize=TEXT - 1,
         color=GREY,
     )
+    colours = {curve.name: LINE_COLOURS[place % len(LINE_COLOURS)] for place, curve in enumerate(info.curves)}
+    for curve in info.curves:
+        ax.plot(
+            curve.false_alarms_per_10k, curve.recall, color=colours[curve.name], linewidth=1.3, marker=".", markersize=4
+        )
     for point in info.points:
         x, y = point.false_alarms_per_10k, point.recall
-        colour = GREY if point.reference else BLUE
+        colour = GREY if point.reference else colours.get(point.name, BLUE)
         ax.plot(point.false_alarms_interval, (y, y), color=colour, linewidth=1.2, alpha=0.6)
         ax.plot((x, x), point.recall_interval, color=colour, linewidth=1.2, alpha=0.6)
         ax.plot(

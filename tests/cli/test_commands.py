@@ -115,7 +115,10 @@ def test_score_judges_by_the_injected_labels(traces: Path, tmp_path: Path) -> No
     assert pooled["never"]["events"] == 1
     assert (pooled["never"]["affiliation_precision"], pooled["never"]["affiliation_recall"]) == (None, 0.0)
     assert pooled["zscore"]["vus_pr"] > pooled["never"]["vus_pr"]
+    assert {"oracle", "random"} <= set(pooled)
     assert (tmp_path / "score.svg").read_text().startswith("<?xml")
+    lbw("score", traces, "-g", "zscore", "--figure", tmp_path / "curves.svg", "--curves")
+    assert (tmp_path / "curves.svg").read_text().startswith("<?xml")
 
 
 def test_show_tells_how_a_run_was_recorded(traces: Path) -> None:

@@ -12,7 +12,9 @@ from lbw_sim.guard.analyzers.debounce import Debounce
 from lbw_sim.guard.analyzers.threshold import Threshold
 from lbw_sim.guard.envelope import Envelope
 from lbw_sim.guard.policies.damp_release import DampRelease
+from lbw_sim.guard.registry import component
 from lbw_sim.guard.sensors.ewma import Ewma
+from lbw_sim.params import params_of
 
 
 @pytest.mark.parametrize("name", preset_names())
@@ -91,3 +93,17 @@ def test_parameters_tell_all_problems_at_once() -> None:
         DampRelease(cut=float("nan"))
     with pytest.raises(ParameterError, match=r"hold_steps=2.5 is not a whole number"):
         DampRelease(hold_steps=2.5)
+
+
+def test_multiplied_limits_reach_every_wrapped_rule_and_stay_in_their_ranges() -> None:
+    spec = GuardSpec.load("llmc_outlier")
+    before, after = spec.tables["analyzer"], spec.with_limits_times(1.2).tables["analyzer"]
+    for part in ("first", "second"):
+        info = params_of(component("analyzer", before[part]["name"]))["limit_sd"]
+        assert after[part]["limit_sd"] == min(info.high, before[part]["limit_sd"] * 1.2)
+        assert {k: v for k, v in after[part].items() if k != "limit_sd"} == {
+            k: v for k, v in before[part].items() if k != "limit_sd"
+        }
+    assert spec.with_limits_times(1000.0).tables["analyzer"]["first"]["limit_sd"] == 20.0
+    never = GuardSpec.load("never")
+    assert never.with_limits_times(2.0).fingerprint == never.fingerprint

@@ -255,6 +255,14 @@ def test_the_detection_figure_holds_a_point_per_guard_and_names_the_undefined():
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("false alarms per 10,000 clean rows", "event recall")
 
 
+def test_a_sweep_becomes_a_curve_in_its_own_order_and_an_undefined_setting_is_left_out():
+    settings = [scored(4, 4, 10_000, 9), scored(0, 0, 10_000, 1), scored(4, 1, 10_000, 0)]
+    info = detection_info({"mine": scored(4, 3, 10_000, 2)}, seed=0, sweeps={"mine": settings})
+    assert info.curves == (("mine", (9.0, 0.0), (1.0, 0.25)),)
+    ax = detection_figure({"mine": scored(4, 3, 10_000, 2)}, seed=0, sweeps={"mine": settings}).axes[0]
+    assert any(list(line.get_xdata()) == [9.0, 0.0] for line in ax.lines)
+
+
 def test_names_of_guards_at_one_place_do_not_cover_each_other():
     scores = {f"guard {k}": scored(4, 3, 10_000, 2) for k in range(5)}
     figure = Figure(figsize=(9, 5), layout="constrained")

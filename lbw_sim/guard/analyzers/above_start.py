@@ -38,7 +38,7 @@ class AboveStart:
     """
 
     start_steps: int = param(100, low=1, high=100_000, unit="steps", doc="losses that make the reference", log=True)
-    factor: float = param(10.0, low=0.5, high=100.0, doc="multiple of the largest of them", log=True)
+    factor: float = param(10.0, low=0.5, high=100.0, doc="multiple of the largest of them", log=True, limit=True)
     cap: float = param(1e12, low=0.1, high=1e12, unit="nats", doc="the limit is at most this", log=True)
     window_steps: int = param(1, low=1, high=10_000, unit="steps", doc="last losses that are judged", log=True)
     share: float = param(1.0, low=0.01, high=1.0, doc="part of them that must exceed the limit")

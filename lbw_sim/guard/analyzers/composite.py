@@ -64,19 +64,21 @@ class Composite:
     ['STABLE', 'STABLE', 'STABLE', 'SPIKE', 'SPIKE']
     """
 
-    spike_sd: float = param(4.8, low=2.0, high=30.0, unit="sd", doc="residual that is hot", log=True)
+    spike_sd: float = param(4.8, low=2.0, high=30.0, unit="sd", doc="residual that is hot", log=True, limit=True)
     spike_steps: float = param(3.0, low=1.0, high=100.0, unit="steps", doc="hot steps that are a spike", log=True)
-    rise_sd: float = param(2.3, low=0.5, high=50.0, unit="sd", doc="rise of the slow level that is an alarm", log=True)
+    rise_sd: float = param(
+        2.3, low=0.5, high=50.0, unit="sd", doc="rise of the slow level that is an alarm", log=True, limit=True
+    )
     plateau_rows: int = param(
         40, low=1, high=10_000, unit="rows", doc="age at which what a spike left is a plateau", log=True
     )
     grad_limit: float = param(
-        2.0, low=1.05, high=100.0, doc="recent over long-run gradient norm that is an alarm", log=True
+        2.0, low=1.05, high=100.0, doc="recent over long-run gradient norm that is an alarm", log=True, limit=True
     )
     rebound_share: float = param(
-        0.25, low=0.01, high=10.0, doc="share of the first fall given back that is an alarm", log=True
+        0.25, low=0.01, high=10.0, doc="share of the first fall given back that is an alarm", log=True, limit=True
     )
-    oscillation_share: float = param(0.2, low=0.02, high=1.0, doc="share of swinging rows that is an alarm")
+    oscillation_share: float = param(0.2, low=0.02, high=1.0, doc="share of swinging rows that is an alarm", limit=True)
     hold_rows: int = param(5, low=1, high=1_000, unit="rows", doc="how long an alarm is held", log=True)
     tolerate_rows: int = param(
         80, low=2, high=100_000, unit="rows", doc="age at which an alarm's cause is accepted", log=True

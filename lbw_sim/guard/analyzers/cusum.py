@@ -34,7 +34,9 @@ class Cusum:
     """
 
     drift_sd: float = param(0.75, low=0.0, high=4.0, unit="sd", doc="slack subtracted at every step")
-    limit_sd: float = param(15.0, low=1.0, high=200.0, unit="sd", doc="sum at which the alarm is raised", log=True)
+    limit_sd: float = param(
+        15.0, low=1.0, high=200.0, unit="sd", doc="sum at which the alarm is raised", log=True, limit=True
+    )
     clip_sd: float = param(4.0, low=1.0, high=50.0, unit="sd", doc="most that one step can add", log=True)
     hold_steps: int = param(10, low=1, high=1_000, unit="steps", doc="how long an alarm is held", log=True)
     warmup_steps: int = param(30, low=0, high=10_000, unit="steps", doc="steps without a judgement")

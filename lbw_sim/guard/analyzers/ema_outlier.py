@@ -45,7 +45,9 @@ class EmaOutlier:
     channel: int = param(GRAD_NORM, low=LOSS, high=UPDATE_NORM, doc=CHANNEL_DOC)
     warmup_steps: int = param(25, low=2, high=10_000, unit="steps", doc="values that start the moments", log=True)
     keep: float = param(0.97, low=0.5, high=0.9999, doc="part of the moments that stays at each value (α)")
-    limit_sd: float = param(2.5, low=1.0, high=20.0, unit="sd", doc="z-score above which the value is clipped")
+    limit_sd: float = param(
+        2.5, low=1.0, high=20.0, unit="sd", doc="z-score above which the value is clipped", limit=True
+    )
     nonfinite_fires: int = param(1, low=0, high=1, doc="1: a loss or gradient that is nan or infinite is an alarm")
 
     def init(self) -> EmaOutlierState:

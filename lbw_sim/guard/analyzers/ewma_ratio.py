@@ -36,7 +36,9 @@ class EwmaRatio:
     span_steps: int = param(
         9, low=1, high=10_000, unit="steps", doc="span of the mean: it gains 2/(span + 1)", log=True
     )
-    limit: float = param(1.25, low=1.001, high=10.0, doc="ratio above which it alarms and the mean is frozen")
+    limit: float = param(
+        1.25, low=1.001, high=10.0, doc="ratio above which it alarms and the mean is frozen", limit=True
+    )
 
     def init(self) -> EwmaRatioState:
         """Nothing seen."""

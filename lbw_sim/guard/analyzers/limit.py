@@ -24,7 +24,9 @@ class Limit:
     """
 
     channel: int = param(GRAD_NORM, low=LOSS, high=UPDATE_NORM, doc=CHANNEL_DOC)
-    limit: float = param(1.0, low=1e-6, high=1e6, doc="largest value that is in order, in the channel's unit", log=True)
+    limit: float = param(
+        1.0, low=1e-6, high=1e6, doc="largest value that is in order, in the channel's unit", log=True, limit=True
+    )
 
     def init(self) -> LimitState:
         """Empty."""

@@ -41,7 +41,7 @@ class MeanRatio:
     min_count: int = param(
         1, low=1, high=10_000, doc="losses that the window must hold; at most a full window is asked for", log=True
     )
-    excess: float = param(2.0, low=0.01, high=100.0, doc="rise above the mean, as a part of it", log=True)
+    excess: float = param(2.0, low=0.01, high=100.0, doc="rise above the mean, as a part of it", log=True, limit=True)
     must_rise: int = param(1, low=0, high=1, doc="1: the loss must also be above the one before it")
     keep_alarmed: int = param(1, low=0, high=1, doc="1: a loss that raised the alarm enters the window too")
     nonfinite_fires: int = param(1, low=0, high=1, doc="1: a loss or gradient that is nan or infinite is an alarm")

@@ -41,7 +41,7 @@ class NoImprovement:
     """
 
     check_steps: int = param(100, low=1, high=100_000, unit="steps", doc="steps whose mean is one check", log=True)
-    patience: int = param(10, low=0, high=1_000, doc="checks without improvement that are tolerated")
+    patience: int = param(10, low=0, high=1_000, doc="checks without improvement that are tolerated", limit=True)
     threshold: float = param(1e-4, low=0.0, high=0.5, doc="least improvement, as a part of the best")
 
     def init(self) -> NoImprovementState:

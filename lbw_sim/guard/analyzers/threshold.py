@@ -24,7 +24,9 @@ class Threshold:
     True
     """
 
-    limit_sd: float = param(3.0, low=1.0, high=20.0, unit="sd", doc="z-score above which the loss is a spike")
+    limit_sd: float = param(
+        3.0, low=1.0, high=20.0, unit="sd", doc="z-score above which the loss is a spike", limit=True
+    )
     hold_steps: int = param(10, low=1, high=1_000, unit="steps", doc="how long an alarm is held", log=True)
     warmup_steps: int = param(30, low=0, high=10_000, unit="steps", doc="steps without a judgement")
 

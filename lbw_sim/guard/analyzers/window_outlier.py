@@ -43,7 +43,9 @@ class WindowOutlier:
     min_count: int = param(
         64, low=2, high=10_000, doc="values that the window must hold; at most a full window is asked for", log=True
     )
-    limit_sd: float = param(6.0, low=1.0, high=20.0, unit="sd", doc="distance from the mean that is a spike")
+    limit_sd: float = param(
+        6.0, low=1.0, high=20.0, unit="sd", doc="distance from the mean that is a spike", limit=True
+    )
     unbiased: int = param(1, low=0, high=1, doc="1: sum of squares over n - 1; 0: over n")
     floor_sd: float = param(0.0, low=0.0, high=1.0, doc="least standard deviation, in units of the channel")
     include_current: int = param(0, low=0, high=1, doc="1: the value counts in its own window")
