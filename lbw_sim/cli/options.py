@@ -44,7 +44,8 @@ def load_traces(path: Path) -> list[Trace]:
 
     if path.is_file() or path.name.startswith("run_id="):
         return [read_trace(path)]
-    return read_traces(path)
+    # a run's folder under another name, or nothing at all: then it says so
+    return read_traces(path) or [read_trace(path)]
 
 
 def watched(items: Sequence[T], what: str) -> Iterator[T]:

@@ -121,6 +121,11 @@ def test_score_judges_by_the_injected_labels(traces: Path, tmp_path: Path) -> No
     assert (tmp_path / "curves.svg").read_text().startswith("<?xml")
 
 
+def test_a_runs_folder_may_have_another_name(traces: Path, tmp_path: Path) -> None:
+    shutil.copytree(traces / "run_id=postln_lr0.005_none_adamw_s0", tmp_path / "copy")
+    assert json.loads(lbw("show", tmp_path / "copy", "--json").stdout)[0]["rows"] == 90
+
+
 def test_show_tells_how_a_run_was_recorded(traces: Path) -> None:
     facts = json.loads(lbw("show", traces, "--json").stdout)
     assert [run["rows"] for run in facts] == [90, 90]
@@ -157,6 +162,7 @@ def test_an_analyzer_dropped_into_a_folder_is_listed_checked_replayed_and_scored
     ("arguments", "message"),
     [
         (["show", "no-such-folder"], "no such"),
+        (["score", "{empty}"], "holds no run"),
         (["replay", "{traces}", "-g", "defualt"], "Did you mean 'default'?"),
         (["plot", "{traces}", "--run", "nobody"], "no run named 'nobody'"),
         (["plot", "{traces}", "--format", "gif"], "no figure format named 'gif'"),
@@ -169,7 +175,7 @@ def test_an_analyzer_dropped_into_a_folder_is_listed_checked_replayed_and_scored
 def test_a_mistake_is_one_line_on_standard_error_and_exit_code_2(
     arguments: list[str], message: str, traces: Path, tmp_path: Path
 ) -> None:
-    done = lbw(*(argument.format(traces=traces) for argument in arguments), code=2)
+    done = lbw(*(argument.format(traces=traces, empty=tmp_path) for argument in arguments), code=2)
     assert done.stderr.startswith("lbw: ")
     assert done.stderr.count("\n") == 1
     assert message in done.stderr
