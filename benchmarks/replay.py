@@ -88,6 +88,7 @@ class Lanes:
 
     def __init__(self, guards: Sequence[Guard], seen: np.ndarray[Any, Any], lanes: int, bare: bool = False) -> None:
         self.source = kernels.source(guards[0], lanes, rows=False)
+        lanes = self.source.layout.lanes  # a guard with windows takes one at a time, whatever was asked for
         self.kernel, self.seen = kernels.compiled(self.source.text), seen
         self.extract = None if bare else kernels.compiled(kernels.extraction())
         self.starts = [compiled._start(self.source.layout, guards[i : i + lanes]) for i in range(0, len(guards), lanes)]
