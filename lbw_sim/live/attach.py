@@ -7,6 +7,7 @@ logged once and stands in the trace. It does not see other ranks, gradient scale
 from __future__ import annotations
 
 import atexit
+import contextlib
 import logging
 import math
 import time
@@ -208,7 +209,11 @@ class LiveGuard:
         """Write the last row, turn the journal into Parquet, take the guard off the optimizer. Idempotent."""
         if self._closed:
             return
-        self._settle()
+        try:
+            self._settle()
+        except Exception as error:
+            # the last numbers never came from the device: their row is lost, the run is not
+            self._ground(error)
         self._closed = True
         self.detach()
         atexit.unregister(self.close)
@@ -356,7 +361,9 @@ class LiveGuard:
         self._decision = self._decision._replace(
             posture=int(Posture.HOLD), scale=1.0, reason=self._fault_reason, rollback_steps=0
         )
-        self._actuator.restore()
+        # what cannot be put back now is put back before the next step
+        with contextlib.suppress(Exception):
+            self._actuator.restore()
         logger.warning(
             "lbw-sim: guard %r on run %s is grounded at step %d and no longer acts: %s",
             self.spec.name, self.run_id, self.step, self.grounded,
