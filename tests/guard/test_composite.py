@@ -51,6 +51,15 @@ def test_what_lasts_is_tolerated_and_more_of_it_is_a_new_alarm() -> None:
     assert names[-1] == "STRESSED", "what was tolerated is forgotten once it is gone"
 
 
+def test_swings_that_last_are_tolerated_too() -> None:
+    rule = Composite(oscillation_share=0.2, tolerate_rows=10, hold_rows=2, recovery_rows=0)
+    swinging, worse = CALM._replace(oscillation=0.4), CALM._replace(oscillation=0.7)
+    names = regimes(rule, [*[swinging] * 60, worse])
+    assert names[:9] == ["OSCILLATION"] * 9
+    assert set(names[9:60]) == {"STABLE"}
+    assert names[60] == "OSCILLATION"
+
+
 def test_a_growing_gradient_is_divergence_and_a_missing_one_is_nothing() -> None:
     rule = Composite(grad_limit=2.0)
     assert regimes(rule, [CALM._replace(grad_ratio=2.5)]) == ["DIVERGING"]

@@ -91,6 +91,34 @@ def test_default_guard_accepts_a_level_shift_in_the_end(seed: int) -> None:
     assert decisions[-1].scale == 1.0
 
 
+@pytest.mark.parametrize("change", ["level", "gradient"])
+def test_default_guard_does_not_stay_in_alarm_over_what_lasts(change: str) -> None:
+    rng, guard = random.Random(0), GuardSpec.load("default").build()
+    state, unsafe = guard.init(), []
+    for step in range(4000):
+        after = step > 500
+        loss = 2.0 + rng.gauss(0.0, 0.03)
+        if after and change == "level":
+            loss += 2.0
+        grad_norm = 8.0 if after and change == "gradient" else 1.0
+        state, decision = guard.step(state, Telemetry(step, loss, 1e-3, grad_norm, nonfinite=0.0))
+        unsafe.append(decision.regime in UNSAFE_REGIMES)
+    assert any(unsafe[500:600])
+    assert sum(unsafe[2000:]) < 0.05 * 2000
+
+
+def test_a_loss_that_leaps_for_ever_stays_alarming_but_is_let_go_again_and_again() -> None:
+    losses = [
+        loss + (0.5 * (-1) ** (step // 6) if step > 500 else 0.0) for step, loss in enumerate(falling_losses(4000, 0))
+    ]
+    guard = GuardSpec.load("default").build()
+    damped = longest = 0
+    for decision in fly(guard, losses):
+        damped = damped + 1 if decision.scale < 1.0 else 0
+        longest = max(longest, damped)
+    assert 0 < longest <= guard.envelope.release_deadline_steps
+
+
 def test_default_guard_skips_nonfinite_steps_until_the_budget_says_no() -> None:
     losses = falling_losses(200, 0)
     losses[100:110] = [math.nan] * 10

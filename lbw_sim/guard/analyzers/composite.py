@@ -1,7 +1,7 @@
 """The default analyzer: five simple detectors side by side, one alarm.
 
 Each looks for what the others miss. An alarm is held for a few rows, so that one event is one alarm; what goes on for
-long is tolerated, so that no alarm latches. It does not judge its own strength: docs/results does.
+long is tolerated, so that no alarm latches on it. It does not judge its own strength: docs/results does.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ class CompositeState(NamedTuple):
     """Rise of the level that has lasted and is accepted; falls with the rise."""
     tolerated_ratio: float
     """The same for the gradient norm."""
+    tolerated_oscillation: float
+    """The same for the share of swinging rows."""
     recovery: int
     """Rows left before a recovery counts as stable."""
 
@@ -53,7 +55,8 @@ class Composite:
     - OSCILLATION: `oscillation_share` of recent rows swing from one side to the other.
 
     While an alarm is held, and none of these is the case, the last regime stands. After `tolerate_rows` the present
-    rise and gradient norm are accepted: only more of it is a new alarm. A signal that is nan is no evidence.
+    rise, gradient norm and share of swings are accepted: only more of it is a new alarm. Spikes are not: a loss that
+    goes on leaping stays in alarm, and it is the envelope that ends the damping. A signal that is nan is no evidence.
 
     >>> rule, state = Composite(), Composite().init()
     >>> names = []
@@ -87,7 +90,7 @@ class Composite:
 
     def init(self) -> CompositeState:
         """Nothing seen."""
-        return CompositeState(int(Regime.WARMUP), 0.0, 0, 0, 0, 0.0, 0.0, 0)
+        return CompositeState(int(Regime.WARMUP), 0.0, 0, 0, 0, 0.0, 0.0, 0.0, 0)
 
     def step(self, state: CompositeState, signals: Signals) -> tuple[CompositeState, Assessment]:
         """One row of signals."""
@@ -100,6 +103,10 @@ class Composite:
             hot = min(state.hot + weight, 2.0 * self.spike_steps)
         tolerated_rise = max(0.0, rise) if rise < state.tolerated_rise else state.tolerated_rise
         tolerated_ratio = max(0.0, ratio) if ratio < state.tolerated_ratio else state.tolerated_ratio
+        swings = signals.oscillation
+        tolerated_oscillation = (
+            max(0.0, swings) if swings < state.tolerated_oscillation else state.tolerated_oscillation
+        )
         starting = signals.loss_rebound >= 0.0
         spiked = state.spiked
 
@@ -122,8 +129,8 @@ class Composite:
                 sign = int(Regime.PLATEAU)
             else:
                 sign = int(Regime.STRESSED)
-        elif signals.oscillation > self.oscillation_share:
-            sign, evidence = int(Regime.OSCILLATION), signals.oscillation
+        elif swings > self.oscillation_share + tolerated_oscillation:
+            sign, evidence = int(Regime.OSCILLATION), swings
 
         hold = self.hold_rows if sign >= 0 else max(0, state.hold - 1)
         alarm_rows = 0
@@ -133,6 +140,9 @@ class Composite:
                 # it has lasted: from here on only more of it is news
                 tolerated_rise = min(rise, LARGEST) if rise > tolerated_rise else tolerated_rise
                 tolerated_ratio = min(ratio, LARGEST) if ratio > tolerated_ratio else tolerated_ratio
+                tolerated_oscillation = (
+                    min(swings, LARGEST) if swings > tolerated_oscillation else tolerated_oscillation
+                )
                 alarm_rows = 0
                 hold = hold if sign == Regime.SPIKE else 0
 
@@ -146,6 +156,8 @@ class Composite:
             regime = int(Regime.RECOVERY) if state.recovery > 0 else calm
         shown = int(Regime.NONFINITE) if signals.nonfinite == 1.0 else regime
         return (
-            CompositeState(regime, hot, hold, alarm_rows, spiked, tolerated_rise, tolerated_ratio, recovery),
+            CompositeState(
+                regime, hot, hold, alarm_rows, spiked, tolerated_rise, tolerated_ratio, tolerated_oscillation, recovery
+            ),
             Assessment(shown, evidence),
         )
