@@ -48,14 +48,6 @@ def load_traces(path: Path) -> list[Trace]:
     return read_traces(path) or [read_trace(path)]
 
 
-def watched(items: Sequence[T], what: str) -> Iterator[T]:
-    """The items, with a progress bar on standard error when there is a terminal and it takes a while."""
-    from rich.console import Console
-    from rich.progress import track
-
-    yield from track(items, what, transient=True, console=Console(stderr=True), disable=not sys.stderr.isatty())
-
-
 def until_interrupted(items: Iterable[T]) -> Iterator[T]:
     """The items; Ctrl-C ends them, so that what was finished is still shown. Says so on standard error."""
     try:
@@ -80,6 +72,14 @@ def stages() -> Iterator[Callable[[str, int, int], None]]:
             bars.update(tasks[stage], completed=done, total=total)
 
         yield report
+
+
+def watched(items: Sequence[T], what: str) -> Iterator[T]:
+    """The items, as one stage of `stages`."""
+    with stages() as progress:
+        for done, item in enumerate(items, start=1):
+            yield item
+            progress(what, done, len(items))
 
 
 def print_table(rows: Sequence[Mapping[str, object]], columns: Sequence[Column]) -> None:
