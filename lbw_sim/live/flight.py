@@ -465,19 +465,22 @@ class LiveGuard:
     def _filled(self, now: Telemetry, numbers: Mapping[str, float]) -> Telemetry:
         """Telemetry with the measured numbers in it."""
         loss, grad_norm = numbers.get("loss", nan), numbers.get("grad_norm", nan)
+        measured = "loss" in numbers or "grad_norm" in numbers
+        finite = ("loss" not in numbers or math.isfinite(loss)) and (
+            "grad_norm" not in numbers or math.isfinite(grad_norm)
+        )
         if _overflowed(numbers):
             # an overflow of the scaled gradient is the scaler's daily work, not a gradient of the run
-            grad_norm = nan
-            measured = [loss] if "loss" in numbers else []
-        else:
-            measured = [numbers[name] for name in ("loss", "grad_norm") if name in numbers]
-        return now._replace(
-            loss=loss,
-            grad_norm=grad_norm,
-            update_norm=numbers.get("update_norm", nan),
-            tokens=numbers.get("tokens", nan),
-            nonfinite=(0.0 if all(map(math.isfinite, measured)) else 1.0) if measured else nan,
-            extra=tuple([numbers.get(name, nan) for name in self._channels]),
+            grad_norm, measured, finite = nan, "loss" in numbers, math.isfinite(loss)
+        return Telemetry(
+            now.step,
+            loss,
+            now.lr,
+            grad_norm,
+            numbers.get("update_norm", nan),
+            numbers.get("tokens", nan),
+            (0.0 if finite else 1.0) if measured else nan,
+            tuple([numbers.get(name, nan) for name in self._channels]),
         )
 
     def _heed(self, numbers: dict[str, float]) -> dict[str, float]:

@@ -49,7 +49,7 @@ class Mail:
 
     def send(self, ranks: Ranks | None = None) -> Letter:
         """Send what was collected on its way; with `ranks`, to be combined over all of them in one all-reduce."""
-        values = dict(self._values)
+        values = self._values
         if ranks is not None:
             return Letter(ranks.send(self._losses, self._tokens, values))
         if len(self._losses) == 1:
@@ -80,6 +80,8 @@ class Letter:
 def _number(value: SupportsFloat) -> Number:
     if not isinstance(value, torch.Tensor):
         return float(value)
+    if type(value) is torch.Tensor and value.is_cpu:
+        return float(value.detach())
     # over shards, a DTensor is not yet the number of the whole
     number: torch.Tensor = value.full_tensor() if hasattr(value, "full_tensor") else value
     number = number.detach()
@@ -91,7 +93,7 @@ def _number(value: SupportsFloat) -> Number:
 
 def _fetched(values: dict[str, Number]) -> Callable[[], dict[str, float]]:
     """Start one copy from the device, if any number is still there."""
-    away: Any = {channel: value for channel, value in values.items() if isinstance(value, torch.Tensor)}
+    away: Any = {channel: value for channel, value in values.items() if type(value) is not float}
     if not away:
         return lambda: values  # type: ignore[return-value]
     buffer, arrived = copy_to_host(torch.stack(list(away.values())))

@@ -61,6 +61,8 @@ class Probes:
 
     def _ask(self, when: str, step: int, *more: object) -> dict[str, SupportsFloat]:
         values: dict[str, SupportsFloat] = {}
+        if not self._probes:
+            return values
         for probe in list(self._probes):
             started = time.perf_counter()
             try:
