@@ -229,3 +229,23 @@ def test_batches_and_loss_after_a_rollback_are_those_that_the_loop_goes_on_with(
             run.optimizer.step()
             seen.append(float(loss.detach()))
     assert read_trace(tmp_path).to_numpy("all")["loss"].tolist() == seen
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
+def test_guard_and_ring_travel_through_a_distributed_checkpoint(tmp_path: Path) -> None:
+    from torch.distributed import checkpoint
+
+    first = make_run()
+    options = {"snapshots": Snapshots(every_steps=2, in_checkpoints=True), **ACTIVE}
+    with attach(first.optimizer, REWINDING, **options) as live:
+        train(first, range(25), live)
+        checkpoint.save({"guard": live}, checkpoint_id=tmp_path, no_dist=True)
+        saved = copy.deepcopy(live.state_dict())
+    second = make_run(seed=3)
+    options = {"snapshots": Snapshots(every_steps=2, in_checkpoints=True), **ACTIVE}
+    with attach(second.optimizer, REWINDING, **options) as live:
+        checkpoint.load({"guard": live}, checkpoint_id=tmp_path, no_dist=True)
+        assert live.step == 25
+        loaded = live.state_dict()
+        assert loaded["guard"] == saved["guard"]
+        assert loaded["snapshots"]["steps"] == saved["snapshots"]["steps"]
