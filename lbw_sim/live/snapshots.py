@@ -162,7 +162,7 @@ class Snapshots:
         """The steps that are held and, with `in_checkpoints`, what they hold."""
         packed = io.BytesIO()
         if self.in_checkpoints:
-            # one value whatever it holds: a distributed checkpoint loads only what the fresh run's state has a place for
+            # one value whatever it holds: a distributed checkpoint loads only what a fresh run's state has room for
             torch.save([tuple(snapshot) for snapshot in self._ring], packed)
         return {"steps": self.steps, "ring": packed.getvalue()}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -264,3 +265,65 @@ def test_guarded_adamw_is_adamw_and_comes_back_from_its_own_and_into_a_plain_sta
     with pytest.raises(LiveError, match="unproven=True"):
         GuardedAdamW(make_run().model.parameters(), mode="active")
     third.guard.close()
+
+
+def test_pickling_an_optimizer_drops_its_guard_and_attaching_again_flies_on() -> None:
+    run = make_run()
+    with attach(run.optimizer, EAGER, **ACTIVE) as live:
+        train(run, range(20), live)
+        memory = live.state_dict()
+        copied = pickle.loads(pickle.dumps((run.model, run.optimizer)))
+    second = Run(*copied)
+    with attach(second.optimizer, EAGER, **ACTIVE) as live:
+        live.load_state_dict(memory)
+        train(second, range(20, 45), live, fault=spike)
+        assert live.decision.scale < 1.0
+        assert live.step == 45
+    lost = pickle.loads(pickle.dumps(GuardedAdamW(make_run().model.parameters(), guard=EAGER)))
+    with pytest.raises(LiveError, match="pickling drops its guard"):
+        _ = lost.guard
+
+
+def test_an_exception_inside_the_step_costs_one_row_no_other_and_no_learning_rate(tmp_path: Path) -> None:
+    run = make_run()
+    with attach(run.optimizer, EAGER.with_changes({"delay_steps": 1}), trace=tmp_path, run_id="x", **ACTIVE) as live:
+        train(run, range(33), live, fault=spike)
+
+        def fail(*_: Any) -> None:
+            raise RuntimeError("somebody else's hook")
+
+        hook = run.optimizer.register_step_pre_hook(fail)
+        with pytest.raises(RuntimeError, match="somebody else's hook"):
+            train(run, range(33, 34), live)
+        hook.remove()
+        train(run, range(34, 60), live)
+        assert run.optimizer.param_groups[0]["lr"] == 1e-2
+    columns = read_trace(tmp_path).to_numpy()
+    assert columns["step"].tolist() == list(range(60)), "the step that raised had its decision, and has its row"
+    assert not any(map(math.isnan, columns["loss"].tolist()))
+    assert verify(read_trace(tmp_path)).rows == 60
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_guarded_run_on_a_gpu_never_waits_for_it(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 16), torch.nn.Tanh(), torch.nn.Linear(16, 1)).cuda()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, fused=True)
+    spec = EAGER.with_changes({"delay_steps": 1})
+    batches = [tuple(part.cuda() for part in batch(step)) for step in range(60)]
+    with attach(optimizer, spec, trace=tmp_path, run_id="gpu", **ACTIVE) as live:
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            for step, (x, y) in enumerate(batches):
+                loss = (model(x) - y).square().mean() * (40.0 if 30 <= step < 36 else 1.0)
+                optimizer.zero_grad()
+                loss.backward()
+                norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+                live.observe(loss, grad_norm=norm, tokens=32)
+                optimizer.step()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        assert live.grounded is None
+    columns = read_trace(tmp_path).to_numpy()
+    assert columns["scale"].min() < 1.0
+    assert verify(read_trace(tmp_path)).rows == 60
