@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "replay": {"errors", "values", "params", "guard", "trace"},
     "score": {"errors", "values", "trace"},
     "backtest": {"errors", "values", "params", "guard", "trace", "replay", "score"},
+    "watch": {"errors", "values", "trace", "score"},
     "live": {"errors", "values", "guard", "trace"},
     "stress": {"errors", "values", "guard", "trace", "live"},
     "plots": {"errors", "values", "trace", "score"},
