@@ -46,6 +46,10 @@ class StressError(LbwError):
     """A stress experiment was asked for something that it cannot run."""
 
 
+class EvidenceError(LbwError):
+    """A back-test report is damaged, is of another guard, or cannot be read: it allows nothing."""
+
+
 class ScoreError(LbwError):
     """A run cannot be judged or drawn: rows out of order, a column missing, or a label that no scorer knows."""
 

@@ -20,11 +20,27 @@ MAY_IMPORT = {
     "trace": {"errors", "values", "params", "guard"},
     "replay": {"errors", "values", "params", "guard", "trace"},
     "score": {"errors", "values", "trace"},
+    "backtest": {"errors", "values", "params", "guard", "trace", "replay", "score"},
+    "watch": {"errors", "values", "trace", "score"},
     "live": {"errors", "values", "guard", "trace"},
     "stress": {"errors", "values", "guard", "trace", "live"},
     "plots": {"errors", "values", "trace", "score"},
     "demo": {"errors", "values", "guard", "trace", "replay", "score", "stress", "plots"},
-    "cli": {"demo", "errors", "values", "params", "guard", "trace", "replay", "score", "live", "stress", "plots"},
+    "cli": {
+        "demo",
+        "errors",
+        "values",
+        "params",
+        "guard",
+        "trace",
+        "replay",
+        "score",
+        "backtest",
+        "watch",
+        "live",
+        "stress",
+        "plots",
+    },
 }
 HEAVY = {"torch": {"live", "stress"}, "matplotlib": {"plots"}}
 STANDARD_LIBRARY_ONLY = {"errors", "values", "params", "guard"}

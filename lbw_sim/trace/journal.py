@@ -75,6 +75,25 @@ def lock(fd: int, *, wait: bool = False) -> bool:
     return True
 
 
+def locked_by_somebody(fd: int) -> bool | None:
+    """Whether some process holds the lock, found out without touching it. None: this system does not tell.
+
+    False also where the lock is out of sight: held in another container, or on another machine.
+    """
+    try:
+        with open("/proc/locks", encoding="ascii") as file:
+            held = [line.split() for line in file]
+    except OSError:
+        return None
+    found = os.fstat(fd)
+    inode = f":{found.st_ino}"
+    places = {word for words in held if "FLOCK" in words for word in words if word.endswith(inode)}
+    if f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}{inode}" in places:
+        return True
+    # btrfs and overlays report another device here than there
+    return None if places else False
+
+
 def is_at(fd: int, path: Path) -> bool:
     """Whether `path` still names the open file: another process may have finished it and taken it away."""
     try:
@@ -138,7 +157,10 @@ class JournalReader:
     """Reads a journal, dead or alive, as far as it is whole; memory stays bounded however long it is."""
 
     def __init__(self, file: IO[bytes], where: str) -> None:
-        """`where` names the file in errors. Raises TraceError, DamagedHeaderError among them."""
+        """`file` can seek, and has no buffer when it is read while it grows. `where` names it in errors.
+
+        Raises TraceError, DamagedHeaderError among them.
+        """
         self._file = file
         self.where = where
         self.rows = 0
@@ -162,17 +184,23 @@ class JournalReader:
         if version != FORMAT_VERSION:
             raise TraceError(f"{where}: journal format {version}; this release reads {FORMAT_VERSION}")
         self._seed = checksum
+        self._start = _PREFIX.size + len(rest)
         self.description = parse_description(text, where) | {"crc32_seed": checksum}
         self.meta: SegmentMeta = check_description(self.description, where)
 
     def chunks(self) -> Iterator[NDArray[np.void]]:
-        """Good rows in order, as structured arrays of up to some 100,000; then `damage` says how it ended."""
+        """Good rows in order, as structured arrays of up to some 100,000; then `damage` says how it ended.
+
+        Called again, it goes on after the last good row with what was appended since.
+        """
         import numpy as np
 
+        self.damage = None
         dtype = np.dtype(row_fields(self.meta.extra_channels))
         size = dtype.itemsize
         body = size - _CRC.size
         at_once = max(1, min(_CHUNK_ROWS, _CHUNK_BYTES // size))
+        self._file.seek(self._start + self.rows * size)
         while True:
             data = _read(self._file, at_once * size)
             whole = len(data) // size
@@ -188,7 +216,8 @@ class JournalReader:
             if good:
                 yield rows[:good]
             if good < whole:
-                self.damage = Damage(self.rows, self.rows, len(data) - good * size + _count(self._file))
+                end = self._file.seek(0, os.SEEK_END)
+                self.damage = Damage(self.rows, self.rows, end - self._start - self.rows * size)
                 return
             if whole < at_once:
                 if torn := len(data) - whole * size:
@@ -211,10 +240,3 @@ def _read(file: IO[bytes], size: int) -> bytes:
         parts.append(part)
         size -= len(part)
     return b"".join(parts)
-
-
-def _count(file: IO[bytes]) -> int:
-    total = 0
-    while part := file.read(1 << 20):
-        total += len(part)
-    return total

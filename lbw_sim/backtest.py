@@ -1,0 +1,245 @@
+"""Back-test: one guard along recorded, labelled runs, and a report that active mode accepts.
+
+Open loop: it says what the guard saw, missed and asked for, and what these runs cannot say about it. It does not judge
+whether that is good enough, and never says what acting would have gained.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from operator import attrgetter
+from typing import Any
+
+import numpy as np
+
+import lbw_sim
+from lbw_sim.errors import ScoreError
+from lbw_sim.guard import BacktestReport, GuardSpec
+from lbw_sim.guard.evidence import OPEN_LOOP, Detection, ReplayedRun
+from lbw_sim.params import meta
+from lbw_sim.replay import Replays, replay_many
+from lbw_sim.score import RunScore, detection_rows, jsonable, match
+from lbw_sim.score.detection import family_of, never_alarms
+from lbw_sim.trace import Trace
+from lbw_sim.trace.labels import BENIGN_KINDS, EVENT_KINDS
+from lbw_sim.trace.schema import columns
+from lbw_sim.values import UNSAFE_REGIMES, Posture, Regime
+
+Progress = Callable[[int, int], None]
+
+FEW_EVENTS = 10
+"""Below this many labelled events the report says that its recall is a guess."""
+
+
+def backtest(
+    spec: GuardSpec, traces: Sequence[Trace], *, seed: int = 0, progress: Progress | None = None
+) -> BacktestReport:
+    """Replay a guard along runs and write down what that shows. `seed`: of the bootstrap over runs.
+
+    Every row outside a label counts as clean, also in a run that nobody has labelled. Raises ScoreError without a row,
+    or when one record comes twice; ChannelError when the guard needs a channel that a run lacks; SpecError; TraceError.
+    """
+    runs: list[ReplayedRun] = []
+    scores: list[RunScore] = []
+    reference: list[RunScore] = []
+    seen = _Seen()
+    work = replay_many(traces, [spec], rows=True, progress=progress, max_alarms=sys.maxsize)
+    for found, trace in zip(work, traces, strict=True):
+        if not len(found.steps):
+            continue
+        about = (trace.labels, found.steps, trace.run_id)
+        scores.append(match(found.alarms(0), *about))
+        reference.append(match(never_alarms(), *about))
+        runs.append(_tested(trace, found, scores[-1]))
+        seen.add(trace, found)
+    _refuse_repeats(runs)
+    if not runs:
+        raise ScoreError(f"guard {spec.name!r} cannot be back-tested: {len(traces)} runs hold no row")
+    return BacktestReport(
+        guard=spec.name,
+        guard_fingerprint=spec.fingerprint,
+        spec_toml=spec.to_toml(),
+        runs=tuple(runs),
+        detection=(*_detection(spec.name, scores, seed), *_detection("never", reference, seed)[:1]),
+        caveat=OPEN_LOOP,
+        not_tested_on=tuple(_not_tested_on(spec, runs, scores, seen)),
+        versions={"lbw_sim": lbw_sim.__version__, "python": platform.python_version(), "numpy": np.__version__},
+        made_at=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def digest_telemetry(trace: Trace) -> str:
+    """SHA-256 over the step and every channel that a guard can see, of the final lineage.
+
+    Equal for equal records, as journal or Parquet, and whichever guard flew while they were made.
+    """
+    table = trace.to_numpy()
+    extra = dict.fromkeys(name for segment in trace.segments for name in segment.meta.extra_channels)
+    digest = hashlib.sha256()
+    for column in columns(tuple(extra)):
+        if column.name == "step" or column.role == "seen":
+            digest.update(f"{column.name} {column.dtype}\n".encode())
+            digest.update(np.ascontiguousarray(table[column.name], dtype="<" + column.dtype).tobytes())
+    return digest.hexdigest()
+
+
+class _Seen:
+    """What the runs held and what the guard did in them, beside the figures."""
+
+    def __init__(self) -> None:
+        self.regimes: set[int] = set()
+        self.postures: set[int] = set()
+        self.channels: dict[str, int] = {}
+        """Channel -> runs that hold it."""
+        self.most_rows_apart = 1
+        self.lr_low = self.lr_high = float("nan")
+        self.benign: set[str] = set()
+
+    def add(self, trace: Trace, found: Replays) -> None:
+        assert found.decided is not None
+        self.regimes.update(np.unique(found.decided[0]["regime"]).tolist())
+        self.postures.update(np.unique(found.decided[0]["posture"]).tolist())
+        for name in trace.channels:
+            self.channels[name] = self.channels.get(name, 0) + 1
+        if len(found.steps) > 1:
+            self.most_rows_apart = max(self.most_rows_apart, int(np.median(np.diff(found.steps))))
+        lr = trace.to_numpy()["lr"]
+        if np.isfinite(lr).any():
+            peak = float(lr[np.isfinite(lr)].max())
+            self.lr_low, self.lr_high = np.fmin(self.lr_low, peak).item(), np.fmax(self.lr_high, peak).item()
+        self.benign.update(label.kind for label in trace.labels if label.kind in BENIGN_KINDS)
+
+
+def _tested(trace: Trace, found: Replays, score: RunScore) -> ReplayedRun:
+    labels = json.dumps([label._asdict() for label in trace.labels], sort_keys=True, separators=(",", ":"))
+    return ReplayedRun(
+        run_id=trace.run_id,
+        family=family_of(trace.run_id),
+        telemetry_sha256=digest_telemetry(trace),
+        labels_sha256=hashlib.sha256(labels.encode()).hexdigest(),
+        rows=len(found.steps),
+        first_step=int(found.steps[0]),
+        last_step=int(found.steps[-1]),
+        labelled_events=score.counts.events,
+        labels=len(trace.labels),
+        mode="active" if any(segment.meta.mode == "active" for segment in trace.segments) else "shadow",
+        imported=any(bool(segment.meta.provenance.get("imported")) for segment in trace.segments),
+        energy=float(found.requested_energy[0]),
+        damped_steps=int(found.active_steps[0]),
+        lowest_scale=float(found.min_scale[0]),
+        skips=int(found.skip_requests[0]),
+        rollbacks=int(found.rollback_requests[0]),
+    )
+
+
+def _refuse_repeats(runs: Iterable[ReplayedRun]) -> None:
+    first: dict[str, ReplayedRun] = {}
+    for run in runs:
+        twin = first.setdefault(run.telemetry_sha256, run)
+        if twin is not run:
+            raise ScoreError(
+                f"runs {twin.run_id!r} and {run.run_id!r} hold the same record ({run.telemetry_sha256[:16]}): it would "
+                f"count twice. Leave one of them out"
+            )
+
+
+def _detection(guard: str, scores: Sequence[RunScore], seed: int) -> list[Detection]:
+    families = len({family_of(score.run_id) for score in scores}) > 1
+    rows: list[dict[str, Any]] = jsonable(detection_rows({guard: scores}, seed=seed, families=families))
+    return [
+        Detection(**{name: row[name] for name in Detection._fields})
+        for row in rows
+        if families or row["group"] == "all"
+    ]
+
+
+def _not_tested_on(
+    spec: GuardSpec, runs: Sequence[ReplayedRun], scores: Sequence[RunScore], seen: _Seen
+) -> Iterable[str]:
+    """One sentence for each thing that these runs cannot say about the guard; the weightiest first."""
+    events = [event for score in scores for event in score.events]
+    if not events:
+        yield "No labelled event at all: its recall is unknown; only its false alarms and its control were measured."
+    elif len(events) < FEW_EVENTS:
+        yield f"Only {_count(len(events), 'labelled event')}: its recall is a guess, whatever its interval says."
+    else:
+        startup = sum(event.startup for event in events)
+        if startup == 0:
+            yield "No labelled event at the start of a run."
+    kinds = {event.kind for event in events}
+    if events and (missing := [kind for kind in EVENT_KINDS if kind not in kinds]):
+        yield f"No labelled event of kind {_or(missing)}."
+    if missing := [kind for kind in BENIGN_KINDS if kind not in seen.benign]:
+        yield f"No labelled span of kind {_or(missing)}: changes that look like an event and are none."
+    yield "No simulated effect: what its actions would have done to the loss was not computed."
+    if unlabelled := sum(run.labels == 0 for run in runs):
+        yield (
+            f"{_count(unlabelled, 'run')} of {len(runs)} without any label: every row there counts as clean, whether "
+            f"or not somebody looked."
+        )
+    if acted := [run.run_id for run in runs if run.mode == "active"]:
+        names = _some(acted)
+        yield f"{_count(len(acted), 'run')} recorded while a guard acted ({names}): their losses are partly its doing."
+    if imported := sum(run.imported for run in runs):
+        cadence = f", with up to {seen.most_rows_apart} steps between rows" if seen.most_rows_apart > 1 else ""
+        yield f"{_count(imported, 'run')} of {len(runs)} from logs{cadence}: a log is not what a live guard sees."
+    yield f"No run longer than {max(run.last_step - run.first_step + 1 for run in runs):,} steps."
+    families = sorted({run.family for run in runs})
+    yield f"No family of runs but {_some(families)}: runs of one family are alike."
+    if seen.lr_low == seen.lr_low:
+        yield f"No peak learning rate below {seen.lr_low:.3g} or above {seen.lr_high:.3g}."
+    else:
+        yield "No run in which the learning rate was recorded."
+    guard = spec.build()
+    reads = dict.fromkeys((*meta(guard.sensor).uses, *meta(guard.sensor).needs, *guard.extra_channels))
+    for name in reads:
+        if name in ("lr", "nonfinite"):
+            continue
+        held = seen.channels.get(name, 0)
+        if held < len(runs):
+            yield f"{_count(len(runs) - held, 'run')} of {len(runs)} without {name}, which the guard reads."
+    if unseen := [Regime(code).name for code in sorted(UNSAFE_REGIMES) if int(code) not in seen.regimes]:
+        yield f"It was never in {_or(unseen)}: what it does there did not show."
+    asked = {Posture.DAMP: "damped", Posture.SKIP: "skipped a step", Posture.ROLLBACK: "rolled back"}
+    allowed = spec.tables["envelope"]
+    possible = {
+        Posture.DAMP: allowed["min_scale"] < 1.0,
+        Posture.SKIP: allowed["skips_per_1000_steps"] >= 1.0 and allowed["max_skips_in_a_row"] > 0,
+        Posture.ROLLBACK: allowed["max_rollbacks"] > 0,
+    }
+    if never := [word for code, word in asked.items() if possible[code] and int(code) not in seen.postures]:
+        yield f"It never {_or(never)}, though its envelope allows that."
+    yield "Nor can this report know whether the guard was tuned on these very runs, which would flatter it."
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _or(words: Sequence[str]) -> str:
+    return " or ".join([", ".join(words[:-1])] * (len(words) > 1) + [words[-1]])
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+
+
+def worst(runs: Iterable[ReplayedRun]) -> Mapping[str, tuple[float, str]]:
+    """The most that the guard asked for in any one run: measure -> (value, run id).
+
+    >>> run = ReplayedRun("a", "a", "", "", 200, 0, 199, 0, 0, "shadow", False, 3.0, 9, 0.5, 1, 0)
+    >>> worst([run])["energy"], worst([run])["lowest_scale"]
+    ((3.0, 'a'), (0.5, 'a'))
+    """
+    runs = list(runs)
+    found: dict[str, tuple[float, str]] = {}
+    for name in ("energy", "damped_steps", "skips", "rollbacks"):
+        most = max(runs, key=attrgetter(name))
+        found[name] = (getattr(most, name), most.run_id)
+    lowest = min(runs, key=lambda run: run.lowest_scale)
+    return {**found, "lowest_scale": (lowest.lowest_scale, lowest.run_id)}

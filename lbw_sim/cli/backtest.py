@@ -1,0 +1,92 @@
+"""`lbw backtest`: the report that a guard needs before it may act."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lbw_sim.cli.options import Json, Plugins, load_guards, load_traces, print_table, stages
+from lbw_sim.errors import LbwError
+
+if TYPE_CHECKING:
+    from lbw_sim.guard import BacktestReport, GuardSpec
+
+
+def backtest(
+    guard: Annotated[str, typer.Argument(help="The guard: a TOML file or the name of a preset.")],
+    traces: Annotated[list[Path], typer.Argument(help="Folders of traces, runs' folders or Parquet files.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The report; default: GUARD.backtest.json beside the guard.")
+    ] = None,
+    plugin: Plugins = None,
+    seed: Annotated[int, typer.Option(help="Seed of the bootstrap over runs.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Replay a guard along recorded runs and write the report that active mode asks for.
+
+    What it saw of the labelled events, how often it was wrong, how much control it asked for, and what these runs
+    cannot say about it. Detection only: nothing here says that acting helps.
+    """
+    from lbw_sim.backtest import backtest as make
+
+    spec = load_guards([guard], plugin)[0]
+    out = Path(guard).with_suffix(".backtest.json") if out is None else out
+    if not out.resolve().parent.is_dir():
+        raise LbwError(f"{out}: its folder is not there, so the report could not be written")
+    runs = [run for path in traces for run in load_traces(path)]
+    with stages() as progress:
+        report = make(spec, runs, seed=seed, progress=lambda done, total: progress("back-testing", done, total))
+    report.save(out)
+    if as_json:
+        typer.echo(report.to_json(), nl=False)
+    else:
+        _print(report, spec, guard, out)
+
+
+def _print(report: BacktestReport, spec: GuardSpec, guard: str, out: Path) -> None:
+    from lbw_sim.backtest import worst
+    from lbw_sim.score import DETECTION_COLUMNS, FALSE_ALARM_BUDGET_PER_10K, Column
+
+    high = Column("high_recall", "of high\nconfidence", ".2f")
+    columns = [column for column in DETECTION_COLUMNS if column.key not in ("group", "runs")]
+    place = next(i for i, column in enumerate(columns) if column.key == "recall") + 1
+    pooled = [line._asdict() for line in report.detection if line.group == "all"]
+    print_table(pooled, [*columns[:place], high, *columns[place:]])
+    limits = spec.tables["envelope"]
+
+    def per_1000(allowance: float) -> str:
+        return f"{allowance:g}, and {allowance:g} more per 1,000 steps"
+
+    budget = {
+        "energy": ("control energy", ".1f", per_1000(limits["energy_per_1000_steps"])),
+        "damped_steps": ("steps below scale 1", "d", f"{limits['max_damped_steps']} in a row"),
+        "lowest_scale": ("lowest scale", ".3g", f"{limits['min_scale']:g}"),
+        "skips": ("skipped steps", "d", per_1000(limits["skips_per_1000_steps"])),
+        "rollbacks": ("rollbacks", "d", f"{limits['max_rollbacks']}"),
+    }
+    found = worst(report.runs)
+    rows = []
+    for key, (title, style, limit) in budget.items():
+        value, run = found[key]
+        quiet = value == (1.0 if key == "lowest_scale" else 0)
+        rows.append({"what": title, "worst": format(value, style), "run": "" if quiet else run, "limit": limit})
+    shown = (("what", "control asked for"), ("worst", "worst run"), ("limit", "envelope's limit"), ("run", "which run"))
+    print_table(rows, [Column(key, title) for key, title in shown])
+    typer.echo("Not tested on:")
+    for sentence in report.not_tested_on:
+        typer.echo(f"  {sentence}")
+    typer.echo(report.caveat)
+    whole = report.detection[0]
+    if (whole.false_alarms_per_10k or 0.0) > FALSE_ALARM_BUDGET_PER_10K:
+        typer.echo(
+            f"It cries wolf: {whole.false_alarms_per_10k:.1f} false alarms per 10,000 clean rows; guards are compared "
+            f"at {FALSE_ALARM_BUDGET_PER_10K:g}."
+        )
+    recalled = f"saw {whole.detected} of {whole.events} labelled events" if whole.events else "no labelled event to see"
+    typer.echo(
+        f'{out}: promoted with it, attach(…, "{guard}", mode="active", backtest="{out}"), guard {spec.name!r} '
+        f"({spec.fingerprint}) acts on a live run on the word of {len(report.runs)} recorded ones, in which it "
+        f"{recalled} and raised {whole.false_alarms} false alarms."
+    )
