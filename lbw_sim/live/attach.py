@@ -15,6 +15,7 @@ from torch import distributed
 
 from lbw_sim.errors import LiveError
 from lbw_sim.guard import GuardSpec
+from lbw_sim.guard.evidence import BacktestReport, require_backtest
 from lbw_sim.live.flight import LiveGuard, Mode, attached
 from lbw_sim.live.probing import Probe, Probes
 from lbw_sim.live.snapshots import Snapshots
@@ -29,6 +30,7 @@ def attach(
     trace: str | Path | None = None,
     run_id: str | None = None,
     mode: Mode = "shadow",
+    backtest: BacktestReport | str | Path | None = None,
     unproven: bool = False,
     probes: Sequence[Probe] = (),
     snapshots: Snapshots | None = None,
@@ -42,8 +44,9 @@ def attach(
     (accelerate's, torchtitan's) is opened. `guard` is a spec, a preset name or the path of a TOML file.
 
     In `shadow` mode (the default) the guard decides and records and never acts: training is bit for bit what it would
-    be without it. In `active` mode it scales the learning rate, skips updates and, with `snapshots`, rolls back; as no
-    back-test report can be attached yet, that takes `unproven=True`, which is recorded.
+    be without it. In `active` mode it scales the learning rate, skips updates and, with `snapshots`, rolls back. That
+    takes `backtest`, the report that `lbw backtest` wrote for this very guard, or `unproven=True` said aloud; the trace
+    records which.
 
     `probes` measure more than the loss. `scaler`: the `GradScaler` of the run, so that a step which it drops is
     recorded as dropped. `process_group`: the ranks that decide together, by default all of them where
@@ -51,8 +54,8 @@ def attach(
     the run (a seed, say) to the trace; `{"host": None}` leaves the host name out.
 
     Raises LiveError when the optimizer is guarded already or steps more than once per call, when the guard asks for
-    what cannot be done here, or when ranks were given different guards; SpecError for a bad spec; TraceError when
-    `trace` cannot be written.
+    what cannot be done here, or when ranks were given different guards; EvidenceError when the report is damaged or of
+    another guard; SpecError for a bad spec; TraceError when `trace` cannot be written.
 
     >>> model = torch.nn.Linear(2, 1)
     >>> optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
@@ -68,8 +71,8 @@ def attach(
     if mode not in ("shadow", "active"):
         raise LiveError(f"mode={mode!r} is not 'shadow' or 'active'")
     optimizers = _opened(optimizer)
+    permission = _permission(spec, mode, backtest, unproven)
     if mode == "active":
-        _require_permission(spec, unproven)
         rollbacks = spec.tables["envelope"]["max_rollbacks"]
         if rollbacks > 0 and snapshots is None:
             raise LiveError(
@@ -88,7 +91,7 @@ def attach(
         snapshots=snapshots if mode == "active" else None,
         scaler=scaler,
         process_group=process_group,
-        provenance=provenance,
+        provenance={**permission, **(provenance or {})},
     )
 
 
@@ -124,9 +127,20 @@ def _opened(optimizer: torch.optim.Optimizer | Iterable[torch.optim.Optimizer]) 
     return found
 
 
-def _require_permission(spec: GuardSpec, unproven: bool) -> None:
+def _permission(
+    spec: GuardSpec, mode: Mode, backtest: BacktestReport | str | Path | None, unproven: bool
+) -> dict[str, str | int | float | None]:
+    """What the trace will say about why this guard may act. Raises LiveError when nothing says that it may."""
+    # checked in shadow mode too: whoever names a report means it, and would rather hear of a slip now
+    report = None if backtest is None else require_backtest(spec, backtest)
+    if mode == "shadow":
+        return {}
+    if report is not None:
+        return {"backtest": report.fingerprint, "backtest_runs": len(report.runs)}
     if not unproven:
         raise LiveError(
-            f"guard {spec.name!r} ({spec.fingerprint}) would act on this run, and nothing here shows that it should: "
-            "watch it in shadow mode first, or say unproven=True, which the trace will record"
+            f"guard {spec.name!r} ({spec.fingerprint}) would act on this run, and nothing here shows what it does: "
+            "back-test it (lbw backtest GUARD TRACES -o guard.backtest.json) and pass backtest=, watch it in shadow "
+            "mode first, or say unproven=True, which the trace will record"
         )
+    return {"unproven": 1}

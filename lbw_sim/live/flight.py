@@ -126,7 +126,6 @@ class LiveGuard:
         first = self._optimizers[0].param_groups[0]["params"][0]
         self._provenance = {
             **collect(device=str(first.device), optimizer="+".join(type(o).__name__ for o in optimizers)),
-            **({"unproven": 1} if mode == "active" else {}),
             **(provenance or {}),
         }
         self._recorder: Recorder | None = None
