@@ -131,8 +131,7 @@ class LiveGuard:
         self._recorder: Recorder | None = None
         if self._folder is not None:
             Recorder.check(self._folder, self.run_id)
-        # a compiled step calls the hooks as they are: traced, every new scale would compile it anew
-        before, after = map(torch.compiler.disable, (self._before_step, self._after_step))
+        before, after = _untraced(self._before_step), _untraced(self._after_step)
         self._hooks = [
             hook
             for optimizer in optimizers
@@ -342,8 +341,9 @@ class LiveGuard:
         mail, self._mail = self._mail, Mail()
         batch, self._batch = self._batch, None
         event, self._event = self._event, ""
-        for channel, value in self._probes.before_step(self.step, batch).items():
-            mail.post(channel, value)
+        if self._probes.channels:
+            for channel, value in self._probes.before_step(self.step, batch).items():
+                mail.post(channel, value)
         # before the numbers leave: the other ranks hear with them that this one cannot record
         if self._recorder is None and self._folder is not None and self.grounded is None:
             try:
@@ -411,7 +411,7 @@ class LiveGuard:
         row = self._row
         if row is None or len(self._ended) < len(self._optimizers):
             return
-        measured = self._probes.after_step(row.now.step)
+        measured = self._probes.after_step(row.now.step) if self._probes.channels else {}
         if self._late:
             for channel, value in measured.items():
                 row.mail.post(channel, value)
@@ -539,6 +539,17 @@ class LiveGuard:
     def _restore(self) -> None:
         for actuator in self._actuators.values():
             actuator.restore()
+
+
+def _untraced(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """The hook, for a step that may be compiled: traced into it, every new scale would compile it anew."""
+    disabled: Callable[..., Any] = torch.compiler.disable(hook)  # type: ignore[no-untyped-call]
+
+    def call(optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        # always the disabled form would cost every uncompiled step some microseconds
+        return (disabled if torch.compiler.is_dynamo_compiling() else hook)(optimizer, args, kwargs)
+
+    return call
 
 
 def _overflowed(numbers: Mapping[str, float]) -> bool:
