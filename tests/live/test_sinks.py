@@ -168,6 +168,7 @@ for _ in range(3):
     if (child := os.fork()) == 0:
         mirror.offer(1, Telemetry(1), Decision(1, 0, 1.0, 0.0, 0), 1.0)
         mirror.close()
+        assert mirror.dropped == 1 and not mirror._queue  # it neither grows nor keeps its parent's rows
         sys.exit(0)
     children.append(child)
 for child in children:
