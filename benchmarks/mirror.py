@@ -45,7 +45,8 @@ def main() -> None:
         print(
             f"offer p50 {offers[half]:5.2f} p99 {offers[most]:5.2f} µs   step bare p50 {bare[half]:6.1f} p99 "
             f"{bare[most]:6.1f}, mirrored p50 {mirrored[half]:6.1f} p99 {mirrored[most]:6.1f} µs, mean "
-            f"{sum(bare) / STEPS:6.1f} -> {sum(mirrored) / STEPS:6.1f} µs   dropped {mirror.dropped}, thinned {mirror.thinned}"
+            f"{sum(bare) / STEPS:6.1f} -> {sum(mirrored) / STEPS:6.1f} µs   dropped {mirror.dropped}, "
+            f"thinned {mirror.thinned}"
         )
 
 

@@ -164,7 +164,7 @@ parent = os.getpid()
 mirror = Mirror([Told()], interval_s=60.0)
 mirror.offer(0, Telemetry(0), Decision(1, 0, 1.0, 0.0, 0), 1.0)
 children = []
-for _ in range(3):
+for _ in range(2):
     if (child := os.fork()) == 0:
         mirror.offer(1, Telemetry(1), Decision(1, 0, 1.0, 0.0, 0), 1.0)
         mirror.close()
