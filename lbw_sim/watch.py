@@ -224,10 +224,10 @@ def draw(view: RunView, width: int) -> RenderableType:
     facts = view.facts()
     head = Text.assemble(
         (str(facts["run_id"]), "bold"), "  ",
-        f"guard {facts['guard']} ({facts['fingerprint']}), {facts['mode']}" if facts["guard"] else "",
+        f"guard {facts['guard']} ({facts['fingerprint']}), {facts['mode']}",
         f"  segment {facts['segment']}" if facts["segment"] else "",
     )  # fmt: skip
-    parts: list[RenderableType] = [head, _writer_line(view, facts)]
+    parts: list[RenderableType] = [head, _writer_line(view, facts)] if facts["guard"] else [_writer_line(view, facts)]
     if facts["damage"]:
         parts.append(Text(str(facts["damage"]), "bold red"))
     if not view.last:

@@ -147,9 +147,23 @@ def watching(*arguments: object) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENV)
 
 
+def wait_until_open(process_id: int) -> None:
+    """Until that process holds a journal open."""
+    deadline = time.monotonic() + 60.0
+    while time.monotonic() < deadline:
+        for link in Path(f"/proc/{process_id}/fd").iterdir():
+            try:
+                if os.readlink(link).endswith(".journal"):
+                    return
+            except OSError:
+                continue  # closed since it was listed
+        time.sleep(0.02)
+    raise AssertionError("no journal was opened")
+
+
 def test_watching_begins_before_the_run_and_ends_when_it_is_closed(tmp_path: Path) -> None:
     with watching(tmp_path, "--interval", 0.05) as watch:
-        time.sleep(0.3)
+        time.sleep(0.5)  # usually enough to be there first; late it sees the same
         subprocess.run([sys.executable, "-c", TRAIN, tmp_path, "40"], env=ENV, check=True, stdout=subprocess.DEVNULL)
         out, err = watch.communicate(timeout=60)
     assert (watch.returncode, err) == (0, "")
@@ -169,7 +183,7 @@ def test_a_killed_writer_is_told_from_a_living_one_and_ctrl_c_ends_the_watching(
         writer.kill()
     time.sleep(0.1)
     with watching(tmp_path, "--interval", 0.05) as watch:
-        time.sleep(3.0)
+        wait_until_open(watch.pid)
         watch.send_signal(signal.SIGINT)
         out, err = watch.communicate(timeout=60)
     assert (watch.returncode, err) == (0, "")

@@ -50,20 +50,22 @@ def _print(report: BacktestReport, spec: GuardSpec, guard: str, out: Path) -> No
     from lbw_sim.score import DETECTION_COLUMNS, FALSE_ALARM_BUDGET_PER_10K, Column
 
     high = Column("high_recall", "of high\nconfidence", ".2f")
-    columns = [column for column in DETECTION_COLUMNS if column.key not in ("group", "runs")]
+    # what fits 80 columns; the report has the rest, and the families
+    hidden = ("group", "runs", "baited", "latched_share")
+    columns = [column for column in DETECTION_COLUMNS if column.key not in hidden]
     place = next(i for i, column in enumerate(columns) if column.key == "recall") + 1
     pooled = [line._asdict() for line in report.detection if line.group == "all"]
     print_table(pooled, [*columns[:place], high, *columns[place:]])
     limits = spec.tables["envelope"]
 
     def per_1000(allowance: float) -> str:
-        return f"{allowance:g}, and {allowance:g} more per 1,000 steps"
+        return f"{allowance:g} + {allowance:g} per 1,000 steps"
 
     budget = {
-        "energy": ("control energy", ".1f", per_1000(limits["energy_per_1000_steps"])),
-        "damped_steps": ("steps below scale 1", "d", f"{limits['max_damped_steps']} in a row"),
+        "energy": ("energy", ".1f", per_1000(limits["energy_per_1000_steps"])),
+        "damped_steps": ("damped steps", "d", f"{limits['max_damped_steps']} in a row"),
         "lowest_scale": ("lowest scale", ".3g", f"{limits['min_scale']:g}"),
-        "skips": ("skipped steps", "d", per_1000(limits["skips_per_1000_steps"])),
+        "skips": ("skips", "d", per_1000(limits["skips_per_1000_steps"])),
         "rollbacks": ("rollbacks", "d", f"{limits['max_rollbacks']}"),
     }
     found = worst(report.runs)
@@ -72,7 +74,12 @@ def _print(report: BacktestReport, spec: GuardSpec, guard: str, out: Path) -> No
         value, run = found[key]
         quiet = value == (1.0 if key == "lowest_scale" else 0)
         rows.append({"what": title, "worst": format(value, style), "run": "" if quiet else run, "limit": limit})
-    shown = (("what", "control asked for"), ("worst", "worst run"), ("limit", "envelope's limit"), ("run", "which run"))
+    shown = (
+        ("what", "control\nasked for"),
+        ("worst", "in the\nworst run"),
+        ("limit", "envelope's limit"),
+        ("run", "which run"),
+    )
     print_table(rows, [Column(key, title) for key, title in shown])
     typer.echo("Not tested on:")
     for sentence in report.not_tested_on:

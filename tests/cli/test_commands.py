@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 LBW = [sys.executable, "-m", "lbw_sim"]
-COMMANDS = ("demo", "record", "show", "label", "replay", "score", "verify", "plot", "components")
+COMMANDS = (
+    "demo", "record", "watch", "show", "label", "replay", "score", "backtest", "verify", "plot", "components",
+)  # fmt: skip
 
 RULE = '''
 from typing import NamedTuple
