@@ -18,6 +18,7 @@ from lbw_sim.guard import GuardSpec
 from lbw_sim.guard.evidence import BacktestReport, require_backtest
 from lbw_sim.live.flight import LiveGuard, Mode, attached
 from lbw_sim.live.probing import Probe, Probes
+from lbw_sim.live.sinks import Sink
 from lbw_sim.live.snapshots import Snapshots
 
 logger = logging.getLogger("lbw_sim")
@@ -36,6 +37,7 @@ def attach(
     snapshots: Snapshots | None = None,
     scaler: torch.amp.GradScaler | None = None,
     process_group: distributed.ProcessGroup | Literal["default"] | None = "default",
+    mirror: Sequence[Sink] = (),
     provenance: Mapping[str, str | int | float | None] | None = None,
 ) -> LiveGuard:
     """Put a guard on an optimizer and, when `trace` names a folder, record every step there.
@@ -50,8 +52,9 @@ def attach(
 
     `probes` measure more than the loss. `scaler`: the `GradScaler` of the run, so that a step which it drops is
     recorded as dropped. `process_group`: the ranks that decide together, by default all of them where
-    `torch.distributed` is initialised; None: this process alone. The first rank records. `provenance` adds facts about
-    the run (a seed, say) to the trace; `{"host": None}` leaves the host name out.
+    `torch.distributed` is initialised; None: this process alone. The first rank records. `mirror`: sinks of
+    `lbw_sim.live.sinks`, which show regime, scale and energy on dashboards. `provenance` adds facts about the run (a
+    seed, say) to the trace; `{"host": None}` leaves the host name out.
 
     Raises LiveError when the optimizer is guarded already or steps more than once per call, when the guard asks for
     what cannot be done here, or when ranks were given different guards; EvidenceError when the report is damaged or of
@@ -91,6 +94,7 @@ def attach(
         snapshots=snapshots if mode == "active" else None,
         scaler=scaler,
         process_group=process_group,
+        mirror=mirror,
         provenance={**permission, **(provenance or {})},
     )
 

@@ -28,6 +28,7 @@ from lbw_sim.live.mailbox import Letter, Mail
 from lbw_sim.live.probing import Probes
 from lbw_sim.live.ranks import DISAGREEMENT, FAULTS, Ranks
 from lbw_sim.live.scaler import watch_scaler
+from lbw_sim.live.sinks import Mirror, Sink
 from lbw_sim.live.snapshots import Snapshots
 from lbw_sim.trace import Recorder, collect
 from lbw_sim.trace.schema import SCALER_OVERFLOW, columns
@@ -75,6 +76,7 @@ class LiveGuard:
         snapshots: Snapshots | None,
         scaler: torch.amp.GradScaler | None,
         process_group: distributed.ProcessGroup | Literal["default"] | None,
+        mirror: Sequence[Sink],
         provenance: Mapping[str, str | int | float | None] | None,
     ) -> None:
         self.spec = spec
@@ -129,6 +131,7 @@ class LiveGuard:
             **(provenance or {}),
         }
         self._recorder: Recorder | None = None
+        self._mirror = Mirror(mirror) if mirror and (self._ranks is None or self._ranks.records) else None
         if self._folder is not None:
             Recorder.check(self._folder, self.run_id)
         before, after = _untraced(self._before_step), _untraced(self._after_step)
@@ -246,6 +249,8 @@ class LiveGuard:
             if costs := self.cost_us:
                 told = ", ".join(f"{name} {cost:.0f}" for name, cost in costs.items())
                 logger.info("lbw-sim: run %s: µs a step on the training thread: %s", self.run_id, told)
+            if self._mirror is not None:
+                self._mirror.close()
             if self._recorder is not None and (lost := self._recorder.close().lost_rows):
                 logger.warning("lbw-sim: run %s: %d rows were not recorded", self.run_id, lost)
         except Exception as error:
@@ -451,13 +456,16 @@ class LiveGuard:
             now, overflow = self._filled(now, numbers), _overflowed(numbers)
         self._before = self._own(now)
         dropped = row.skipped or overflow
+        effective_lr = 0.0 if dropped else now.lr * row.scale
+        if self._mirror is not None:
+            self._mirror.offer(now.step, now, row.decision, effective_lr)
         if self._recorder is None:
             return
         safe = self._recorder.append(
             now,
             row.decision,
             elapsed_s=row.elapsed_s,
-            effective_lr=0.0 if dropped else now.lr * row.scale,
+            effective_lr=effective_lr,
             skipped=dropped,
             rolled_back_to=row.rolled_back_to,
             attempt=row.attempt,

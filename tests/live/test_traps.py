@@ -327,3 +327,21 @@ def test_a_guarded_run_on_a_gpu_never_waits_for_it(tmp_path: Path) -> None:
     columns = read_trace(tmp_path).to_numpy()
     assert columns["scale"].min() < 1.0
     assert verify(read_trace(tmp_path)).rows == 60
+
+
+def test_a_flight_is_mirrored_to_tensorboard(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    from lbw_sim.live.sinks import TensorBoardSink
+
+    run = make_run()
+    sink = TensorBoardSink(tmp_path / "board")
+    with attach(run.optimizer, EAGER, trace=tmp_path, run_id="mirrored", mirror=[sink], **ACTIVE) as live:
+        train(run, range(20), live)
+    events = EventAccumulator(str(tmp_path / "board")).Reload()
+    columns = read_trace(tmp_path).to_numpy()
+    shown = events.Scalars("lbw/loss")
+    assert [event.step for event in shown] == list(range(20))
+    assert [event.value for event in shown] == pytest.approx(columns["loss"].tolist(), rel=1e-6)
+    assert {"lbw/regime", "lbw/scale", "lbw/energy", "lbw/effective_lr"} <= set(events.Tags()["scalars"])
