@@ -2,7 +2,7 @@
 
 from lbw_sim.live.adamw import GuardedAdamW
 from lbw_sim.live.attach import attach
-from lbw_sim.live.flight import LiveGuard
+from lbw_sim.live.live_guard import LiveGuard
 from lbw_sim.live.probing import Probe
 from lbw_sim.live.snapshots import Snapshots
 

@@ -13,7 +13,7 @@ import torch
 from lbw_sim.errors import LiveError
 from lbw_sim.guard import GuardSpec
 from lbw_sim.live.attach import attach
-from lbw_sim.live.flight import LiveGuard, Mode
+from lbw_sim.live.live_guard import LiveGuard, Mode
 
 _GUARD = "lbw_guard"
 

@@ -6,9 +6,9 @@ Whatever can be refused is refused here, before training starts; from then on th
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import distributed
@@ -16,10 +16,11 @@ from torch import distributed
 from lbw_sim.errors import LiveError
 from lbw_sim.guard import GuardSpec
 from lbw_sim.guard.evidence import BacktestReport, require_backtest
-from lbw_sim.live.flight import LiveGuard, Mode, attached
+from lbw_sim.live.live_guard import LiveGuard, Mode, attached
 from lbw_sim.live.probing import Probe, Probes
 from lbw_sim.live.sinks import Sink
 from lbw_sim.live.snapshots import Snapshots
+from lbw_sim.live.wrappers import plain_optimizers
 
 logger = logging.getLogger("lbw_sim")
 
@@ -73,7 +74,10 @@ def attach(
     spec = guard if isinstance(guard, GuardSpec) else GuardSpec.load(guard)
     if mode not in ("shadow", "active"):
         raise LiveError(f"mode={mode!r} is not 'shadow' or 'active'")
-    optimizers = _opened(optimizer)
+    optimizers = plain_optimizers(optimizer)
+    for one in optimizers:
+        if one in attached:
+            raise LiveError(f"this {type(one).__name__} has a guard already; detach that one first")
     permission = _permission(spec, mode, backtest, unproven)
     if mode == "active":
         rollbacks = spec.tables["envelope"]["max_rollbacks"]
@@ -97,38 +101,6 @@ def attach(
         mirror=mirror,
         provenance={**permission, **(provenance or {})},
     )
-
-
-def _opened(optimizer: torch.optim.Optimizer | Iterable[torch.optim.Optimizer]) -> list[torch.optim.Optimizer]:
-    """The torch optimizers that really step. Raises LiveError for what a guard cannot hold."""
-    given = [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else optimizer
-    found: list[torch.optim.Optimizer] = []
-    waiting = list(given) if isinstance(given, (list, tuple)) else [given]
-    while waiting:
-        candidate: Any = waiting.pop(0)
-        if type(candidate).__module__.partition(".")[0] == "deepspeed":
-            raise LiveError(
-                f"{type(candidate).__name__} steps inside its engine, past every hook of torch: a guard on DeepSpeed "
-                f"is not supported. Record the run's loss and import it, or train with DDP or FSDP2"
-            )
-        inner = getattr(candidate, "optimizers", None) or getattr(candidate, "optimizer", None)
-        if isinstance(inner, torch.optim.Optimizer):
-            waiting.insert(0, inner)
-        elif isinstance(inner, (list, tuple)) and inner and all(isinstance(o, torch.optim.Optimizer) for o in inner):
-            waiting[:0] = inner
-        elif isinstance(candidate, torch.optim.LBFGS):
-            raise LiveError("LBFGS evaluates its closure several times a step; a guard needs one loss per update")
-        elif not isinstance(candidate, torch.optim.Optimizer):
-            raise LiveError(
-                f"a guard goes on a torch.optim.Optimizer, or on several; this is {type(candidate).__name__}"
-            )
-        elif candidate in attached:
-            raise LiveError(f"this {type(candidate).__name__} has a guard already; detach that one first")
-        else:
-            found.append(candidate)
-    if not found or len({id(o) for o in found}) < len(found):
-        raise LiveError(f"{len(found)} optimizers were given; a guard needs at least one, and each once")
-    return found
 
 
 def _permission(

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from lbw_sim.guard import Guard
-from lbw_sim.live import Snapshots, attach, flight, mailbox, probing, snapshots
+from lbw_sim.live import Snapshots, attach, live_guard, mailbox, probing, snapshots
 from lbw_sim.live.actuator import Actuator
 from lbw_sim.trace import Recorder, read_trace
 
@@ -39,9 +39,9 @@ PARTS = [
     (Snapshots, "take"), (Snapshots, "roll_back"),
     (probing.Probes, "before_step"), (probing.Probes, "after_step"), (StubbornProbe, "before_step"),
     (StubbornProbe, "after_step"),
-    (flight.LiveGuard, "_begin"), (flight.LiveGuard, "_decide"), (flight.LiveGuard, "_decided"),
-    (flight.LiveGuard, "_end"), (flight.LiveGuard, "_settle"), (flight.LiveGuard, "_filled"),
-    (flight.LiveGuard, "_restore"), (snapshots, "_put_back"),
+    (live_guard.LiveGuard, "_begin"), (live_guard.LiveGuard, "_decide"), (live_guard.LiveGuard, "_decided"),
+    (live_guard.LiveGuard, "_end"), (live_guard.LiveGuard, "_settle"), (live_guard.LiveGuard, "_filled"),
+    (live_guard.LiveGuard, "_restore"), (snapshots, "_put_back"),
 ]  # fmt: skip
 
 

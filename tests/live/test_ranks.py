@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import os
@@ -17,8 +18,6 @@ import pytest
 from lbw_sim.replay import verify
 from lbw_sim.trace import read_trace
 from lbw_sim.values import Posture, Regime
-
-pytestmark = pytest.mark.xdist_group("ranks")
 
 WORKER = Path(__file__).parent / "rank_worker.py"
 
@@ -37,8 +36,12 @@ def start(size: int, folder: Path, *scenarios: str) -> tuple[subprocess.Popen[st
 
 def told(size: int, folder: Path, *scenarios: str) -> list[dict[str, dict[str, Any]]]:
     """What each rank told, by scenario."""
-    folder.mkdir()
-    start(size, folder, *scenarios)[0].communicate(timeout=240)
+    with (folder.parent / f"{folder.name}.lock").open("w") as lock:
+        # two workers of pytest may ask for it: one trains, the other waits and reads
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            folder.mkdir()
+            start(size, folder, *scenarios)[0].communicate(timeout=240)
     lines = [(folder / f"rank-{rank}.jsonl").read_text().splitlines() for rank in range(size)]
     return [{line["scenario"]: line for line in map(json.loads, mine)} for mine in lines]
 
@@ -51,7 +54,8 @@ FOUR = ("fsdp", "fsdp_late", "fsdp_rollback")
 
 @pytest.fixture(scope="module")
 def traces(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("ranks")
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
 
 @pytest.fixture(scope="module")

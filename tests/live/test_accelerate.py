@@ -1,0 +1,162 @@
+"""The guard in loops written with accelerate, and what lies inside its wrappers."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+from lbw_sim.errors import LiveError
+from lbw_sim.guard import Guard, GuardSpec
+from lbw_sim.guard.analyzers.composite import Composite
+from lbw_sim.guard.envelope import Envelope
+from lbw_sim.guard.policies.damp_release import DampRelease
+from lbw_sim.guard.sensors.robust_loss import RobustLoss
+from lbw_sim.live import LiveGuard
+from lbw_sim.live.accelerate import guard_accelerator
+from lbw_sim.live.wrappers import plain_optimizers
+from lbw_sim.replay import verify
+from lbw_sim.trace import read_trace
+
+# accelerate takes seconds to import: inside the tests, so that only the process that runs them pays
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("accelerate") is None, reason="needs accelerate")
+EAGER = GuardSpec.of(
+    Guard(
+        sensor=RobustLoss(startup_rows=5),
+        analyzer=Composite(hold_rows=3, recovery_rows=3),
+        policy=DampRelease(hold_steps=4),
+        envelope=Envelope(),
+    ),
+    "eager",
+)
+ACTIVE: dict[str, Any] = {"mode": "active", "unproven": True}
+STEPS, MICRO_BATCHES = 14, 3
+
+
+class Trained(NamedTuple):
+    """What a run left."""
+
+    weights: list[torch.Tensor]
+    losses: list[float]
+    norms: list[float]
+
+
+def train(
+    folder: Path,
+    run_id: str | None,
+    *,
+    seed: int = 0,
+    save_at: int | None = None,
+    resume: bool = False,
+    spiky: bool = True,
+    before_training: Callable[[], None] = lambda: None,
+    **options: Any,
+) -> Trained:
+    """Gradient accumulation, clipping, checkpoints: the loop of accelerate's own documentation."""
+    from accelerate import Accelerator
+
+    torch.manual_seed(seed)
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=MICRO_BATCHES)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
+    x = torch.randn(STEPS * MICRO_BATCHES * 64, 4, generator=torch.Generator().manual_seed(1))
+    data = torch.utils.data.TensorDataset(x, x.sum(dim=1, keepdim=True))
+    model, optimizer, batches = accelerator.prepare(
+        model, torch.optim.AdamW(model.parameters(), lr=1e-2), torch.utils.data.DataLoader(data, batch_size=64)
+    )
+    guard = None
+    if run_id is not None:
+        guard = guard_accelerator(accelerator, optimizer, EAGER, trace=folder, run_id=run_id, **options)
+    step = 0
+    if resume:
+        accelerator.load_state(str(folder / "checkpoint"))
+        assert guard is not None
+        step = guard.step
+        batches = accelerator.skip_first_batches(batches, step * MICRO_BATCHES)
+    before_training()
+    losses, norms = [], []
+    for x, y in batches:
+        with accelerator.accumulate(model):
+            loss = (model(x) - y).square().mean() * (40.0 if spiky and 6 <= step < 10 else 1.0)
+            losses.append(loss.item())
+            accelerator.backward(loss)
+            if accelerator.sync_gradients:
+                norms.append(float(accelerator.clip_grad_norm_(model.parameters(), 0.1)))
+            optimizer.step()
+            optimizer.zero_grad()
+        step += accelerator.sync_gradients
+        if step == save_at and accelerator.sync_gradients:
+            accelerator.save_state(str(folder / "checkpoint"))
+        if save_at is not None and step > save_at:
+            break
+    if guard is not None:
+        guard.close()
+    return Trained([p.detach().clone() for p in model.parameters()], losses, norms)
+
+
+def same_bits(a: Trained, b: Trained) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a.weights, b.weights, strict=True))
+
+
+def test_a_row_holds_the_mean_of_its_micro_batches_and_shadow_changes_no_bit(tmp_path: Path) -> None:
+    alone, watched = train(tmp_path, None), train(tmp_path, "shadow")
+    assert same_bits(alone, watched)
+    columns = read_trace(tmp_path).to_numpy()
+    means = [sum(watched.losses[i : i + MICRO_BATCHES]) / MICRO_BATCHES for i in range(0, len(watched.losses), 3)]
+    assert columns["loss"].tolist() == pytest.approx(means, rel=1e-6)
+    assert columns["grad_norm"].tolist() == watched.norms
+    assert columns["scale"].min() < 1.0, "it decided to act"
+
+
+def test_a_run_resumed_from_save_state_equals_an_uninterrupted_one(tmp_path: Path) -> None:
+    whole = train(tmp_path, "whole", **ACTIVE)
+    train(tmp_path, "parts", save_at=9, **ACTIVE)
+    second = train(tmp_path, "parts", seed=9, resume=True, **ACTIVE)
+    assert same_bits(whole, second)
+    a, b = (read_trace(tmp_path / f"run_id={name}") for name in ("whole", "parts"))
+    assert len(b.segments) == 2
+    assert verify(b).rows >= STEPS
+    for name in ("step", "loss", "lr", "effective_lr", "grad_norm", "regime", "posture", "scale", "energy", "reason"):
+        assert a.to_numpy()[name].tolist() == b.to_numpy()[name].tolist(), name
+    assert a.to_numpy()["scale"][9] < 1.0, "interrupted while the guard was acting"
+
+
+def test_a_bug_of_ours_never_reaches_the_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise ZeroDivisionError("a bug of ours")
+
+    alone = train(tmp_path, None, spiky=False)
+    with caplog.at_level(logging.WARNING, logger="lbw_sim"):
+        broken = train(
+            tmp_path,
+            "bug",
+            spiky=False,
+            before_training=lambda: monkeypatch.setattr(LiveGuard, "observe", fails),
+            **ACTIVE,
+        )
+    assert same_bits(alone, broken)
+    assert caplog.text.count("a bug of ours") == 1, "said once"
+
+
+def test_the_optimizer_inside_the_wrappers_is_found_and_what_steps_elsewhere_is_refused() -> None:
+    from accelerate import Accelerator
+
+    sgd = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    assert plain_optimizers(Accelerator(cpu=True).prepare(sgd)) == [sgd]
+
+    class Engine:
+        """Says that it is DeepSpeed's, as its real engine does."""
+
+    Engine.__module__ = "deepspeed.runtime.engine"
+    with pytest.raises(LiveError, match="Engine is DeepSpeed's"):
+        plain_optimizers(Engine())
+    with pytest.raises(LiveError, match="Engine is DeepSpeed's"):
+        guard_accelerator(Accelerator(cpu=True), Engine(), EAGER)
+    with pytest.raises(LiveError, match="this is dict"):
+        plain_optimizers({})
