@@ -45,39 +45,28 @@ def guard_accelerator(
     inner, *others = plain_optimizers(optimizer)
     if others:
         raise LiveError("guard_accelerator is for one loss and one optimizer; for several use attach and observe")
-    steps = _Steps(accelerator)
-    # before attach's own hook: it reads what this one tells it
-    hook = inner.register_step_pre_hook(steps.before_step)
-    try:
-        live = attach(inner, guard, trace=trace, run_id=run_id, **options)
-    except Exception:
-        hook.remove()
-        raise
-    steps.live = live
+    live = attach(inner, guard, trace=trace, run_id=run_id, **{"scaler": accelerator.scaler, **options})
+    steps = _Steps(accelerator, live)
     accelerator.register_for_checkpointing(live)
     wrap_method(accelerator, "backward", steps.backward)
     wrap_method(accelerator, "clip_grad_norm_", steps.clip_grad_norm)
+    wrap_method(optimizer, "step", steps.step)
     return live
 
 
 class _Steps:
     """Puts micro-batches together to steps. None of its exceptions reaches the loop."""
 
-    def __init__(self, accelerator: Any) -> None:
-        self.live: LiveGuard | None = None
+    def __init__(self, accelerator: Any, live: LiveGuard) -> None:
         self._accelerator = accelerator
+        self._live = live
         self._window = Window()
-        self._complete = False
 
     def backward(self, original: Callable[..., Any], loss: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         result = original(loss, *args, **kwargs)
         with self._harmless():
-            if self._complete and self._accelerator.scaler is not None:
-                # the scaler found an overflow and took no step
-                self._window = Window()
             # whole, not divided by the accumulated batches: that happens inside
             self._window.add(loss)
-            self._complete = self._accelerator.sync_gradients
         return result
 
     def clip_grad_norm(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -86,16 +75,18 @@ class _Steps:
             self._window.set_grad_norm(norm)
         return norm
 
-    def before_step(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def step(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         with self._harmless():
-            window, self._window, self._complete = self._window, Window(), False
-            if self.live is not None and window.loss_sum is not None:
-                self.live.observe(window.loss_sum / window.micro_batches, grad_norm=window.grad_norm)
+            # the wrapper's step is called on every micro-batch and passes the last one of a window on
+            if self._accelerator.sync_gradients:
+                window, self._window = self._window, Window()
+                if window.loss_sum is not None:
+                    self._live.observe(window.loss_sum / window.micro_batches, grad_norm=window.grad_norm)
+        return original(*args, **kwargs)
 
     @contextlib.contextmanager
     def _harmless(self) -> Iterator[None]:
         try:
             yield
         except Exception as error:
-            if self.live is not None:
-                self.live.ground(error)
+            self._live.ground(error)

@@ -84,6 +84,7 @@ class Flight:
         *,
         memory: Mapping[str, Any] | None = None,
         steps_taken: int = 0,
+        scaler: torch.amp.GradScaler | None = None,
         provenance: Mapping[str, str | int | float | None] | None = None,
     ) -> None:
         """Attach, with the memory of a checkpoint or, where it has none, afresh at the trainer's own step.
@@ -94,7 +95,7 @@ class Flight:
         self.end()
         live = None
         try:
-            options = dict(self._options)
+            options = {"scaler": scaler, **self._options}
             options["provenance"] = {**(provenance or {}), **(options.get("provenance") or {})}
             options["run_id"] = options.get("run_id") or (memory or {}).get("run_id")
             live = attach(optimizer, self._spec, **options)

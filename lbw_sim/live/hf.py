@@ -25,7 +25,6 @@ from lbw_sim.guard import GuardSpec
 from lbw_sim.live.flight import Flight, Window, wrap_method
 from lbw_sim.live.live_guard import LiveGuard
 from lbw_sim.live.wrappers import plain_optimizers, refuse_deepspeed
-from lbw_sim.values import Posture
 
 logger = logging.getLogger("lbw_sim")
 
@@ -106,6 +105,7 @@ class TrainerGuard(TrainerCallback):  # type: ignore[misc]
             kwargs["optimizer"],
             memory=memory,
             steps_taken=state.global_step,
+            scaler=self._trainer.accelerator.scaler,
             provenance={
                 "trainer": f"{type(self._trainer).__module__}.{type(self._trainer).__qualname__}",
                 "transformers": transformers.__version__,
@@ -164,11 +164,8 @@ class TrainerGuard(TrainerCallback):  # type: ignore[misc]
     def _log(self, original: Callable[..., Any], logs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         if self._flight.flying and self.live is not None and "loss" in logs and "learning_rate" in logs:
             with self._flight.harmless("adding to the log"):
-                decision = self.live.decision
-                acts = self.live.mode == "active" and self.live.grounded is None
-                factor = (0.0 if decision.posture == Posture.SKIP else decision.scale) if acts else 1.0
-                logs["lbw/scale"] = decision.scale
-                logs["lbw/effective_lr"] = logs["learning_rate"] * factor
+                logs["lbw/scale"] = self.live.decision.scale
+                logs["lbw/effective_lr"] = logs["learning_rate"] * self.live.applied_scale
         return original(logs, *args, **kwargs)
 
     def _tokens(self, args: Any) -> Any:

@@ -98,6 +98,7 @@ class GuardCallback(Callback):  # type: ignore[misc]
             trainer.optimizers[0],
             memory=memory,
             steps_taken=trainer.global_step,
+            scaler=getattr(trainer.precision_plugin, "scaler", None),
             provenance={
                 "trainer": f"{type(trainer).__module__}.{type(trainer).__qualname__}",
                 "gradient_accumulation_steps": trainer.accumulate_grad_batches,

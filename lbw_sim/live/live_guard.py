@@ -158,6 +158,13 @@ class LiveGuard:
         return self._decision
 
     @property
+    def applied_scale(self) -> float:
+        """Factor that the last step's learning rate really got; 1 in shadow mode, 0 for a step that was dropped."""
+        if self.mode == "shadow" or self.grounded is not None:
+            return 1.0
+        return 0.0 if self._hide else self._decision.scale
+
+    @property
     def cost_us(self) -> dict[str, float]:
         """Mean time on the training thread, µs a step: of each probe, and of the snapshots."""
         steps = max(1, self.step)
@@ -168,7 +175,7 @@ class LiveGuard:
         self,
         loss: SupportsFloat,
         *,
-        tokens: float | None = None,
+        tokens: SupportsFloat | None = None,
         grad_norm: SupportsFloat | None = None,
         batch: object | None = None,
         **channels: SupportsFloat,
@@ -299,7 +306,7 @@ class LiveGuard:
         def closure_then_decision() -> Any:
             loss = closure()
             try:
-                if self._mail.empty and self._new_step(optimizer):
+                if loss is not None and self._mail.empty and self._new_step(optimizer):
                     self.observe(loss)
                 self._begin(optimizer)
             except Exception as error:
@@ -314,6 +321,8 @@ class LiveGuard:
 
     def _begin(self, optimizer: torch.optim.Optimizer) -> None:
         """One optimizer is about to update its parameters."""
+        if self._closed:
+            return  # by a closure that closed the guard: nobody would put the learning rate back
         if self._new_step(optimizer):
             self._stepped.clear()
             self._ended.clear()

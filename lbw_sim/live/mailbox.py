@@ -10,10 +10,8 @@ from typing import Any, SupportsFloat, cast
 
 import torch
 
-from lbw_sim.live.ranks import Ranks, copy_to_host
-
-Number = float | torch.Tensor
-"""A number that is here, or one of a single element on a device."""
+from lbw_sim.live.ranks import Number, Ranks, copy_to_host, weighted_sum
+from lbw_sim.values import nan
 
 
 class Mail:
@@ -28,8 +26,8 @@ class Mail:
     """
 
     def __init__(self) -> None:
-        self._losses: list[tuple[Number, float]] = []
-        self._tokens: float | None = None
+        self._losses: list[tuple[Number, Number]] = []
+        self._tokens: Number | None = None
         self._values: dict[str, Number] = {}
 
     @property
@@ -37,11 +35,12 @@ class Mail:
         """Nothing was posted yet."""
         return not self._losses and not self._values
 
-    def post_loss(self, loss: SupportsFloat, tokens: float | None = None) -> None:
+    def post_loss(self, loss: SupportsFloat, tokens: SupportsFloat | None = None) -> None:
         """Add one micro-batch's mean loss; the step's loss is the mean weighted by tokens."""
-        self._losses.append((_number(loss), 1.0 if tokens is None else float(tokens)))
+        weight = 1.0 if tokens is None else _number(tokens)
+        self._losses.append((_number(loss), weight))
         if tokens is not None:
-            self._tokens = float(tokens) + (self._tokens or 0.0)
+            self._tokens = weight if self._tokens is None else self._tokens + weight
 
     def post(self, channel: str, value: SupportsFloat) -> None:
         """Set one channel; the last value posted counts."""
@@ -56,8 +55,9 @@ class Mail:
             # one micro-batch: its own bits, not those of loss * tokens / tokens
             values["loss"] = self._losses[0][0]
         elif self._losses:
-            weight = sum(tokens for _, tokens in self._losses)
-            values["loss"] = sum(loss * tokens for loss, tokens in self._losses) / weight if weight else float("nan")
+            weight = weighted_sum((1.0, tokens) for _, tokens in self._losses)
+            # a step without a token has no loss; on a device the same division gives nan by itself
+            values["loss"] = nan if type(weight) is float and weight == 0.0 else weighted_sum(self._losses) / weight
         if self._tokens is not None:
             values["tokens"] = self._tokens
         return Letter(_fetched(values))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import struct
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import distributed
@@ -22,6 +22,9 @@ FAULTS = "faults"
 """Ranks whose guard is in trouble."""
 DISAGREEMENT = "disagreement"
 """0.0 when the decisions of all ranks so far are equal."""
+
+Number = float | torch.Tensor
+"""A number that is here, or one of a single element on a device."""
 
 _DECISION = struct.Struct("<IiidI")
 
@@ -64,9 +67,9 @@ class Ranks:
 
     def send(
         self,
-        losses: Sequence[tuple[float | torch.Tensor, float]],
-        tokens: float | None,
-        values: Mapping[str, float | torch.Tensor],
+        losses: Sequence[tuple[Number, Number]],
+        tokens: Number | None,
+        values: Mapping[str, Number],
     ) -> Callable[[], dict[str, float]]:
         """Start the all-reduce of one step; the returned function waits for it and gives the combined numbers.
 
@@ -75,8 +78,8 @@ class Ranks:
         """
         # 16 bits of checksum: n·Σh² = (Σh)² exactly when all are equal, and both sides are exact in float64
         checksum = float(self._agreed & 0xFFFF)
-        terms: list[float | torch.Tensor] = [
-            _total(losses), sum(weight for _, weight in losses),
+        terms: list[Number] = [
+            weighted_sum(losses), weighted_sum((1.0, weight) for _, weight in losses),
             0.0 if tokens is None else tokens, 0.0 if tokens is None else 1.0,
             1.0 if self.trouble else 0.0, checksum, checksum * checksum,
         ]  # fmt: skip
@@ -110,14 +113,15 @@ class Ranks:
         return numbers
 
 
-def _total(losses: Sequence[tuple[float | torch.Tensor, float]]) -> float | torch.Tensor:
-    total: float | torch.Tensor = 0.0
-    for loss, weight in losses:
-        total = total + loss * weight
+def weighted_sum(terms: Iterable[tuple[Number, Number]]) -> Number:
+    """The sum of value × weight; on the device when any of them is."""
+    total: Number = 0.0
+    for value, weight in terms:
+        total = total + value * weight
     return total
 
 
-def _vector(terms: Sequence[float | torch.Tensor], device: torch.device) -> torch.Tensor:
+def _vector(terms: Sequence[Number], device: torch.device) -> torch.Tensor:
     """One float64 vector on the device that the process group works on; nobody waits for it."""
     if device.type == "cpu":
         return torch.tensor([float(term) for term in terms], dtype=torch.float64)
