@@ -122,12 +122,12 @@ class Guard:
         """What this guard sees at the step of `now`; `before` is the telemetry of the step before it.
 
         The update norm is always that of the last update: this step's comes after the decision. With `delay_steps` = 1
-        every measured channel, and every extra one, is that of the step before. Before the first step, pass
-        `not_yet`. Live loop, replay and simulation all go through here: there is no second notion of the delay.
+        every measured channel, tokens and extra ones included, is that of the step before. Before the first step,
+        pass `not_yet`. Live loop, replay and simulation all go through here: there is no second notion of the delay.
         """
         if self.delay_steps == 0:
             return now._replace(update_norm=before.update_norm)
-        return before._replace(step=now.step, lr=now.lr, tokens=now.tokens)
+        return before._replace(step=now.step, lr=now.lr)
 
     def step(self, state: GuardState, telemetry: Telemetry) -> tuple[GuardState, Decision]:
         """Decide one optimizer step on what `seen` gives. Pure; any telemetry gives a decision inside the envelope."""

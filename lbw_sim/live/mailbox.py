@@ -1,71 +1,105 @@
-"""Numbers on their way from the device: copied without waiting, read one step later.
+"""Numbers on their way from the device and between ranks: sent without waiting, read when they are needed.
 
-On a CPU the number is simply there. Nothing here decides or reduces over ranks.
+On a CPU, with one rank, a number is simply there. Nothing here decides.
 """
 
 from __future__ import annotations
 
-from typing import SupportsFloat
+from collections.abc import Callable
+from typing import Any, SupportsFloat
 
 import torch
 
+from lbw_sim.live.ranks import Ranks, copy_to_host
+
+Number = float | torch.Tensor
+"""A number that is here, or one of a single element on a device."""
+
 
 class Mail:
-    """One step's measurements: posted while the device works, read when they are needed.
+    """One step's measurements: collected before the step, sealed and sent at its decision.
 
-    >>> mail = Mail(wait=True)
+    >>> mail = Mail()
     >>> mail.post_loss(torch.tensor(2.0), tokens=100.0)
     >>> mail.post_loss(torch.tensor(4.0), tokens=300.0)
     >>> mail.post("grad_norm", 0.5)
-    >>> mail.read()
-    {'loss': 3.5, 'grad_norm': 0.5}
+    >>> mail.send().read()
+    {'grad_norm': 0.5, 'loss': 3.5, 'tokens': 400.0}
     """
 
-    def __init__(self, *, wait: bool) -> None:
-        """With `wait`, numbers are read as they are posted: for a guard without delay."""
-        self._wait = wait
-        self._losses: list[tuple[float | torch.Tensor, float]] = []
-        self._values: dict[str, float | torch.Tensor] = {}
-        self._arrived: torch.cuda.Event | None = None
+    def __init__(self) -> None:
+        self._losses: list[tuple[Number, float]] = []
+        self._tokens: float | None = None
+        self._values: dict[str, Number] = {}
 
     @property
     def empty(self) -> bool:
         """Nothing was posted yet."""
         return not self._losses and not self._values
 
-    def post_loss(self, loss: SupportsFloat, tokens: float) -> None:
+    def post_loss(self, loss: SupportsFloat, tokens: float | None = None) -> None:
         """Add one micro-batch's mean loss; the step's loss is the mean weighted by tokens."""
-        self._losses.append((self._send(loss), tokens))
+        self._losses.append((_number(loss), 1.0 if tokens is None else float(tokens)))
+        if tokens is not None:
+            self._tokens = float(tokens) + (self._tokens or 0.0)
 
     def post(self, channel: str, value: SupportsFloat) -> None:
         """Set one channel; the last value posted counts."""
-        self._values[channel] = self._send(value)
+        self._values[channel] = _number(value)
 
-    def _send(self, value: SupportsFloat) -> float | torch.Tensor:
-        if not isinstance(value, torch.Tensor):
-            return float(value)
-        value = value.detach()
-        if self._wait or value.device.type != "cuda":
-            return float(value)
-        if value.numel() != 1:
-            raise ValueError(f"a channel is one number, not a tensor of shape {tuple(value.shape)}")
-        buffer = torch.empty((), dtype=torch.float64, pin_memory=True)
-        buffer.copy_(value.reshape(()), non_blocking=True)
-        self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        self._arrived.record()
-        return buffer
+    def send(self, ranks: Ranks | None = None) -> Letter:
+        """Send what was collected on its way; with `ranks`, to be combined over all of them in one all-reduce."""
+        values = self._values
+        if ranks is not None:
+            return Letter(ranks.send(self._losses, self._tokens, values))
+        if len(self._losses) == 1:
+            # one micro-batch: its own bits, not those of loss * tokens / tokens
+            values["loss"] = self._losses[0][0]
+        elif self._losses:
+            weight = sum(tokens for _, tokens in self._losses)
+            values["loss"] = sum(loss * tokens for loss, tokens in self._losses) / weight if weight else float("nan")
+        if self._tokens is not None:
+            values["tokens"] = self._tokens
+        return Letter(_fetched(values))
+
+
+class Letter:
+    """Numbers that were sent. `read` waits only for what is still under way."""
+
+    def __init__(self, fetch: Callable[[], dict[str, float]]) -> None:
+        self._fetch = fetch
+        self._numbers: dict[str, float] | None = None
 
     def read(self) -> dict[str, float]:
-        """All numbers by channel; waits only for copies that are still under way."""
-        if self._arrived is not None:
-            self._arrived.synchronize()
-        numbers: dict[str, float] = {}
-        if self._losses:
-            weight = sum(tokens for _, tokens in self._losses)
-            # one micro-batch: its own bits, not those of loss * tokens / tokens
-            if len(self._losses) == 1:
-                numbers["loss"] = float(self._losses[0][0])
-            else:
-                numbers["loss"] = sum(float(loss) * tokens for loss, tokens in self._losses) / weight
-        numbers.update({channel: float(value) for channel, value in self._values.items()})
-        return numbers
+        """All numbers by channel; a channel that was not measured is absent."""
+        if self._numbers is None:
+            self._numbers = self._fetch()
+        return self._numbers
+
+
+def _number(value: SupportsFloat) -> Number:
+    if not isinstance(value, torch.Tensor):
+        return float(value)
+    if type(value) is torch.Tensor and value.is_cpu:
+        return float(value.detach())
+    # over shards, a DTensor is not yet the number of the whole
+    number: torch.Tensor = value.full_tensor() if hasattr(value, "full_tensor") else value
+    number = number.detach()
+    if number.numel() != 1:
+        raise ValueError(f"a channel is one number, not a tensor of shape {tuple(number.shape)}")
+    # in double precision from here: a mean of bfloat16 losses is no bfloat16
+    return float(number) if number.device.type == "cpu" else number.reshape(()).double()
+
+
+def _fetched(values: dict[str, Number]) -> Callable[[], dict[str, float]]:
+    """Start one copy from the device, if any number is still there."""
+    away: Any = {channel: value for channel, value in values.items() if type(value) is not float}
+    if not away:
+        return lambda: values  # type: ignore[return-value]
+    buffer, arrived = copy_to_host(torch.stack(list(away.values())))
+
+    def fetch() -> dict[str, float]:
+        arrived()
+        return {**values, **dict(zip(away, buffer.tolist(), strict=True))}
+
+    return fetch

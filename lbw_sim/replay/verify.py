@@ -14,6 +14,7 @@ from lbw_sim.errors import ComponentError, VerifyError
 from lbw_sim.guard import state_from_data
 from lbw_sim.replay.reference import DECIDED, telemetry_rows
 from lbw_sim.trace import Segment, Trace
+from lbw_sim.trace.schema import SCALER_OVERFLOW
 from lbw_sim.values import Decision, Posture, Reason, Regime
 
 _ENUMS = {"regime": Regime, "posture": Posture, "reason": Reason}
@@ -68,9 +69,11 @@ def _verify_segment(run_id: str, segment: Segment) -> tuple[int, int]:
         raise VerifyError(f"{where}: the guard state that it starts from cannot be read: {error}") from None
     columns = segment.to_numpy()
     recorded = zip(*(columns[name].tolist() for name in DECIDED), strict=True)
-    applied = zip(*(columns[name].tolist() for name in ("effective_lr", "skipped")), strict=True)
+    applied = zip(
+        *(columns[name].tolist() for name in ("effective_lr", "skipped", "rolled_back_to", "event")), strict=True
+    )
     grounded = 0
-    for row, (now, decided, (effective_lr, skipped)) in enumerate(
+    for row, (now, decided, (effective_lr, skipped, rolled_back_to, event)) in enumerate(
         zip(telemetry_rows(columns, guard.extra_channels), recorded, applied, strict=True)
     ):
         at = f"{where} row {row} (step {now.step})"
@@ -86,11 +89,18 @@ def _verify_segment(run_id: str, segment: Segment) -> tuple[int, int]:
             state, decision = guard.step(state, guard.seen(now, before))
             _compare(at, decided, decision)
         before = now
+        acts = meta.mode == "active" and not grounded
+        rolls_back = acts and decided[1] == Posture.ROLLBACK
+        if rolled_back_to >= 0 and not rolls_back:
+            raise VerifyError(f"{at}: went back to step {rolled_back_to}, which its guard did not decide")
+        # a step that the gradient scaler dropped was dropped whatever the guard decided; a rollback drops its own
+        skips = (
+            event == SCALER_OVERFLOW or (acts and decided[1] == Posture.SKIP) or (rolls_back and rolled_back_to >= 0)
+        )
         if meta.mode == "shadow":
-            if skipped:
+            if skipped != skips:
                 raise VerifyError(f"{at}: an update was skipped, and a guard in shadow mode never skips one")
             continue
-        skips = decided[1] == Posture.SKIP and not grounded
         expected = 0.0 if skips else now.lr * decided[2]
         if skipped != skips or not _same(effective_lr, expected):
             raise VerifyError(

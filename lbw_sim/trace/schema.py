@@ -17,6 +17,8 @@ from lbw_sim.errors import TraceError
 from lbw_sim.guard.spec import GuardSpec
 
 SCHEMA_VERSION = 1
+SCALER_OVERFLOW = "grad_scaler_overflow"
+"""Event of a step that the gradient scaler dropped: `skipped`, whatever the guard decided."""
 MODES = ("shadow", "active")
 MAX_META_BYTES = 4 << 20
 """Largest description of a run, in bytes of JSON; a longer one is refused unread."""

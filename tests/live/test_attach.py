@@ -349,7 +349,7 @@ def test_what_cannot_be_guarded_is_refused_with_the_reason() -> None:
     with pytest.raises(LiveError, match="LBFGS"):
         attach(torch.optim.LBFGS(run.model.parameters()), EAGER)
     with pytest.raises(LiveError, match="max_rollbacks = 0"):
-        attach(run.optimizer, EAGER.with_changes({"envelope.max_rollbacks": 2}))
+        attach(run.optimizer, EAGER.with_changes({"envelope.max_rollbacks": 2}), mode="active", unproven=True)
     with attach(run.optimizer, EAGER), pytest.raises(LiveError, match="has a guard already"):
         attach(run.optimizer, EAGER)
     with attach(run.optimizer, EAGER) as live:

@@ -1,0 +1,544 @@
+"""A guard in flight: hooks around the optimizer's step, the loop of guard and trace, one row per step.
+
+It never raises into the training loop: a fault of the guard or of the recorder grounds it (scale 1 from there on), is
+logged once and stands in the trace. It reads no clock to decide, and with a delay it never waits for a device.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import logging
+import math
+import time
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, NamedTuple, Self, SupportsFloat
+
+import torch
+from torch import distributed
+
+from lbw_sim.errors import LiveError
+from lbw_sim.guard import GuardSpec, state_from_data, state_to_data
+from lbw_sim.live.actuator import Actuator
+from lbw_sim.live.mailbox import Letter, Mail
+from lbw_sim.live.probing import Probes
+from lbw_sim.live.ranks import DISAGREEMENT, FAULTS, Ranks
+from lbw_sim.live.scaler import watch_scaler
+from lbw_sim.live.snapshots import Snapshots
+from lbw_sim.trace import Recorder, collect
+from lbw_sim.trace.schema import SCALER_OVERFLOW, columns
+from lbw_sim.values import UNSAFE_REGIMES, Decision, Posture, Reason, Regime, Telemetry, nan
+
+logger = logging.getLogger("lbw_sim")
+
+Mode = Literal["shadow", "active"]
+
+attached: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
+"""Every optimizer that has a guard now."""
+
+_FOUND_INF = "found_inf"
+
+
+class _Row(NamedTuple):
+    """A step that was decided; its row is not written yet."""
+
+    now: Telemetry
+    mail: Mail
+    decision: Decision
+    attempt: int
+    elapsed_s: float
+    scale: float
+    """Factor that was really applied."""
+    skipped: bool
+    rolled_back_to: int
+    overflow: bool
+    """The gradient scaler dropped this step; with a delay that is not known yet."""
+    event: str
+
+
+class LiveGuard:
+    """What `attach` returns. Also a context manager, which closes it."""
+
+    def __init__(
+        self,
+        optimizers: Sequence[torch.optim.Optimizer],
+        spec: GuardSpec,
+        *,
+        trace: str | Path | None,
+        run_id: str | None,
+        mode: Mode,
+        probes: Probes,
+        snapshots: Snapshots | None,
+        scaler: torch.amp.GradScaler | None,
+        process_group: distributed.ProcessGroup | Literal["default"] | None,
+        provenance: Mapping[str, str | int | float | None] | None,
+    ) -> None:
+        self.spec = spec
+        self.mode = mode
+        self.run_id = run_id or f"run-{datetime.now(UTC):%Y%m%d-%H%M%S-%f}"
+        self.step = 0
+        """Number of the step that comes next: updates in the lineage of the present weights."""
+        self.grounded: str | None = None
+        """Why the guard no longer acts; None while it flies."""
+        self._guard = spec.build()
+        own = self._guard.extra_channels
+        self._channels = own + tuple(c for c in probes.channels if c not in own and c != "update_norm")
+        columns(self._channels)
+        self._probes = probes
+        self._snapshots = snapshots
+        self._ranks = _ranks(process_group, ("grad_norm", "update_norm", _FOUND_INF, *self._channels))
+        if self._ranks is not None:
+            self._ranks.refuse_differences({"guard": spec.fingerprint, "mode": mode, "run_id": run_id})
+        self._optimizers = list(optimizers)
+        self._actuators = {id(optimizer): Actuator(optimizer) for optimizer in optimizers}
+        self._state = self._guard.init()
+        self._before = self._guard.not_yet
+        self._decision = Decision(int(Regime.WARMUP), int(Posture.HOLD), 1.0, 0.0, int(Reason.NONE))
+        self._late = self._guard.delay_steps > 0
+        self._mail = Mail()
+        self._batch: object | None = None
+        self._event = ""
+        self._attempt = 0
+        self._row: _Row | None = None
+        self._letter: Letter | None = None
+        """The numbers of the row that is not written yet, on their way; with a delay only."""
+        self._stepped: set[int] = set()
+        """Optimizers that have begun the step that was decided last."""
+        self._ended: set[int] = set()
+        """Of these, the ones that have ended it."""
+        self._hide = False
+        """The step that was decided last is taken without an update."""
+        self._trouble: Exception | None = None
+        self._unknown: set[str] = set()
+        self._started_s = time.perf_counter()
+        self._fault_reason = int(Reason.GUARD_FAULT)
+        self._closed = False
+        self._folder = Path(trace) if trace is not None and (self._ranks is None or self._ranks.records) else None
+        first = self._optimizers[0].param_groups[0]["params"][0]
+        self._provenance = {
+            **collect(device=str(first.device), optimizer="+".join(type(o).__name__ for o in optimizers)),
+            **({"unproven": 1} if mode == "active" else {}),
+            **(provenance or {}),
+        }
+        self._recorder: Recorder | None = None
+        if self._folder is not None:
+            Recorder.check(self._folder, self.run_id)
+        # a compiled step calls the hooks as they are: traced, every new scale would compile it anew
+        before, after = map(torch.compiler.disable, (self._before_step, self._after_step))
+        self._hooks = [
+            hook
+            for optimizer in optimizers
+            for hook in (
+                optimizer.register_step_pre_hook(before),
+                optimizer.register_step_post_hook(after),
+                optimizer.register_state_dict_pre_hook(self._before_state_dict),
+            )
+        ]
+        self._release_scaler = watch_scaler(scaler, self._optimizers, self._scaler_dropped) if scaler else None
+        attached.update(optimizers)
+        atexit.register(self.close)
+
+    def __repr__(self) -> str:
+        state = f"grounded: {self.grounded}" if self.grounded else f"scale {self._decision.scale:.3g}"
+        return f"LiveGuard({self.spec.name!r}, {self.mode}, run_id={self.run_id!r}, step {self.step}, {state})"
+
+    @property
+    def decision(self) -> Decision:
+        """The decision of the last step."""
+        return self._decision
+
+    @property
+    def cost_us(self) -> dict[str, float]:
+        """Mean time on the training thread, µs a step: of each probe, and of the snapshots."""
+        steps = max(1, self.step)
+        taken = {"Snapshots": 1e6 * self._snapshots.seconds / steps} if self._snapshots is not None else {}
+        return self._probes.cost_us | taken
+
+    def observe(
+        self,
+        loss: SupportsFloat,
+        *,
+        tokens: float | None = None,
+        grad_norm: SupportsFloat | None = None,
+        batch: object | None = None,
+        **channels: SupportsFloat,
+    ) -> None:
+        """Tell the guard about the coming step: after `backward`, before `optimizer.step()`.
+
+        `loss`: mean training loss of the batch, nats, a number or a tensor of one element. Call once per micro-batch
+        when gradients are accumulated: the step's loss is their mean weighted by `tokens`. `grad_norm`: norm of the
+        whole gradient before clipping (what `clip_grad_norm_` returns). `batch`: handed on to the probes. Further
+        channels by the names that the guard's sensor reads. Never raises: what cannot be read grounds the guard.
+        """
+        if self._closed:
+            return
+        try:
+            self._mail.post_loss(loss, tokens)
+            if grad_norm is not None:
+                self._mail.post("grad_norm", grad_norm)
+            if batch is not None:
+                self._batch = batch
+            for name, value in channels.items():
+                if name in self._channels:
+                    self._mail.post(name, value)
+                elif name not in self._unknown:
+                    self._unknown.add(name)
+                    logger.warning(
+                        "lbw-sim: observe() got channel %r, which guard %r does not read and no probe declares; it is "
+                        "left out. Channels: %s",
+                        name, self.spec.name, ", ".join(("loss", "tokens", "grad_norm", *self._channels)),
+                    )  # fmt: skip
+        except Exception as error:
+            self._ground(error)
+
+    def mark(self, event: str) -> None:
+        """Write a word (24 ASCII characters at most) into the row of the coming step: an injected fault, an epoch."""
+        self._event = event
+
+    def state_dict(self) -> dict[str, Any]:
+        """The guard's memory as plain numbers and strings: goes into any checkpoint, loads with `weights_only`.
+
+        Take it between steps. With `Snapshots(in_checkpoints=True)` it also holds the ring, as tensors.
+        """
+        self._settle()
+        return {
+            "fingerprint": self.spec.fingerprint,
+            "step": self.step,
+            "guard": state_to_data(self._state),
+            "before": state_to_data(self._before),
+            "snapshots": self._snapshots.state_dict() if self._snapshots is not None else {"steps": []},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue where a checkpoint left off; before the first step. The trace gets a new segment.
+
+        Raises LiveError when the checkpoint is another guard's, or when this guard has already decided a step.
+        """
+        if self._recorder is not None or self.step > 0:
+            raise LiveError("load_state_dict() comes before the first step: this guard has already decided one")
+        if state.get("fingerprint") != self.spec.fingerprint:
+            raise LiveError(
+                f"the checkpoint belongs to guard {state.get('fingerprint')!r} and this one is "
+                f"{self.spec.fingerprint!r}: its memory would mean something else"
+            )
+        self._state = state_from_data(self._guard.init(), state["guard"])
+        self._before = state_from_data(self._guard.not_yet, state["before"])
+        self.step = int(state["step"])
+        if self._snapshots is not None:
+            self._snapshots.load_state_dict(state.get("snapshots", {"steps": []}))
+
+    def close(self) -> None:
+        """Write the last row, turn the journal into Parquet, take the guard off the optimizer. Idempotent."""
+        if self._closed:
+            return
+        try:
+            self._settle()
+        except Exception as error:
+            # the last numbers never came from the device: their row is lost, the run is not
+            self._ground(error, everywhere=False)
+        self._closed = True
+        self.detach()
+        atexit.unregister(self.close)
+        if self.cost_us:
+            told = ", ".join(f"{name} {cost:.0f}" for name, cost in self.cost_us.items())
+            logger.info("lbw-sim: run %s: µs a step on the training thread: %s", self.run_id, told)
+        if self._recorder is not None:
+            closed = self._recorder.close()
+            if closed.lost_rows:
+                logger.warning("lbw-sim: run %s: %d rows were not recorded", self.run_id, closed.lost_rows)
+
+    def detach(self) -> None:
+        """Take the guard off the optimizer; the learning rate is its owner's again."""
+        self._restore()
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+        if self._release_scaler is not None:
+            self._release_scaler()
+        for optimizer in self._optimizers:
+            attached.discard(optimizer)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _before_step(
+        self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        try:
+            # an exception inside the last step skipped its post hook
+            self._actuators[id(optimizer)].restore(gradients=False)
+            closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+            if closure is None:
+                self._begin(optimizer)
+                return None
+            # with a closure the loss does not exist yet: decide inside it, after its backward
+            if "closure" in kwargs:
+                return args, {**kwargs, "closure": self._deciding(optimizer, closure)}
+            return (args[0], self._deciding(optimizer, closure), *args[2:]), kwargs
+        except Exception as error:
+            self._ground(error, everywhere=False)
+            return None
+
+    def _deciding(self, optimizer: torch.optim.Optimizer, closure: Callable[[], Any]) -> Callable[[], Any]:
+        def closure_then_decision() -> Any:
+            loss = closure()
+            try:
+                if self._mail.empty and self._new_step(optimizer):
+                    self.observe(loss)
+                self._begin(optimizer)
+            except Exception as error:
+                self._ground(error, everywhere=False)
+            return loss
+
+        return closure_then_decision
+
+    def _new_step(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Whether this optimizer opens the next step, or takes its part in the one that was decided last."""
+        return not self._stepped or id(optimizer) in self._stepped or not self._mail.empty
+
+    def _begin(self, optimizer: torch.optim.Optimizer) -> None:
+        """One optimizer is about to update its parameters."""
+        if self._new_step(optimizer):
+            self._stepped.clear()
+            self._ended.clear()
+            found_inf = getattr(optimizer, _FOUND_INF, None)
+            if isinstance(found_inf, torch.Tensor):
+                # a fused kernel drops the update by itself, after the hooks
+                self._mail.post(_FOUND_INF, found_inf)
+            self._decide()
+        self._stepped.add(id(optimizer))
+        if self._hide:
+            self._actuators[id(optimizer)].hide_gradients()
+        elif self._row is not None and self._row.scale != 1.0:
+            self._actuators[id(optimizer)].scale(self._row.scale)
+
+    def _scaler_dropped(self, optimizer: torch.optim.Optimizer) -> None:
+        """The gradient scaler found an overflow and did not call the optimizer."""
+        try:
+            if self._new_step(optimizer):
+                self._stepped.clear()
+                self._ended.clear()
+                self._mail.post(_FOUND_INF, 1.0)
+                self._decide()
+            self._stepped.add(id(optimizer))
+            self._end(optimizer)
+        except Exception as error:
+            self._ground(error, everywhere=False)
+
+    def _decide(self) -> None:
+        """Read what is known, let the guard step, and say what is to be done."""
+        mail, self._mail = self._mail, Mail()
+        batch, self._batch = self._batch, None
+        event, self._event = self._event, ""
+        for channel, value in self._probes.before_step(self.step, batch).items():
+            mail.post(channel, value)
+        # before the numbers leave: the other ranks hear with them that this one cannot record
+        if self._recorder is None and self._folder is not None and self.grounded is None:
+            try:
+                self._recorder = self._open_recorder(self._folder)
+            except Exception as error:
+                self._ground(error)
+        self._settle()
+        now = Telemetry(self.step, lr=self._actuators[id(self._optimizers[0])].lr)
+        overflow = False
+        if not self._late:
+            numbers = self._heed(mail.send(self._ranks).read())
+            now, overflow = self._filled(now, numbers), _overflowed(numbers)
+        decision = self._decided(now)
+        acts = self.mode == "active" and self.grounded is None
+        skipped = acts and decision.posture == Posture.SKIP
+        rolled_back_to = -1
+        if acts and self._snapshots is not None:
+            if decision.posture == Posture.ROLLBACK:
+                back = self._snapshots.roll_back(self.step, decision.rollback_steps, self._optimizers)
+                rolled_back_to = -1 if back is None else back
+                # the gradient belongs to the weights that were given up
+                skipped = back is not None
+            elif self.step % self._snapshots.every_steps == 0 and decision.regime not in UNSAFE_REGIMES:
+                self._take_snapshot()
+        scale = decision.scale if acts else 1.0
+        self._hide = skipped
+        elapsed_s = time.perf_counter() - self._started_s
+        self._row = _Row(now, mail, decision, self._attempt, elapsed_s, scale, skipped, rolled_back_to, overflow, event)
+        # counted here, not after the update: an update that raises has had its decision, and its row
+        self.step += 1
+        if rolled_back_to >= 0:
+            self.step = rolled_back_to
+            self._attempt += 1
+
+    def _decided(self, now: Telemetry) -> Decision:
+        if self.grounded is None:
+            try:
+                self._state, self._decision = self._guard.step(
+                    self._state, self._guard.seen(self._own(now), self._before)
+                )
+            except Exception as error:
+                self._ground(error, everywhere=False)
+        if self._ranks is not None:
+            self._ranks.agree(self._decision)
+        return self._decision
+
+    def _take_snapshot(self) -> None:
+        assert self._snapshots is not None
+        try:
+            self._snapshots.take(self.step, self._optimizers)
+        except Exception as error:
+            # out of memory, most likely: without this snapshot the ranks would go back to different steps
+            self._ground(error)
+
+    def _after_step(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        try:
+            self._actuators[id(optimizer)].restore()
+            self._end(optimizer)
+        except Exception as error:
+            self._ground(error, everywhere=False)
+
+    def _end(self, optimizer: torch.optim.Optimizer) -> None:
+        """One optimizer has updated its parameters; after the last one the step is over."""
+        self._ended.add(id(optimizer))
+        row = self._row
+        if row is None or len(self._ended) < len(self._optimizers):
+            return
+        measured = self._probes.after_step(row.now.step)
+        if self._late:
+            for channel, value in measured.items():
+                row.mail.post(channel, value)
+            self._letter = row.mail.send(self._ranks)
+            return
+        if "update_norm" in measured:
+            last = Mail()
+            last.post("update_norm", measured["update_norm"])
+            # without a delay this cannot travel with the step's other numbers, which were needed before the update
+            norm = last.send(self._ranks).read().get("update_norm", nan)
+            self._row = row._replace(now=row.now._replace(update_norm=norm))
+        self._settle()
+
+    def _before_state_dict(self, optimizer: torch.optim.Optimizer) -> None:
+        try:
+            self._actuators[id(optimizer)].restore(gradients=False)
+        except Exception as error:
+            self._ground(error)
+
+    def _settle(self) -> None:
+        """Complete and write the last decided row; with a delay this is where its numbers are read."""
+        row, self._row = self._row, None
+        if row is None:
+            return
+        now, overflow = row.now, row.overflow
+        if self._late:
+            letter, self._letter = self._letter, None
+            # unsent when the update raised: then the other ranks know nothing of this step either
+            numbers = self._heed((letter or row.mail.send()).read())
+            now, overflow = self._filled(now, numbers), _overflowed(numbers)
+        self._before = self._own(now)
+        dropped = row.skipped or overflow
+        if self._recorder is None:
+            return
+        safe = self._recorder.append(
+            now,
+            row.decision,
+            elapsed_s=row.elapsed_s,
+            effective_lr=0.0 if dropped else now.lr * row.scale,
+            skipped=dropped,
+            rolled_back_to=row.rolled_back_to,
+            attempt=row.attempt,
+            event=SCALER_OVERFLOW if overflow else row.event,
+        )
+        if not safe and not self.grounded:
+            self._fault_reason = int(Reason.RECORDER_FAULT)
+            self._ground(LiveError(f"the trace cannot be written: {self._recorder.failure}"))
+
+    def _own(self, now: Telemetry) -> Telemetry:
+        """The telemetry as the guard knows it: without the channels that only the trace holds."""
+        own = len(self._guard.extra_channels)
+        return now if len(now.extra) == own else now._replace(extra=now.extra[:own])
+
+    def _filled(self, now: Telemetry, numbers: Mapping[str, float]) -> Telemetry:
+        """Telemetry with the measured numbers in it."""
+        loss, grad_norm = numbers.get("loss", nan), numbers.get("grad_norm", nan)
+        measured = "loss" in numbers or "grad_norm" in numbers
+        finite = ("loss" not in numbers or math.isfinite(loss)) and (
+            "grad_norm" not in numbers or math.isfinite(grad_norm)
+        )
+        if _overflowed(numbers):
+            # an overflow of the scaled gradient is the scaler's daily work, not a gradient of the run
+            grad_norm, measured, finite = nan, "loss" in numbers, math.isfinite(loss)
+        return Telemetry(
+            now.step,
+            loss,
+            now.lr,
+            grad_norm,
+            numbers.get("update_norm", nan),
+            numbers.get("tokens", nan),
+            (0.0 if finite else 1.0) if measured else nan,
+            tuple([numbers.get(name, nan) for name in self._channels]),
+        )
+
+    def _heed(self, numbers: dict[str, float]) -> dict[str, float]:
+        """Look at what the other ranks sent along about themselves."""
+        if numbers.get(FAULTS, 0.0) > 0.0:
+            self._ground(self._trouble or LiveError("the guard of another rank is in trouble"), everywhere=False)
+        if numbers.get(DISAGREEMENT, 0.0) != 0.0:
+            self._ground(LiveError("the ranks decided differently"), everywhere=False)
+        return numbers
+
+    def _open_recorder(self, folder: Path) -> Recorder:
+        return Recorder.open(
+            folder,
+            self.run_id,
+            spec=self.spec,
+            mode=self.mode,
+            provenance=self._provenance,
+            extra_channels=self._channels,
+            guard_state={"guard": state_to_data(self._state), "before": state_to_data(self._before)},
+        )
+
+    def _ground(self, error: Exception, *, everywhere: bool = True) -> None:
+        """From here on scale 1. Must not raise, whatever happened.
+
+        `everywhere`: over several ranks, all of them are to stop acting at the same step, so this one only tells that
+        it is in trouble and is grounded with the others. Without, it is: they know already, or cannot be told.
+        """
+        if self.grounded is not None:
+            return
+        if everywhere and self._ranks is not None:
+            self._trouble = self._trouble or error
+            self._ranks.trouble = True
+            return
+        self.grounded = f"{type(error).__name__}: {error}"
+        self._decision = self._decision._replace(
+            posture=int(Posture.HOLD), scale=1.0, reason=self._fault_reason, rollback_steps=0
+        )
+        # what cannot be put back now is put back before the next step
+        with contextlib.suppress(Exception):
+            self._restore()
+        logger.warning(
+            "lbw-sim: guard %r on run %s is grounded at step %d and no longer acts: %s",
+            self.spec.name, self.run_id, self.step, self.grounded,
+        )  # fmt: skip
+
+    def _restore(self) -> None:
+        for actuator in self._actuators.values():
+            actuator.restore()
+
+
+def _overflowed(numbers: Mapping[str, float]) -> bool:
+    """Whether the gradient scaler dropped the step."""
+    return numbers.get(_FOUND_INF, 0.0) > 0.0
+
+
+def _ranks(group: distributed.ProcessGroup | Literal["default"] | None, channels: Sequence[str]) -> Ranks | None:
+    """The ranks that decide together; None: this process decides alone."""
+    if group is None or not (distributed.is_available() and distributed.is_initialized()):
+        return None
+    chosen = None if group == "default" else group
+    return Ranks(chosen, channels) if distributed.get_world_size(chosen) > 1 else None

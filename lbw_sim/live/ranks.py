@@ -1,0 +1,148 @@
+"""Many ranks, one guard: a step's numbers are combined in one all-reduce, so that all ranks decide alike.
+
+Every rank flies its own copy of the guard on the same combined numbers. What could part them is sent along: a
+checksum of the decisions so far, and whether anybody's guard is in trouble. It starts no process group and never waits
+for a rank that the training itself would not wait for.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import distributed
+
+from lbw_sim.errors import LiveError
+from lbw_sim.values import Decision
+
+FAULTS = "faults"
+"""Ranks whose guard is in trouble."""
+DISAGREEMENT = "disagreement"
+"""0.0 when the decisions of all ranks so far are equal."""
+
+_DECISION = struct.Struct("<IiidI")
+
+
+class Ranks:
+    """The process group as the guard sees it: who records, what is sent, what comes back."""
+
+    def __init__(self, group: distributed.ProcessGroup | None, channels: Sequence[str]) -> None:
+        """`channels`: everything that any rank may measure besides loss and tokens, in one order on all ranks."""
+        self._group = group
+        self._channels = tuple(channels)
+        self.size = distributed.get_world_size(group)
+        self.records = distributed.get_rank(group) == 0
+        """Whether this rank writes the trace: the first one does."""
+        self.trouble = False
+        """Set when this rank's guard cannot go on; all ranks hear of it with the next step's numbers."""
+        self._agreed = 0
+        backend = distributed.get_backend(group)
+        # gloo takes numbers from the host; nccl and its kind from the device
+        self._device = torch.device("cpu") if "gloo" in backend or "mpi" in backend else _current_device()
+
+    def refuse_differences(self, facts: Mapping[str, object]) -> None:
+        """Raise LiveError on every rank when the ranks were not given the same `facts`."""
+        gathered: list[Mapping[str, object]] = [{}] * self.size
+        distributed.all_gather_object(gathered, dict(facts), group=self._group)
+        differing = sorted(
+            name for name in facts if any(other.get(name) != gathered[0].get(name) for other in gathered)
+        )
+        if differing:
+            told = "; ".join(
+                f"{name}: " + ", ".join(f"rank {rank} has {other.get(name)!r}" for rank, other in enumerate(gathered))
+                for name in differing
+            )
+            raise LiveError(f"the ranks were given different guards, so they would decide differently: {told}")
+
+    def agree(self, decision: Decision) -> None:
+        """Take this rank's decision into the checksum that goes along with the next step's numbers."""
+        regime, posture, scale, _, reason, back = decision
+        self._agreed = zlib.crc32(_DECISION.pack(self._agreed, regime, posture, scale, reason + (back << 8)))
+
+    def send(
+        self,
+        losses: Sequence[tuple[float | torch.Tensor, float]],
+        tokens: float | None,
+        values: Mapping[str, float | torch.Tensor],
+    ) -> Callable[[], dict[str, float]]:
+        """Start the all-reduce of one step; the returned function waits for it and gives the combined numbers.
+
+        The loss is weighted by tokens, `update_norm` is the root of the sum of squares, every other channel is the mean
+        over the ranks that measured it. A nan on one rank is a nan on all.
+        """
+        # 16 bits of checksum: n·Σh² = (Σh)² exactly when all are equal, and both sides are exact in float64
+        checksum = float(self._agreed & 0xFFFF)
+        terms: list[float | torch.Tensor] = [
+            _total(losses), sum(weight for _, weight in losses),
+            0.0 if tokens is None else tokens, 0.0 if tokens is None else 1.0,
+            1.0 if self.trouble else 0.0, checksum, checksum * checksum,
+        ]  # fmt: skip
+        for channel in self._channels:
+            value = values.get(channel)
+            terms += [0.0, 0.0] if value is None else [value * value if channel == "update_norm" else value, 1.0]
+        vector = _vector(terms, self._device)
+        work = distributed.all_reduce(vector, group=self._group, async_op=True)
+        if self._device.type == "cpu":
+            return lambda: self._received(work, vector, lambda: None)
+        # the current stream waits, not the host
+        work.wait()
+        buffer, arrived = copy_to_host(vector)
+        return lambda: self._received(None, buffer, arrived)
+
+    def _received(
+        self, work: distributed.Work | None, vector: torch.Tensor, arrived: Callable[[], object]
+    ) -> dict[str, float]:
+        if work is not None:
+            work.wait()
+        arrived()
+        loss, weight, tokens, counted, faults, checksums, squares, *rest = vector.tolist()
+        numbers = {FAULTS: faults, DISAGREEMENT: abs(self.size * squares - checksums * checksums)}
+        if weight > 0.0:
+            numbers["loss"] = loss / weight
+        if counted > 0.0:
+            numbers["tokens"] = tokens
+        for channel, total, count in zip(self._channels, rest[::2], rest[1::2], strict=True):
+            if count > 0.0:
+                numbers[channel] = math.sqrt(total) if channel == "update_norm" and total >= 0.0 else total / count
+        return numbers
+
+
+def _total(losses: Sequence[tuple[float | torch.Tensor, float]]) -> float | torch.Tensor:
+    total: float | torch.Tensor = 0.0
+    for loss, weight in losses:
+        total = total + loss * weight
+    return total
+
+
+def _vector(terms: Sequence[float | torch.Tensor], device: torch.device) -> torch.Tensor:
+    """One float64 vector on the device that the process group works on; nobody waits for it."""
+    if device.type == "cpu":
+        return torch.tensor([float(term) for term in terms], dtype=torch.float64)
+    here = [0.0 if isinstance(term, torch.Tensor) else float(term) for term in terms]
+    vector = torch.tensor(here, dtype=torch.float64, pin_memory=device.type == "cuda").to(device, non_blocking=True)
+    for place, term in enumerate(terms):
+        if isinstance(term, torch.Tensor):
+            vector[place].copy_(term)
+    return vector
+
+
+def _current_device() -> torch.device:
+    kind = torch.accelerator.current_accelerator()
+    if kind is None:
+        raise LiveError("the process group works on an accelerator, and this process has none")
+    return torch.device(kind.type, torch.accelerator.current_device_index())
+
+
+def copy_to_host(vector: torch.Tensor) -> tuple[torch.Tensor, Callable[[], object]]:
+    """A copy under way into pinned memory, and a function that waits for it."""
+    if vector.device.type == "cpu":
+        return vector, lambda: None
+    buffer = torch.empty(vector.shape, dtype=vector.dtype, pin_memory=vector.device.type == "cuda")
+    buffer.copy_(vector, non_blocking=True)
+    device = torch.get_device_module(vector.device)
+    arrived = device.Event()
+    arrived.record()
+    return buffer, arrived.synchronize

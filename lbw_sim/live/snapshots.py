@@ -1,0 +1,259 @@
+"""Snapshots for rollback: the last few states of a training run, in a ring of bounded size.
+
+A snapshot holds the weights and the optimizer's state, bit for bit, and whatever else it was told to hold. It is taken
+between steps, never of a run in an unsafe regime. It is no checkpoint: it lives in memory and dies with the process
+unless asked to travel in one.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol
+
+import torch
+
+from lbw_sim.errors import LiveError
+
+
+class Stateful(Protocol):
+    """A scheduler, gradient scaler, sampler or data loader that can go back."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> object: ...
+
+
+class _Snapshot(NamedTuple):
+    step: int
+    """The step that was about to be taken."""
+    weights: list[torch.Tensor]
+    states: list[dict[str, Any]]
+    """The optimizer's state of each parameter; empty before the first update."""
+    others: list[dict[str, Any]]
+
+
+class Snapshots:
+    """A ring of at most `keep` snapshots, one every `every_steps`; what a guard's rollback needs.
+
+    `device`: where they lie: `"cpu"` (pinned memory when the weights are on a GPU, copied without waiting) or `"same"`
+    as the weights. `also`: further objects with `state_dict` and `load_state_dict` that go back with the weights: a
+    scheduler, a gradient scaler, a sampler; what is not named stays where it is, so that by default the run goes on
+    with the next batch and the next learning rate. `model`: when given, its buffers (running statistics) go back too.
+    `on_rollback(step)` is called after each rollback with the step that the run is at again. With `in_checkpoints` the
+    guard's `state_dict` holds the whole ring (rollbacks then survive a resumption); without, only which steps it held.
+
+    Raises LiveError when a value makes no sense.
+
+    >>> ring = Snapshots(every_steps=20, keep=4)
+    >>> model = torch.nn.Linear(8, 8)
+    >>> print(ring.plan([torch.optim.AdamW(model.parameters())]))
+    4 snapshots of 864 B each, one every 20 steps: 3.4 KiB in all, in CPU memory
+    """
+
+    def __init__(
+        self,
+        *,
+        every_steps: int = 10,
+        keep: int = 8,
+        device: Literal["cpu", "same"] = "cpu",
+        also: Sequence[Stateful] = (),
+        model: torch.nn.Module | None = None,
+        on_rollback: Callable[[int], object] | None = None,
+        in_checkpoints: bool = False,
+    ) -> None:
+        problems = [f"{name}={n!r} is below 1" for name, n in (("every_steps", every_steps), ("keep", keep)) if n < 1]
+        if device not in ("cpu", "same"):
+            problems.append(f"device={device!r} is not 'cpu' or 'same'")
+        problems += [
+            f"also: a {type(other).__name__} has no state_dict and load_state_dict"
+            for other in also
+            if not (hasattr(other, "state_dict") and hasattr(other, "load_state_dict"))
+        ]
+        if problems:
+            raise LiveError(f"Snapshots: {'; '.join(problems)}")
+        self.every_steps, self.keep, self.in_checkpoints = every_steps, keep, in_checkpoints
+        self._same_device = device == "same"
+        self._also, self._model, self._on_rollback = tuple(also), model, on_rollback
+        self._ring: list[_Snapshot] = []
+        self.seconds = 0.0
+        """Time spent taking snapshots, on the training thread."""
+        self.taken = 0
+        """Snapshots taken so far."""
+
+    @property
+    def steps(self) -> list[int]:
+        """Steps of the snapshots that are held, oldest first."""
+        return [snapshot.step for snapshot in self._ring]
+
+    def plan(self, optimizers: Sequence[torch.optim.Optimizer]) -> str:
+        """What the ring will cost in memory, before it costs it, on this rank.
+
+        An optimizer that has not stepped yet is taken to keep two numbers for each weight, as AdamW does. Raises
+        LiveError when that is more than the memory that is free now.
+        """
+        parameters = list(_parameters(optimizers))
+        weights = sum(_bytes(local(p)) for p in parameters)
+        if self._model is not None:
+            weights += sum(_bytes(local(b)) for b in self._model.buffers())
+        state = sum(_bytes(local(v)) for o in optimizers for s in o.state.values() for v in s.values() if is_tensor(v))
+        one = weights + (state or 2 * weights)
+        where = "the weights' own memory" if self._same_device else "CPU memory"
+        told = (
+            f"{self.keep} snapshots of {_size(one)} each, one every {self.every_steps} steps: "
+            f"{_size(one * self.keep)} in all, in {where}"
+        )
+        free = _free_bytes(None if not self._same_device else local(parameters[0]).device)
+        if free is not None and one * self.keep > 0.9 * free:
+            raise LiveError(f"{told}; only {_size(free)} are free. Lower keep")
+        return told
+
+    def take(self, step: int, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+        """Copy the present state; the oldest copy of a full ring is overwritten."""
+        started = time.perf_counter()
+        spare = self._ring.pop(0) if len(self._ring) >= self.keep else None
+        old = iter(_tensors(spare)) if spare is not None else iter(())
+        with torch.no_grad():
+            weights = [self._copied(local(weight), old) for weight in self._weights(optimizers)]
+            states = []
+            for optimizer, parameter in _parameters_of(optimizers):
+                held = optimizer.state.get(parameter, {})
+                states.append(
+                    {
+                        name: self._copied(local(value), old) if is_tensor(value) else copy.deepcopy(value)
+                        for name, value in held.items()
+                    }
+                )
+        others = [copy.deepcopy(other.state_dict()) for other in self._also]
+        self._ring.append(_Snapshot(step, weights, states, others))
+        self.seconds += time.perf_counter() - started
+        self.taken += 1
+
+    def roll_back(self, now: int, steps: int, optimizers: Sequence[torch.optim.Optimizer]) -> int | None:
+        """Restore the newest snapshot that is at least `steps` older than `now`, else the oldest; forget newer ones.
+
+        Returns the step that the run is at again; None when there is no snapshot that fits these parameters.
+        """
+        if not self._ring:
+            return None
+        old_enough = [index for index, snapshot in enumerate(self._ring) if snapshot.step <= now - steps]
+        index = old_enough[-1] if old_enough else 0
+        snapshot = self._ring[index]
+        current = list(self._weights(optimizers))
+        if [local(w).shape for w in current] != [w.shape for w in snapshot.weights]:
+            # parameters were added since: there is no state of theirs to go back to
+            self._ring.clear()
+            return None
+        with torch.no_grad():
+            for weight, kept in zip(current, snapshot.weights, strict=True):
+                local(weight).copy_(kept)
+            for (optimizer, parameter), kept_state in zip(_parameters_of(optimizers), snapshot.states, strict=True):
+                _put_back(optimizer, parameter, kept_state)
+        for other, kept_other in zip(self._also, snapshot.others, strict=True):
+            other.load_state_dict(copy.deepcopy(kept_other))
+        del self._ring[index + 1 :]
+        if self._on_rollback is not None:
+            self._on_rollback(snapshot.step)
+        return snapshot.step
+
+    def state_dict(self) -> dict[str, Any]:
+        """The steps that are held and, with `in_checkpoints`, what they hold."""
+        state: dict[str, Any] = {"steps": self.steps}
+        if self.in_checkpoints:
+            state["ring"] = [
+                {"weights": list(s.weights), "states": list(s.states), "others": list(s.others)} for s in self._ring
+            ]
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over a ring that travelled in a checkpoint; without one the ring starts empty."""
+        ring = state.get("ring", [])
+        self._ring = [
+            _Snapshot(int(step), list(kept["weights"]), [dict(s) for s in kept["states"]], list(kept["others"]))
+            for step, kept in zip(state["steps"], ring, strict=False)
+        ][-self.keep :]
+
+    def _weights(self, optimizers: Sequence[torch.optim.Optimizer]) -> Iterator[torch.Tensor]:
+        yield from _parameters(optimizers)
+        if self._model is not None:
+            yield from self._model.buffers()
+
+    def _copied(self, tensor: torch.Tensor, spare: Iterator[torch.Tensor]) -> torch.Tensor:
+        buffer = next(spare, None)
+        device = tensor.device if self._same_device else torch.device("cpu")
+        if buffer is None or buffer.shape != tensor.shape or buffer.dtype != tensor.dtype or buffer.device != device:
+            pinned = tensor.device.type == "cuda" and not self._same_device
+            buffer = torch.empty(tensor.shape, dtype=tensor.dtype, device=device, pin_memory=pinned)
+        buffer.copy_(tensor.detach(), non_blocking=True)
+        return buffer
+
+
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """This rank's part of a DTensor, sharing its memory; any other tensor as it is."""
+    part: torch.Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return part
+
+
+def is_tensor(value: object) -> bool:
+    """Whether a value of an optimizer's state is a tensor."""
+    return isinstance(value, torch.Tensor)
+
+
+def _put_back(optimizer: torch.optim.Optimizer, parameter: torch.Tensor, kept: dict[str, Any]) -> None:
+    if not kept:
+        optimizer.state.pop(parameter, None)
+        return
+    state = optimizer.state[parameter]
+    for name in [name for name in state if name not in kept]:
+        del state[name]
+    for name, value in kept.items():
+        there = state.get(name)
+        if not is_tensor(value):
+            state[name] = copy.deepcopy(value)
+        elif is_tensor(there) and local(there).shape == value.shape:
+            # in place: a captured graph or a compiled step holds this very tensor
+            local(there).copy_(value)
+        else:
+            state[name] = value.to(local(parameter).device, copy=True)
+
+
+def _parameters_of(optimizers: Sequence[torch.optim.Optimizer]) -> Iterator[tuple[torch.optim.Optimizer, torch.Tensor]]:
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                yield optimizer, parameter
+
+
+def _parameters(optimizers: Sequence[torch.optim.Optimizer]) -> Iterator[torch.Tensor]:
+    for _, parameter in _parameters_of(optimizers):
+        yield parameter
+
+
+def _tensors(snapshot: _Snapshot) -> Iterator[torch.Tensor]:
+    yield from snapshot.weights
+    for state in snapshot.states:
+        yield from (value for value in state.values() if is_tensor(value))
+
+
+def _bytes(tensor: torch.Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _size(size: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"
+
+
+def _free_bytes(device: torch.device | None) -> int | None:
+    """Memory that could be had now; None when nobody says."""
+    if device is not None and device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
