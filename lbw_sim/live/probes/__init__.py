@@ -8,8 +8,7 @@ from lbw_sim.live.probes.canary import Canary
 from lbw_sim.live.probes.grad_norm import GradNorm
 from lbw_sim.live.probes.initial_weight_rms import InitialWeightRms
 from lbw_sim.live.probes.paired import PairedProbe
-from lbw_sim.live.probes.probe import Probe
 from lbw_sim.live.probes.robust_rms import RobustRms
 from lbw_sim.live.probes.update_norm import UpdateNorm
 
-__all__ = ["Canary", "GradNorm", "InitialWeightRms", "PairedProbe", "Probe", "RobustRms", "UpdateNorm"]
+__all__ = ["Canary", "GradNorm", "InitialWeightRms", "PairedProbe", "RobustRms", "UpdateNorm"]

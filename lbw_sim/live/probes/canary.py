@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import SupportsFloat
 
-from torch import Tensor, nn
+from torch import nn
 
 from lbw_sim.live.probes.measuring import every, undisturbed
-from lbw_sim.live.probes.probe import Values
 
 
 class Canary:
@@ -29,19 +29,19 @@ class Canary:
 
     channels = ("canary_loss",)
 
-    def __init__(self, model: nn.Module, loss: Callable[[], Tensor | float], *, every_steps: int = 5) -> None:
+    def __init__(self, model: nn.Module, loss: Callable[[], SupportsFloat], *, every_steps: int = 5) -> None:
         """`model`: what `loss` evaluates, so that its mode can be put back. Raises LiveError for a distance below 1."""
         self.every_steps = every(every_steps, "Canary")
         self._model = model
         self._loss = loss
 
-    def before_step(self, step: int, batch: object | None) -> Values:
+    def before_step(self, step: int, batch: object | None) -> Mapping[str, SupportsFloat]:
         """The loss of the canary batch with the weights as they now are."""
         if step % self.every_steps:
             return {}
         with undisturbed(self._model):
             return {"canary_loss": self._loss()}
 
-    def after_step(self, step: int) -> Values:
+    def after_step(self, step: int) -> Mapping[str, SupportsFloat]:
         """Nothing: it is measured before the next decision."""
         return {}

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, SupportsFloat
 
 import torch
 from torch import Tensor
 
-from lbw_sim.live.probes.measuring import copies, every, local, norm_share, parameters_of
-from lbw_sim.live.probes.probe import Values
+from lbw_sim.live.probes.measuring import copies, every, norm_share, numbers_in, parameters_of
 
 
 class GradNorm:
@@ -31,7 +31,7 @@ class GradNorm:
         self.every_steps = every(every_steps, "GradNorm")
         self._optimizer = optimizer
 
-    def before_step(self, step: int, batch: object | None) -> Values:
+    def before_step(self, step: int, batch: object | None) -> Mapping[str, SupportsFloat]:
         """The norm; nothing when there is no gradient."""
         if step % self.every_steps:
             return {}
@@ -39,13 +39,13 @@ class GradNorm:
         if not gradients:
             return {}
         plain = [gradient for gradient in gradients if not hasattr(gradient, "placements")]
-        totals = [norm_share([local(gradient) for gradient in plain], [1] * len(plain))] if plain else []
+        totals = [norm_share([numbers_in(gradient) for gradient in plain], [1] * len(plain))] if plain else []
         by_mesh: dict[Any, list[Tensor]] = {}
         for gradient in gradients:
             if hasattr(gradient, "placements"):
                 by_mesh.setdefault(getattr(gradient, "device_mesh"), []).append(gradient)  # noqa: B009
         for mesh, sharded in by_mesh.items():
-            totals.append(self._over(mesh, norm_share([local(g) for g in sharded], [copies(g) for g in sharded])))
+            totals.append(self._over(mesh, norm_share([numbers_in(g) for g in sharded], [copies(g) for g in sharded])))
         first = totals[0].device
         return {"grad_norm": torch.linalg.vector_norm(torch.stack([total.to(first) for total in totals]))}
 
@@ -57,6 +57,6 @@ class GradNorm:
             torch.distributed.all_reduce(square, group=mesh.get_group(axis))
         return square.sqrt()
 
-    def after_step(self, step: int) -> Values:
+    def after_step(self, step: int) -> Mapping[str, SupportsFloat]:
         """Nothing: the gradient was there before."""
         return {}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import SupportsFloat
+
 import torch
 from torch import nn
 
 from lbw_sim.errors import LiveError
-from lbw_sim.live.probes.measuring import local
-from lbw_sim.live.probes.probe import Values
+from lbw_sim.live.snapshots import local
 
 
 class InitialWeightRms:
@@ -37,7 +39,7 @@ class InitialWeightRms:
                 raise LiveError(f"InitialWeightRms: rms={rms} is not a positive number")
             self._rms = torch.tensor(rms, dtype=torch.float64)
             return
-        parts = [local(p) for p in model.parameters() if p.requires_grad and p.dim() >= 2]
+        parts = [local(p.detach()) for p in model.parameters() if p.requires_grad and p.dim() >= 2]
         found = [part.double().square().mean().sqrt() for part in parts if part.numel() > 0]
         if not found:
             raise LiveError("InitialWeightRms: the model trains no weight matrix; give rms=... yourself")
@@ -45,10 +47,10 @@ class InitialWeightRms:
         # zeros become nan, which the median leaves out
         self._rms = torch.where(sizes > 0.0, sizes, torch.nan).nanmedian()
 
-    def before_step(self, step: int, batch: object | None) -> Values:
+    def before_step(self, step: int, batch: object | None) -> Mapping[str, SupportsFloat]:
         """The number."""
         return {"initial_weight_rms": self._rms}
 
-    def after_step(self, step: int) -> Values:
+    def after_step(self, step: int) -> Mapping[str, SupportsFloat]:
         """Nothing."""
         return {}

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lbw_sim.errors import LiveError
+from lbw_sim.live.snapshots import local
 
 
 def every(every_steps: int, who: str) -> int:
@@ -39,14 +40,10 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
                 module.training = training
 
 
-def local(tensor: Tensor) -> Tensor:
-    """This rank's part of a tensor: the shard of a DTensor, the stored values of a sparse one, else the tensor."""
+def numbers_in(tensor: Tensor) -> Tensor:
+    """What this rank holds of a tensor: the shard of a DTensor, the stored values of a sparse one, else all of it."""
     tensor = tensor.detach()
-    if tensor.is_sparse:
-        return tensor.coalesce().values()
-    to_local = getattr(tensor, "to_local", None)
-    part: Tensor = to_local() if to_local is not None else tensor
-    return part
+    return tensor.coalesce().values() if tensor.is_sparse else local(tensor)
 
 
 def copies(tensor: Tensor) -> int:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, SupportsFloat
 
 from torch import Tensor, nn
 
 from lbw_sim.errors import LiveError
 from lbw_sim.live.probes.measuring import every, undisturbed
-from lbw_sim.live.probes.probe import Values
 
 
 class _Waiting(NamedTuple):
@@ -62,7 +61,7 @@ class PairedProbe:
         self._waiting: list[_Waiting] = []
         self._last_step = -1
 
-    def before_step(self, step: int, batch: object | None) -> Values:
+    def before_step(self, step: int, batch: object | None) -> Mapping[str, SupportsFloat]:
         """The gain of the batch that is due; this step's batch is put on the list."""
         if step <= self._last_step:
             self._waiting.clear()
@@ -81,6 +80,6 @@ class PairedProbe:
                 self._waiting.append(_Waiting(step + self.span_steps, batch, self._loss(batch)))
         return values
 
-    def after_step(self, step: int) -> Values:
+    def after_step(self, step: int) -> Mapping[str, SupportsFloat]:
         """Nothing: a gain is measured before the next decision."""
         return {}

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import SupportsFloat
+
 import torch
 from torch import Tensor
 
 from lbw_sim.errors import LiveError
-from lbw_sim.live.probes.measuring import every, local
-from lbw_sim.live.probes.probe import Values
+from lbw_sim.live.probes.measuring import every
+from lbw_sim.live.snapshots import local
 
 
 class RobustRms:
@@ -49,7 +52,7 @@ class RobustRms:
         self.floor_share = floor_share
         self._optimizer = optimizer
 
-    def before_step(self, step: int, batch: object | None) -> Values:
+    def before_step(self, step: int, batch: object | None) -> Mapping[str, SupportsFloat]:
         """The median; nothing before the optimizer's first step."""
         if step % self.every_steps:
             return {}
@@ -60,7 +63,7 @@ class RobustRms:
                 state = self._optimizer.state.get(parameter, {})
                 if parameter.grad is None or parameter.grad.is_sparse or "exp_avg_sq" not in state:
                     continue
-                square = local(parameter.grad).float().square()
+                square = local(parameter.grad.detach()).float().square()
                 if square.numel() == 0:
                     continue
                 memory = local(state["exp_avg_sq"]).float().mul(beta).add_(square, alpha=1.0 - beta)
@@ -76,6 +79,6 @@ class RobustRms:
         first = found[0].device
         return {"robust_rms": torch.stack([one.to(first, non_blocking=True) for one in found]).median()}
 
-    def after_step(self, step: int) -> Values:
+    def after_step(self, step: int) -> Mapping[str, SupportsFloat]:
         """Nothing: gradient and memory were there before."""
         return {}

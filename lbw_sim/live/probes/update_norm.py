@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import SupportsFloat
+
 import torch
 from torch import Tensor
 
-from lbw_sim.live.probes.measuring import copies, every, local, norm_share, parameters_of
-from lbw_sim.live.probes.probe import Values
+from lbw_sim.live.probes.measuring import copies, every, norm_share, parameters_of
+from lbw_sim.live.snapshots import local
 
 
 class UpdateNorm:
@@ -32,12 +35,12 @@ class UpdateNorm:
         self._before: dict[int, Tensor] = {}
         self._kept: list[Tensor] = []
 
-    def before_step(self, step: int, batch: object | None) -> Values:
+    def before_step(self, step: int, batch: object | None) -> Mapping[str, SupportsFloat]:
         """Remember the weights."""
         if step % self.every_steps:
             return {}
         self._kept = parameters_of(self._optimizer)
-        parts = [local(parameter) for parameter in self._kept]
+        parts = [local(parameter.detach()) for parameter in self._kept]
         for parameter, part in zip(self._kept, parts, strict=True):
             buffer = self._before.get(id(parameter))
             if buffer is None or buffer.shape != part.shape or buffer.device != part.device:
@@ -46,12 +49,12 @@ class UpdateNorm:
             torch._foreach_copy_([self._before[id(parameter)] for parameter in self._kept], parts)
         return {}
 
-    def after_step(self, step: int) -> Values:
+    def after_step(self, step: int) -> Mapping[str, SupportsFloat]:
         """The norm of what has changed since `before_step`."""
         if step % self.every_steps or not self._kept:
             return {}
         kept, self._kept = self._kept, []
         change = [self._before[id(parameter)] for parameter in kept]
         # in place: the copy is written anew before the next update
-        torch._foreach_sub_(change, [local(parameter) for parameter in kept])
+        torch._foreach_sub_(change, [local(parameter.detach()) for parameter in kept])
         return {"update_norm": norm_share(change, [copies(parameter) for parameter in kept])}
