@@ -17,6 +17,8 @@ class RollBackState(NamedTuple):
     """Steps since the last alarm."""
     depth_steps: int
     """How far the last rollback asked for went."""
+    age_steps: int
+    """Steps that the present weights have behind them, as far as it matters."""
 
 
 @policy(version=1)
@@ -41,26 +43,28 @@ class RollBack:
     hold_steps: int = param(20, low=0, high=10_000, unit="steps", doc="from an alarm to the first release")
     release: float = param(1.03, low=1.001, high=2.0, unit="1/step", doc="factor of one step of release")
     trust: float = param(0.6, low=0.1, high=1.0, doc="share of the failed scale that is released at first")
+    young_steps: int = param(100, low=0, high=100_000, unit="steps", doc="age up to which a run goes back deepest")
     forget_steps: int = param(200, low=1, high=100_000, unit="steps", doc="from an alarm to full release", log=True)
 
     def init(self) -> RollBackState:
         """No failure."""
-        return RollBackState(1.0, self.forget_steps, 0)
+        return RollBackState(1.0, self.forget_steps, 0, 0)
 
     def step(self, state: RollBackState, assessment: Assessment, scale: float) -> tuple[RollBackState, Request]:
         """One regime; `scale` is the one now in force."""
         regime = assessment.regime
         since_steps = min(state.since_steps + 1, self.forget_steps)
         failed_scale, depth_steps = state.failed_scale, state.depth_steps
+        age_steps = min(state.age_steps + 1, self.young_steps + self.deepest_steps)
         if regime == Regime.DIVERGING or regime == Regime.OSCILLATION:
             again = depth_steps > 0 and state.since_steps < 2 * self.hold_steps + depth_steps
             depth_steps = min(self.deepest_steps, 2 * depth_steps) if again else self.rollback_steps
-            if regime == Regime.OSCILLATION:
-                # it has swung for a while before it was seen
+            if regime == Regime.OSCILLATION or age_steps <= self.young_steps:
+                # it has swung for a while before it was seen; and a young run has little to lose and nothing to heal
                 depth_steps = self.deepest_steps
             request = Request(int(Posture.ROLLBACK), scale * self.cut, depth_steps)
-            return RollBackState(scale, 0, depth_steps), request
-        after = RollBackState(failed_scale, since_steps, depth_steps)
+            return RollBackState(scale, 0, depth_steps, max(0, age_steps - depth_steps)), request
+        after = RollBackState(failed_scale, since_steps, depth_steps, age_steps)
         if regime == Regime.NONFINITE or regime == Regime.SPIKE:
             return after, Request(int(Posture.SKIP), scale)
         if regime == Regime.STRESSED or since_steps < self.hold_steps:

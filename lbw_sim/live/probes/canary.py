@@ -27,7 +27,7 @@ class Canary:
     ([[], ['canary_loss']], 0.0)
     """
 
-    channels = ("canary_loss",)
+    channels: tuple[str, ...] = ("canary_loss",)
 
     def __init__(self, model: nn.Module, loss: Callable[[], SupportsFloat], *, every_steps: int = 5) -> None:
         """`model`: what `loss` evaluates, so that its mode can be put back. Raises LiveError for a distance below 1."""

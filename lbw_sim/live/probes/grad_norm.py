@@ -24,7 +24,7 @@ class GradNorm:
     5.0
     """
 
-    channels = ("grad_norm",)
+    channels: tuple[str, ...] = ("grad_norm",)
 
     def __init__(self, optimizer: torch.optim.Optimizer, *, every_steps: int = 1) -> None:
         """Measure this optimizer's gradients at every so many steps. Raises LiveError for a distance below 1."""

@@ -30,7 +30,7 @@ class InitialWeightRms:
     0.5
     """
 
-    channels = ("initial_weight_rms",)
+    channels: tuple[str, ...] = ("initial_weight_rms",)
 
     def __init__(self, model: nn.Module, *, rms: float | None = None) -> None:
         """Measure `model`, or keep the `rms` of an earlier start. Raises LiveError when no matrix is trained."""

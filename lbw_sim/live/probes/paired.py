@@ -41,7 +41,7 @@ class PairedProbe:
     -5.0
     """
 
-    channels = ("probe_gain",)
+    channels: tuple[str, ...] = ("probe_gain",)
 
     def __init__(
         self,

@@ -37,7 +37,7 @@ class RobustRms:
     1.71
     """
 
-    channels = ("robust_rms",)
+    channels: tuple[str, ...] = ("robust_rms",)
 
     def __init__(self, optimizer: torch.optim.Optimizer, *, every_steps: int = 10, floor_share: float = 0.01) -> None:
         """Measure an Adam-like optimizer, one with `betas` and `eps`. Raises LiveError for any other."""

@@ -26,7 +26,7 @@ class UpdateNorm:
     5.0
     """
 
-    channels = ("update_norm",)
+    channels: tuple[str, ...] = ("update_norm",)
 
     def __init__(self, optimizer: torch.optim.Optimizer, *, every_steps: int = 1) -> None:
         """Measure this optimizer's updates at every so many steps. Raises LiveError for a distance below 1."""
