@@ -131,6 +131,8 @@ class Assessment(NamedTuple):
     """A `Regime`."""
     evidence: float = nan
     """The signal that decided, in its own unit; nan when none did."""
+    lr: float = nan
+    """The learning rate as it came, from an analyzer that passes it on to its policy; nan from others."""
 
 
 class Request(NamedTuple):

@@ -7,6 +7,7 @@ gives is what really happened in one run, not an estimate of what a guard is wor
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -63,8 +64,11 @@ class Flown(NamedTuple):
     """The last ones; [1, PARAMETERS]."""
 
 
-def probes_for(model: TinyGpt, optimizer: torch.optim.Optimizer, seed: int) -> list[Probe]:
-    """Every probe that a preset reads, and the update norm."""
+ProbeMaker = Callable[[TinyGpt, torch.optim.Optimizer], Sequence[Probe]]
+
+
+def every_probe(model: TinyGpt, optimizer: torch.optim.Optimizer, seed: int) -> list[Probe]:
+    """Every probe that a preset reads, and the update norm. The canary batch comes from the training text."""
     windows = training_windows(corpus("prose"), CANARY_SEED + seed, 0, BATCH, CONTEXT + 1)
     codes = torch.from_numpy(windows).long().unsqueeze(0)
     canary = codes[:, :, :-1], codes[:, :, 1:]
@@ -81,13 +85,15 @@ def fly(
     guard: GuardSpec | str | None = None,
     *,
     mode: Literal["active", "shadow"] = "active",
+    probes: ProbeMaker | None = None,
     folder: Path | None = None,
 ) -> Flown:
     """Train `plan` for real under `guard`, which acts unless `mode` is `shadow`; without one, unguarded.
 
     Of the plan count architecture, learning rate, seed, steps, fault, and method `clip`; the others are the fleet's.
-    Probes that the guard does not read are left out, whose cost would be for nothing. With `folder` the run is
-    recorded there. A rollback takes back weights and moments; data and schedule go on. Raises what `attach` raises.
+    `probes` makes the probes; by default those of `every_probe` that the guard reads: the others would cost time for
+    nothing. With `folder` the run is recorded there. A rollback takes back weights and moments; data and schedule go
+    on. Raises what `attach` raises.
     """
     spec = guard if isinstance(guard, GuardSpec) or guard is None else GuardSpec.load(guard)
     model = TinyGpt(plan.seed, plan.architecture)
@@ -96,6 +102,7 @@ def fly(
     went_back: list[int] = []
     if spec is not None:
         wanted = set(spec.build().extra_channels)
+        chosen = [p for p in every_probe(model, optimizer, plan.seed) if wanted & set(p.channels)]
         live = attach(
             optimizer,
             spec,
@@ -103,7 +110,7 @@ def fly(
             run_id=plan.run_id,
             mode=mode,
             unproven=True,
-            probes=[p for p in probes_for(model, optimizer, plan.seed) if wanted & set(p.channels)],
+            probes=chosen if probes is None else probes(model, optimizer),
             snapshots=Snapshots(every_steps=SNAPSHOTS_EVERY, keep=SNAPSHOTS_KEPT, on_rollback=went_back.append),
             provenance={"host": None, "seed": plan.seed, "architecture": plan.architecture, "peak_lr": plan.lr},
         )

@@ -17,7 +17,7 @@ class BadBatchState(NamedTuple):
     high_steps: int
 
 
-@analyzer(version=1, needs=("loss", "loss_level", "loss_sd"))
+@analyzer(version=1, needs=("loss", "loss_level", "loss_sd"), uses=("lr",))
 class BadBatch:
     """SPIKE while the loss stands above its level by `leap_sd`, unless the inner analyzer calls the run unsafe.
 
@@ -55,4 +55,4 @@ class BadBatch:
         blamed = regime == Regime.DIVERGING or regime == Regime.OSCILLATION or regime == Regime.NONFINITE
         if high_steps > 0 and high_steps <= self.patience_steps and not blamed and leap == leap:
             regime, evidence = int(Regime.SPIKE), leap / signals.loss_sd if signals.loss_sd > 0.0 else evidence
-        return BadBatchState(inner, high_steps), Assessment(regime, evidence)
+        return BadBatchState(inner, high_steps), Assessment(regime, evidence, signals.lr)

@@ -30,7 +30,7 @@ class CanaryRiseState(NamedTuple):
     """Mean of the change's absolute value; nats."""
 
 
-@analyzer(version=1, needs=("canary_loss",), uses=("nonfinite",))
+@analyzer(version=1, needs=("canary_loss",), uses=("lr", "nonfinite"))
 class CanaryRise:
     """Names the regime from the first of these that holds. The batch is always the same, so what moves is the weights'
     doing, not the data's: one evaluation tells more than many training losses.
@@ -116,4 +116,6 @@ class CanaryRise:
             regime = int(Regime.STRESSED)
         elif known == 0:
             regime = int(Regime.WARMUP)
-        return CanaryRiseState(known, low, above, age_steps, previous, change, jitter), Assessment(regime, evidence)
+        return CanaryRiseState(known, low, above, age_steps, previous, change, jitter), Assessment(
+            regime, evidence, signals.lr
+        )

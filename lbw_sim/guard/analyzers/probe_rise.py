@@ -25,7 +25,7 @@ class ProbeRiseState(NamedTuple):
     """Mean of its absolute value."""
 
 
-@analyzer(version=1, needs=("probe_gain", "loss_level"), uses=("nonfinite",))
+@analyzer(version=1, needs=("probe_gain", "loss_level"), uses=("lr", "nonfinite"))
 class ProbeRise:
     """Names the regime from the first of these that holds; gains are meant as shares of the loss level.
 
@@ -102,4 +102,6 @@ class ProbeRise:
             regime = int(Regime.STRESSED)
         elif rest_steps > 0:
             regime = int(Regime.RECOVERY)
-        return ProbeRiseState(above, age_steps, rest_steps, known, mean, jitter), Assessment(regime, evidence)
+        return ProbeRiseState(above, age_steps, rest_steps, known, mean, jitter), Assessment(
+            regime, evidence, signals.lr
+        )
