@@ -50,7 +50,7 @@ STRUCTURES: dict[str, tuple[Any, Any, Any, str]] = {
 def test_probed_guards_give_the_bits_of_python_in_lanes(structure: str) -> None:
     sensor, analyzer, policy, channel = STRUCTURES[structure]
     postures: set[int] = set()
-    for seed in range(6):
+    for seed in range(4):
         rng, noise = random.Random(seed), np.random.default_rng(seed)
         columns = telemetry(250, seed)
         measured = noise.choice([math.nan, 1.0, 1.0, *HOSTILE[:3]], 250) if seed % 2 else np.ones(250)
@@ -62,7 +62,6 @@ def test_probed_guards_give_the_bits_of_python_in_lanes(structure: str) -> None:
                     analyzer=analyzer(rng),
                     policy=policy(rng),
                     envelope=drawn(Envelope, rng),
-                    delay_steps=seed % 2,
                 ),
                 f"{structure} {seed} {number}",
             )

@@ -56,7 +56,9 @@ class RollBack:
     hold_steps: int = param(20, low=0, high=10_000, unit="steps", doc="from an alarm to the first release")
     release: float = param(1.05, low=1.001, high=2.0, unit="1/step", doc="factor of one step of release")
     trust: float = param(0.25, low=0.05, high=1.0, doc="share of the learning rate that failed which is released")
-    doubt_steps: int = param(80, low=1, high=100_000, unit="steps", doc="from the first alarm to forgiveness", log=True)
+    doubt_steps: int = param(
+        160, low=1, high=100_000, unit="steps", doc="from the first alarm to forgiveness", log=True
+    )
 
     def init(self) -> RollBackState:
         """No failure."""
