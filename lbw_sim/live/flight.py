@@ -93,6 +93,11 @@ class LiveGuard:
         self._ranks = _ranks(process_group, ("grad_norm", "update_norm", _FOUND_INF, *self._channels))
         if self._ranks is not None:
             self._ranks.refuse_differences({"guard": spec.fingerprint, "mode": mode, "run_id": run_id})
+            if snapshots is not None and snapshots.in_checkpoints:
+                raise LiveError(
+                    "Snapshots(in_checkpoints=True) is for one rank: each rank holds another part of the ring, and a "
+                    "checkpoint keeps the guard's memory of one. Leave the ring out: it fills again after a resumption"
+                )
         self._optimizers = list(optimizers)
         self._actuators = {id(optimizer): Actuator(optimizer) for optimizer in optimizers}
         self._state = self._guard.init()
@@ -202,15 +207,15 @@ class LiveGuard:
     def state_dict(self) -> dict[str, Any]:
         """The guard's memory as plain numbers and strings: goes into any checkpoint, loads with `weights_only`.
 
-        Take it between steps. With `Snapshots(in_checkpoints=True)` it also holds the ring, as tensors.
+        Take it between steps. With `Snapshots(in_checkpoints=True)` it also holds the ring.
         """
-        self._settle()
+        self._settle_safely()
         return {
             "fingerprint": self.spec.fingerprint,
             "step": self.step,
             "guard": state_to_data(self._state),
             "before": state_to_data(self._before),
-            "snapshots": self._snapshots.state_dict() if self._snapshots is not None else {"steps": []},
+            "snapshots": self._snapshots.state_dict() if self._snapshots is not None else {},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -229,38 +234,37 @@ class LiveGuard:
         self._before = state_from_data(self._guard.not_yet, state["before"])
         self.step = int(state["step"])
         if self._snapshots is not None:
-            self._snapshots.load_state_dict(state.get("snapshots", {"steps": []}))
+            self._snapshots.load_state_dict(state.get("snapshots", {}))
 
     def close(self) -> None:
-        """Write the last row, turn the journal into Parquet, take the guard off the optimizer. Idempotent."""
+        """Write the last row, turn the journal into Parquet, take the guard off the optimizer. Never raises."""
         if self._closed:
             return
-        try:
-            self._settle()
-        except Exception as error:
-            # the last numbers never came from the device: their row is lost, the run is not
-            self._ground(error, everywhere=False)
+        self._settle_safely()
         self._closed = True
         self.detach()
         atexit.unregister(self.close)
-        if self.cost_us:
-            told = ", ".join(f"{name} {cost:.0f}" for name, cost in self.cost_us.items())
-            logger.info("lbw-sim: run %s: µs a step on the training thread: %s", self.run_id, told)
-        if self._recorder is not None:
-            closed = self._recorder.close()
-            if closed.lost_rows:
-                logger.warning("lbw-sim: run %s: %d rows were not recorded", self.run_id, closed.lost_rows)
+        try:
+            if costs := self.cost_us:
+                told = ", ".join(f"{name} {cost:.0f}" for name, cost in costs.items())
+                logger.info("lbw-sim: run %s: µs a step on the training thread: %s", self.run_id, told)
+            if self._recorder is not None and (lost := self._recorder.close().lost_rows):
+                logger.warning("lbw-sim: run %s: %d rows were not recorded", self.run_id, lost)
+        except Exception as error:
+            self._ground(error, everywhere=False)
 
     def detach(self) -> None:
-        """Take the guard off the optimizer; the learning rate is its owner's again."""
-        self._restore()
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks.clear()
-        if self._release_scaler is not None:
-            self._release_scaler()
-        for optimizer in self._optimizers:
-            attached.discard(optimizer)
+        """Take the guard off the optimizer; the learning rate is its owner's again. Never raises."""
+        try:
+            self._restore()
+            for hook in self._hooks:
+                hook.remove()
+            self._hooks.clear()
+            if self._release_scaler is not None:
+                self._release_scaler()
+        except Exception as error:
+            self._ground(error, everywhere=False)
+        attached.difference_update(self._optimizers)
 
     def __enter__(self) -> Self:
         return self
@@ -427,6 +431,13 @@ class LiveGuard:
             self._actuators[id(optimizer)].restore(gradients=False)
         except Exception as error:
             self._ground(error)
+
+    def _settle_safely(self) -> None:
+        try:
+            self._settle()
+        except Exception as error:
+            # the last numbers never came from the device: their row is lost, the run is not
+            self._ground(error, everywhere=False)
 
     def _settle(self) -> None:
         """Complete and write the last decided row; with a delay this is where its numbers are read."""

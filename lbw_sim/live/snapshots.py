@@ -8,6 +8,7 @@ unless asked to travel in one.
 from __future__ import annotations
 
 import copy
+import io
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -159,20 +160,17 @@ class Snapshots:
 
     def state_dict(self) -> dict[str, Any]:
         """The steps that are held and, with `in_checkpoints`, what they hold."""
-        state: dict[str, Any] = {"steps": self.steps}
+        packed = io.BytesIO()
         if self.in_checkpoints:
-            state["ring"] = [
-                {"weights": list(s.weights), "states": list(s.states), "others": list(s.others)} for s in self._ring
-            ]
-        return state
+            # one value whatever it holds: a distributed checkpoint loads only what a fresh run's state has room for
+            torch.save([tuple(snapshot) for snapshot in self._ring], packed)
+        return {"steps": self.steps, "ring": packed.getvalue()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over a ring that travelled in a checkpoint; without one the ring starts empty."""
-        ring = state.get("ring", [])
-        self._ring = [
-            _Snapshot(int(step), list(kept["weights"]), [dict(s) for s in kept["states"]], list(kept["others"]))
-            for step, kept in zip(state["steps"], ring, strict=False)
-        ][-self.keep :]
+        ring = state.get("ring", b"")
+        held = torch.load(io.BytesIO(ring), weights_only=True) if ring else []
+        self._ring = [_Snapshot(*kept) for kept in held][-self.keep :]
 
     def _weights(self, optimizers: Sequence[torch.optim.Optimizer]) -> Iterator[torch.Tensor]:
         yield from _parameters(optimizers)

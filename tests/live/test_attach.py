@@ -150,6 +150,12 @@ SCHEDULERS = {
     "exponential": lambda o: torch.optim.lr_scheduler.ExponentialLR(o, 0.98),
     "step": lambda o: torch.optim.lr_scheduler.StepLR(o, 10, 0.7),
     "linear": lambda o: torch.optim.lr_scheduler.LinearLR(o, 0.1, 1.0, 40),
+    "warm restarts": lambda o: torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(o, 25),
+    "sequential": lambda o: torch.optim.lr_scheduler.SequentialLR(
+        o,
+        [torch.optim.lr_scheduler.LinearLR(o, 0.1, 1.0, 10), torch.optim.lr_scheduler.CosineAnnealingLR(o, 50)],
+        milestones=[10],
+    ),
     "one cycle": lambda o: torch.optim.lr_scheduler.OneCycleLR(o, 1e-2, total_steps=80, cycle_momentum=False),
 }
 

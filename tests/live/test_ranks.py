@@ -1,0 +1,157 @@
+"""Many ranks, one guard: real processes over gloo, each with batches of its own, under DDP and FSDP2."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lbw_sim.replay import verify
+from lbw_sim.trace import read_trace
+from lbw_sim.values import Posture, Regime
+
+pytestmark = pytest.mark.xdist_group("ranks")
+
+WORKER = Path(__file__).parent / "rank_worker.py"
+
+
+def start(size: int, folder: Path, *scenarios: str) -> tuple[subprocess.Popen[str], list[int]]:
+    """Start the ranks; their common parent, and their process numbers."""
+    parent = subprocess.Popen(
+        [sys.executable, str(WORKER), str(size), str(folder), *scenarios],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert parent.stdout is not None
+    return parent, [int(pid) for pid in parent.stdout.readline().split()]
+
+
+def told(size: int, folder: Path, *scenarios: str) -> list[dict[str, dict[str, Any]]]:
+    """What each rank told, by scenario."""
+    folder.mkdir()
+    start(size, folder, *scenarios)[0].communicate(timeout=240)
+    lines = [(folder / f"rank-{rank}.jsonl").read_text().splitlines() for rank in range(size)]
+    return [{line["scenario"]: line for line in map(json.loads, mine)} for mine in lines]
+
+
+TWO = (
+    "ddp", "ddp_late", "nan", "nan_late", "broken", "broken_late", "disagreement", "recorder", "rollback", "different",
+)  # fmt: skip
+FOUR = ("fsdp", "fsdp_late", "fsdp_rollback")
+
+
+@pytest.fixture(scope="module")
+def traces(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("ranks")
+
+
+@pytest.fixture(scope="module")
+def two(traces: Path) -> list[dict[str, dict[str, Any]]]:
+    return told(2, traces / "two", *TWO)
+
+
+@pytest.fixture(scope="module")
+def four(traces: Path) -> list[dict[str, dict[str, Any]]]:
+    return told(4, traces / "four", *FOUR)
+
+
+@pytest.mark.parametrize("name", [*TWO[:4], "rollback", *FOUR])
+def test_all_ranks_decide_alike_and_hold_the_same_weights(name: str, request: pytest.FixtureRequest) -> None:
+    ranks = request.getfixturevalue("four" if name in FOUR else "two")
+    first = ranks[0][name]
+    assert "error" not in first, first
+    for other in (rank[name] for rank in ranks[1:]):
+        assert other["losses"] != first["losses"], "each rank has losses of its own"
+        assert str(other["decisions"]) == str(first["decisions"])
+        assert other["applied"] == first["applied"]
+        assert other["weights"] == first["weights"]
+    assert all(rank[name]["grounded"] is None for rank in ranks)
+    assert any(d[1] != Posture.HOLD for d in first["decisions"]), "there was something to decide"
+
+
+@pytest.mark.parametrize("name", [*TWO[:4], "rollback", *FOUR])
+def test_the_first_rank_records_the_mean_over_ranks_and_the_whole_verifies(
+    name: str, traces: Path, request: pytest.FixtureRequest
+) -> None:
+    ranks = request.getfixturevalue("four" if name in FOUR else "two")
+    assert [rank[name]["recorded_here"] for rank in ranks] == [True] + [False] * (len(ranks) - 1)
+    trace = read_trace(traces / ("four" if name in FOUR else "two") / "traces", name)
+    assert verify(trace).rows == 60
+    assert len(trace.segments) == 1
+    columns = trace.to_numpy("all")
+    weight = [100.0 * (rank + 1) if name == "ddp" else 1.0 for rank in range(len(ranks))]
+    for step in range(60):
+        losses = [rank[name]["losses"][step] for rank in ranks]
+        mean = sum(w * loss for w, loss in zip(weight, losses, strict=True)) / sum(weight)
+        assert columns["loss"][step] == pytest.approx(mean, rel=1e-12, nan_ok=True)
+        assert math.isnan(columns["loss"][step]) == (columns["nonfinite"][step] == 1.0)
+    if name == "ddp":
+        assert columns["tokens"].tolist() == [300.0] * 60
+    # Adam's update is about lr per weight whatever the gradient: the norm is that of the whole model on any layout
+    full = 1e-2 * math.sqrt(97)
+    moved = columns["update_norm"][(columns["effective_lr"] > 0) & (columns["scale"] == 1.0)]
+    assert 0.2 * full < moved[1] < 1.5 * full
+    # without a delay it is known before the row is written; with one, the last row has it too
+    assert not any(math.isnan(norm) for norm in columns["update_norm"][:19].tolist())
+
+
+def test_a_nan_on_one_rank_is_a_nan_for_all(two: list[dict[str, dict[str, Any]]]) -> None:
+    for name, step in (("nan", 20), ("nan_late", 21)):
+        for rank in two:
+            assert rank[name]["decisions"][step][:2] == [Regime.NONFINITE, Posture.SKIP]
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"), [("broken", "ValueError"), ("broken_late", "ValueError"), ("recorder", "")]
+)
+def test_a_fault_of_ours_on_one_rank_grounds_all_ranks_at_the_same_step(
+    name: str, reason: str, two: list[dict[str, dict[str, Any]]]
+) -> None:
+    assert all(rank[name]["grounded"] is not None for rank in two)
+    assert "rank is in trouble" in " ".join(str(rank[name]["grounded"]) for rank in two)
+    assert reason in " ".join(str(rank[name]["grounded"]) for rank in two)
+    assert two[0][name]["applied"] == two[1][name]["applied"]
+    assert two[0][name]["weights"] == two[1][name]["weights"]
+    assert min(two[0][name]["applied"]) < 1e-2, "it had acted before"
+    assert two[0][name]["applied"][-20:] == [1e-2] * 20, "and no longer does"
+
+
+def test_ranks_that_decide_differently_find_out_within_a_step(two: list[dict[str, dict[str, Any]]]) -> None:
+    for rank in two:
+        assert "decided differently" in rank["disagreement"]["grounded"]
+    apart = [a != b for a, b in zip(two[0]["disagreement"]["applied"], two[1]["disagreement"]["applied"], strict=True)]
+    assert apart == [step == 25 for step in range(60)]
+
+
+def test_ranks_that_were_given_different_guards_are_refused_before_training(
+    two: list[dict[str, dict[str, Any]]],
+) -> None:
+    assert all("the ranks were given different guards" in rank["different"]["error"] for rank in two)
+
+
+def test_a_rank_that_is_killed_leaves_a_whole_trace_and_one_that_is_stopped_only_time(tmp_path: Path) -> None:
+    parent, ranks = start(2, tmp_path, "death")
+    # stop a rank in mid-training for a moment: the others wait for it, as they do in the training itself
+    journal = tmp_path / "traces" / "run_id=death" / "_segment-000.journal"
+    while not journal.exists():
+        assert parent.poll() is None
+        time.sleep(0.01)
+    os.kill(ranks[1], signal.SIGSTOP)
+    time.sleep(0.3)
+    os.kill(ranks[1], signal.SIGCONT)
+    parent.communicate(timeout=60)
+    assert (tmp_path / "rank-1.jsonl").read_text() == "", "it died before it could tell"
+    trace = read_trace(tmp_path / "traces")
+    steps = trace.to_numpy()["step"].tolist()
+    assert steps == list(range(len(steps)))
+    assert len(steps) >= 40
+    assert verify(trace).rows == len(steps)

@@ -1,0 +1,329 @@
+"""The traps of real training loops, each with its remedy: scalers, several optimizers, compiled steps, late groups."""
+
+from __future__ import annotations
+
+import math
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from lbw_sim.errors import LiveError
+from lbw_sim.live import GuardedAdamW, attach
+from lbw_sim.replay import verify
+from lbw_sim.trace import read_trace
+from lbw_sim.values import Posture, Regime
+
+from .test_attach import EAGER, KINDS, Run, batch, make_run, same_bits, spike, train, weights
+
+ACTIVE: dict[str, Any] = {"mode": "active", "unproven": True}
+
+
+@pytest.mark.parametrize("delay_steps", [0, 1])
+@pytest.mark.parametrize("kind", ["plain", "fused"])
+def test_a_step_that_the_gradient_scaler_drops_is_a_dropped_step_and_no_alarm(
+    kind: str, delay_steps: int, tmp_path: Path
+) -> None:
+    run, spec = make_run(kind), EAGER.with_changes({"delay_steps": delay_steps})
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**14, growth_interval=1000)
+    with attach(run.optimizer, spec, trace=tmp_path, run_id="amp", scaler=scaler) as live:
+        for step in range(30):
+            x, y = batch(step)
+            loss = (run.model(x) - y).square().mean()
+            run.optimizer.zero_grad()
+            scaler.scale(loss).backward()
+            if step in (0, 7):  # as in half precision, where the first scale is often too large
+                next(iter(run.model.parameters())).grad.fill_(math.inf)  # type: ignore[union-attr]
+            scaler.unscale_(run.optimizer)
+            norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), 1.0)
+            live.observe(loss, grad_norm=norm)
+            scaler.step(run.optimizer)
+            scaler.update()
+    columns = read_trace(tmp_path).to_numpy()
+    assert columns["step"].tolist() == list(range(30)), "a dropped step is not glued to the next one"
+    dropped = [step for step, event in enumerate(columns["event"].tolist()) if event == "grad_scaler_overflow"]
+    assert dropped == [0, 7]
+    assert columns["skipped"].nonzero()[0].tolist() == dropped
+    assert columns["effective_lr"][dropped].tolist() == [0.0, 0.0]
+    assert columns["nonfinite"].max() == 0.0
+    assert Regime.NONFINITE not in columns["regime"].tolist()
+    assert verify(read_trace(tmp_path)).rows == 30
+    assert "step" not in vars(scaler), "closing gives the scaler back"
+
+
+@pytest.mark.parametrize("kind", ["plain", "fused"])
+def test_a_scaled_step_is_half_a_step_under_a_gradient_scaler_too(kind: str) -> None:
+    runs = {name: make_run(kind) for name in ("guarded", "by hand")}
+    recorded: list[float] = []
+    for name, run in runs.items():
+        scaler = torch.amp.GradScaler("cpu")
+        live = attach(run.optimizer, EAGER, scaler=scaler, **ACTIVE) if name == "guarded" else None
+        for step in range(40):
+            x, y = batch(step)
+            loss = spike(step, (run.model(x) - y).square().mean())
+            run.optimizer.zero_grad()
+            scaler.scale(loss).backward()
+            if live is not None:
+                live.observe(loss)
+            else:
+                run.optimizer.param_groups[0]["lr"] = 1e-2 * recorded[step]
+            scaler.step(run.optimizer)
+            scaler.update()
+            if live is not None:
+                recorded.append(live.decision.scale)
+        if live is not None:
+            live.close()
+    assert min(recorded) < 1.0
+    assert same_bits(weights(runs["guarded"]), weights(runs["by hand"]))
+
+
+def two_optimizers(seed: int = 0) -> tuple[torch.nn.Module, list[torch.optim.Optimizer]]:
+    run = make_run(seed=seed)
+    first, *rest = run.model.parameters()
+    return run.model, [torch.optim.SGD([first], lr=1e-2, momentum=0.9), torch.optim.AdamW(rest, lr=1e-3)]
+
+
+def train_several(model: torch.nn.Module, optimizers: list[Any], steps: range, live: Any) -> None:
+    for step in steps:
+        x, y = batch(step)
+        loss = spike(step, (model(x) - y).square().mean())
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        loss.backward()
+        if live is not None:
+            live.observe(loss)
+        for optimizer in optimizers:
+            optimizer.step()
+
+
+@pytest.mark.parametrize("delay_steps", [0, 1])
+def test_several_optimizers_take_one_step_and_one_decision_between_them(delay_steps: int, tmp_path: Path) -> None:
+    spec = EAGER.with_changes({"delay_steps": delay_steps})
+    model, optimizers = two_optimizers()
+    applied: list[list[float]] = [[], []]
+    with attach(optimizers, spec, trace=tmp_path, run_id="two", **ACTIVE) as live:
+        for place, optimizer in enumerate(optimizers):
+            optimizer.register_step_pre_hook(
+                lambda o, *_, place=place: applied[place].append(o.param_groups[0]["lr"])  # type: ignore[misc]
+            )
+        train_several(model, optimizers, range(60), live)
+    columns = read_trace(tmp_path).to_numpy()
+    assert columns["step"].tolist() == list(range(60))
+    assert columns["scale"].min() < 1.0
+    assert applied[0] == [1e-2 * scale for scale in columns["scale"].tolist()]
+    assert applied[1] == [1e-3 * scale for scale in columns["scale"].tolist()]
+    assert [o.param_groups[0]["lr"] for o in optimizers] == [1e-2, 1e-3]
+    assert verify(read_trace(tmp_path)).rows == 60
+
+
+def test_a_skip_of_several_optimizers_leaves_all_their_weights() -> None:
+    model, optimizers = two_optimizers()
+    with attach(optimizers, EAGER, **ACTIVE) as live:
+        train_several(model, optimizers, range(10), live)
+        before = [p.detach().clone() for p in model.parameters()]
+        x, y = batch(10)
+        loss = (model(x) - y).square().mean() * math.nan
+        loss.backward()
+        live.observe(loss)
+        for optimizer in optimizers:
+            optimizer.step()
+        assert live.decision.posture == Posture.SKIP
+        assert same_bits(before, [p.detach() for p in model.parameters()])
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")
+def test_a_compiled_step_is_scaled_without_being_compiled_anew() -> None:
+    runs = {}
+    for name in ("compiled", "plain"):
+        run = runs[name] = make_run("tensor lr")
+        run.optimizer.param_groups[0]["fused"] = False
+        counter = CompileCounterWithBackend("eager")
+        with attach(run.optimizer, EAGER, **ACTIVE) as live:
+            step = torch.compile(run.optimizer.step, backend=counter) if name == "compiled" else run.optimizer.step
+            scales = []
+            for number in range(45):
+                x, y = batch(number)
+                loss = spike(number, (run.model(x) - y).square().mean())
+                run.optimizer.zero_grad()
+                loss.backward()
+                live.observe(loss)
+                step()
+                scales.append(live.decision.scale)
+        assert len(set(scales)) >= 3, "the scale moved"
+        if name == "compiled":
+            assert counter.frame_count <= 2, "one graph before Adam has its moments, one after"
+    for a, b in zip(weights(runs["compiled"]), weights(runs["plain"]), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("set_to_none", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_skip_harms_neither_way_of_zeroing_gradients(set_to_none: bool, kind: str) -> None:
+    guarded, by_hand = make_run(kind), make_run(kind)
+    with attach(guarded.optimizer, EAGER, **ACTIVE) as live:
+        for step in range(30):
+            for run in (guarded, by_hand):
+                x, y = batch(step)
+                loss = (run.model(x) - y).square().mean() * (math.nan if step == 20 else 1.0)
+                run.optimizer.zero_grad(set_to_none=set_to_none)
+                loss.backward()
+                if run is guarded:
+                    live.observe(loss)
+                    run.optimizer.step()
+                elif step != 20:
+                    run.optimizer.step()
+    assert same_bits(weights(guarded), weights(by_hand))
+
+
+def test_parameter_groups_added_mid_run_are_scaled_and_skipped_like_the_others(tmp_path: Path) -> None:
+    run = make_run()
+    extra = torch.nn.Parameter(torch.ones(3))
+    with attach(run.optimizer, EAGER, trace=tmp_path, run_id="groups", **ACTIVE) as live:
+        train(run, range(20), live)
+        run.optimizer.add_param_group({"params": [extra], "lr": 0.5})
+        seen: list[float] = []
+        run.optimizer.register_step_pre_hook(lambda o, *_: seen.append(o.param_groups[1]["lr"]))
+        train(run, range(20, 60), live, fault=spike)
+    columns = read_trace(tmp_path).to_numpy()
+    assert seen == [0.5 * scale for scale in columns["scale"].tolist()[20:]]
+    assert min(seen) < 0.5
+    assert run.optimizer.param_groups[1]["lr"] == 0.5
+
+
+def test_a_tensor_lr_that_groups_share_is_scaled_once_and_stays_the_same_object() -> None:
+    run = make_run()
+    lr = torch.tensor(1e-2)
+    first, *rest = run.model.parameters()
+    optimizer = torch.optim.AdamW([{"params": [first]}, {"params": rest}], lr=lr, fused=True)
+    seen: list[tuple[float, float]] = []
+    with attach(optimizer, EAGER, **ACTIVE) as live:
+        optimizer.register_step_pre_hook(
+            lambda o, *_: seen.append((live.decision.scale, float(o.param_groups[1]["lr"])))
+        )
+        train(Run(run.model, optimizer), range(45), live, fault=spike)
+        assert optimizer.param_groups[0]["lr"] is lr
+        assert optimizer.param_groups[1]["lr"] is lr
+    assert min(scale for scale, _ in seen) < 1.0
+    assert [value for _, value in seen] == pytest.approx([1e-2 * scale for scale, _ in seen], rel=1e-6)
+    assert float(lr) == pytest.approx(1e-2)
+
+
+def test_a_wrapped_optimizer_is_opened_and_what_cannot_be_opened_is_refused() -> None:
+    class Wrapper(torch.optim.Optimizer):
+        """As accelerate's: passes everything on and is never stepped by torch itself."""
+
+        def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+            self.optimizer = optimizer
+
+        def step(self, closure: Any = None) -> Any:
+            return self.optimizer.step()
+
+    run = make_run()
+    with attach(Wrapper(run.optimizer), EAGER) as live:
+        train(run, range(3), live)
+        assert live.step == 3
+    with pytest.raises(LiveError, match="this is str"):
+        attach("adamw")  # type: ignore[arg-type]
+    with pytest.raises(LiveError, match="each once"):
+        attach([run.optimizer, run.optimizer], EAGER)
+    with pytest.raises(LiveError, match="at least one"):
+        attach([], EAGER)
+
+
+def test_guarded_adamw_is_adamw_and_comes_back_from_its_own_and_into_a_plain_state_dict(tmp_path: Path) -> None:
+    plain, guarded = make_run(), make_run()
+    optimizer = GuardedAdamW(
+        guarded.model.parameters(),
+        lr=1e-2,
+        betas=(0.9, 0.95),
+        weight_decay=0.1,
+        guard=EAGER,
+        trace=tmp_path,
+        run_id="g",
+    )
+    reference = torch.optim.AdamW(plain.model.parameters(), lr=1e-2, betas=(0.9, 0.95), weight_decay=0.1)
+    train(Run(plain.model, reference), range(20))
+    train(Run(guarded.model, optimizer), range(20), optimizer)
+    assert isinstance(optimizer, torch.optim.AdamW)
+    assert same_bits(weights(plain), weights(guarded))
+    torch.save(optimizer.state_dict(), tmp_path / "optimizer.pt")
+    optimizer.guard.close()
+
+    saved = torch.load(tmp_path / "optimizer.pt", weights_only=True)
+    torch.optim.AdamW(make_run().model.parameters()).load_state_dict(saved)
+    second = GuardedAdamW(make_run().model.parameters(), guard=EAGER, trace=tmp_path, run_id="g")
+    second.load_state_dict(saved)
+    assert second.guard.step == 20
+    assert second.param_groups[0]["betas"] == (0.9, 0.95)
+    second.guard.close()
+    third = GuardedAdamW(make_run().model.parameters(), guard=EAGER, min_scale=0.5)
+    third.load_state_dict(reference.state_dict())
+    assert third.guard.spec.tables["envelope"]["min_scale"] == 0.5
+    with pytest.raises(LiveError, match="unproven=True"):
+        GuardedAdamW(make_run().model.parameters(), mode="active")
+    third.guard.close()
+
+
+def test_pickling_an_optimizer_drops_its_guard_and_attaching_again_flies_on() -> None:
+    run = make_run()
+    with attach(run.optimizer, EAGER, **ACTIVE) as live:
+        train(run, range(20), live)
+        memory = live.state_dict()
+        copied = pickle.loads(pickle.dumps((run.model, run.optimizer)))
+    second = Run(*copied)
+    with attach(second.optimizer, EAGER, **ACTIVE) as live:
+        live.load_state_dict(memory)
+        train(second, range(20, 45), live, fault=spike)
+        assert live.decision.scale < 1.0
+        assert live.step == 45
+    lost = pickle.loads(pickle.dumps(GuardedAdamW(make_run().model.parameters(), guard=EAGER)))
+    with pytest.raises(LiveError, match="pickling drops its guard"):
+        _ = lost.guard
+
+
+def test_an_exception_inside_the_step_costs_one_row_no_other_and_no_learning_rate(tmp_path: Path) -> None:
+    run = make_run()
+    with attach(run.optimizer, EAGER.with_changes({"delay_steps": 1}), trace=tmp_path, run_id="x", **ACTIVE) as live:
+        train(run, range(33), live, fault=spike)
+
+        def fail(*_: Any) -> None:
+            raise RuntimeError("somebody else's hook")
+
+        hook = run.optimizer.register_step_pre_hook(fail)
+        with pytest.raises(RuntimeError, match="somebody else's hook"):
+            train(run, range(33, 34), live)
+        hook.remove()
+        train(run, range(34, 60), live)
+        assert run.optimizer.param_groups[0]["lr"] == 1e-2
+    columns = read_trace(tmp_path).to_numpy()
+    assert columns["step"].tolist() == list(range(60)), "the step that raised had its decision, and has its row"
+    assert not any(map(math.isnan, columns["loss"].tolist()))
+    assert verify(read_trace(tmp_path)).rows == 60
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_guarded_run_on_a_gpu_never_waits_for_it(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 16), torch.nn.Tanh(), torch.nn.Linear(16, 1)).cuda()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, fused=True)
+    spec = EAGER.with_changes({"delay_steps": 1})
+    batches = [tuple(part.cuda() for part in batch(step)) for step in range(60)]
+    with attach(optimizer, spec, trace=tmp_path, run_id="gpu", **ACTIVE) as live:
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            for step, (x, y) in enumerate(batches):
+                loss = (model(x) - y).square().mean() * (40.0 if 30 <= step < 36 else 1.0)
+                optimizer.zero_grad()
+                loss.backward()
+                norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+                live.observe(loss, grad_norm=norm, tokens=32)
+                optimizer.step()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        assert live.grounded is None
+    columns = read_trace(tmp_path).to_numpy()
+    assert columns["scale"].min() < 1.0
+    assert verify(read_trace(tmp_path)).rows == 60
