@@ -230,6 +230,8 @@ def _train_steps(runs: Sequence[_Run], weights: Tensor, started: float, count: C
         gradient = leaf.grad
         assert gradient is not None
         for row, fault in enumerate(faults):
+            if fault is not None and fault.gradient_factor != 1.0:
+                gradient[row] *= fault.gradient_factor
             if fault is not None and fault.noise_ratio > 0.0:
                 add_noise(gradient[row], fault.noise_ratio, runs[row].plan.seed, step)
         norms = torch.linalg.vector_norm(gradient, dim=1)

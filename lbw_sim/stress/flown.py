@@ -18,6 +18,7 @@ from lbw_sim.guard import GuardSpec
 from lbw_sim.live import Probe, Snapshots, attach
 from lbw_sim.live.probes import Canary, InitialWeightRms, PairedProbe, UpdateNorm
 from lbw_sim.stress.corpus import corpus, training_windows
+from lbw_sim.stress.faults import Fault
 from lbw_sim.stress.fleet import add_noise, batches, validate
 from lbw_sim.stress.plan import RunPlan
 from lbw_sim.stress.tiny_gpt import BATCH, CONTEXT, SHAPES, SIZES, initial_weights, losses
@@ -126,8 +127,8 @@ def fly(
             if fault is not None and fault.loss_factor != 1.0:
                 loss = loss * fault.loss_factor
             loss.backward()
-            if fault is not None and fault.noise_ratio > 0.0:
-                _disturb(model, fault.noise_ratio, plan.seed, step)
+            if fault is not None:
+                _disturb(model, fault, plan.seed, step)
             norm = nn.utils.clip_grad_norm_(model.parameters(), plan.clip_norm if plan.method == "clip" else math.inf)
             if live is not None:
                 if fault is not None:
@@ -143,9 +144,13 @@ def fly(
     return Flown(validate([plan], weights)[0], tuple(decisions), tuple(went_back), weights)
 
 
-def _disturb(model: TinyGpt, ratio: float, seed: int, step: int) -> None:
-    """Add the fleet's noise to the gradients."""
-    gradient = torch.cat([matrix.grad.reshape(-1) for matrix in model.matrices])
-    add_noise(gradient, ratio, seed, step)
-    for matrix, part in zip(model.matrices, torch.split_with_sizes(gradient, SIZES), strict=True):
-        matrix.grad.copy_(part.view_as(matrix))
+def _disturb(model: TinyGpt, fault: Fault, seed: int, step: int) -> None:
+    """Do to the gradients what the fault does to them in the fleet."""
+    if fault.gradient_factor == 1.0 and fault.noise_ratio == 0.0:
+        return
+    gradients = [matrix.grad for matrix in model.matrices if matrix.grad is not None]
+    whole = torch.cat([gradient.reshape(-1) for gradient in gradients]) * fault.gradient_factor
+    if fault.noise_ratio > 0.0:
+        add_noise(whole, fault.noise_ratio, seed, step)
+    for gradient, part in zip(gradients, torch.split_with_sizes(whole, SIZES), strict=True):
+        gradient.copy_(part.view_as(gradient))

@@ -173,8 +173,9 @@ def test_a_false_alarm_is_forgiven() -> None:
     assert flown.validation_loss < unguarded(steps=260).validation_loss * 1.03
 
 
-def test_two_nan_losses_cost_two_steps() -> None:
-    flown = fly(plan(faults.nan_loss(ONSET)), "paired_rollback")
+@pytest.mark.parametrize("broken", [faults.nan_loss, faults.nan_gradient])
+def test_two_steps_that_are_not_finite_cost_two_steps(broken: Callable[[int], Fault]) -> None:
+    flown = fly(plan(broken(ONSET)), "paired_rollback")
     assert skips(flown) == [ONSET, ONSET + 1]
     assert flown.validation_loss < unguarded().validation_loss * 1.01
 

@@ -65,7 +65,7 @@ class CanaryRise:
         0.01, low=0.001, high=1.0, doc="mean change, as a share of the level, that is too much", log=True, limit=True
     )
     progress: float = param(0.25, low=0.0, high=1.0, doc="net fall, as a share of the mean change, that excuses it")
-    jitter_evaluations: int = param(6, low=2, high=1_000, doc="evaluations that the means look back", log=True)
+    jitter_evaluations: int = param(5, low=2, high=1_000, doc="evaluations that the means look back", log=True)
     forget: int = param(100, low=2, high=10_000, doc="evaluations in which a higher level is accepted", log=True)
     stale_steps: int = param(100, low=1, high=100_000, unit="steps", doc="silence after which nothing is known")
 

@@ -33,8 +33,8 @@ class SlowStart:
     """
 
     inner: Policy = part(RollBack, doc="the policy that has the word")
-    start_scale: float = param(0.02, low=0.01, high=1.0, doc="scale of the first step", log=True)
-    growth: float = param(1.08, low=1.001, high=2.0, unit="1/step", doc="factor of one step")
+    start_scale: float = param(0.05, low=0.01, high=1.0, doc="scale of the first step", log=True)
+    growth: float = param(1.1, low=1.001, high=2.0, unit="1/step", doc="factor of one step")
 
     def init(self) -> SlowStartState:
         """At the beginning."""
