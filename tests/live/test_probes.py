@@ -206,8 +206,8 @@ def test_a_gain_is_the_old_batchs_loss_now_minus_its_own_loss_then() -> None:
 def test_after_a_rollback_no_gain_spans_it() -> None:
     model = Scalar()
     probe = PairedProbe(model, lambda batch: model.weight * batch, every_steps=2, span_steps=3)
-    # the fifth step is step 2 again: what began at 2 and 4 is dropped, and 2 begins anew
-    assert sorted(gains_over(probe, model, [0, 1, 2, 3, 4, 2, 3, 4, 5])) == [3, 8]
+    # after step 4 comes step 3 again: what began at 2 and at 4 is dropped, and 4 begins anew
+    assert sorted(gains_over(probe, model, [0, 1, 2, 3, 4, 3, 4, 5, 6, 7])) == [3, 9]
 
 
 def test_without_a_batch_a_paired_probe_has_nothing_to_say() -> None:
