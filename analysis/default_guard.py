@@ -146,6 +146,10 @@ NOT_TUNED = {
     "never": "has no parameter",
     "palm_rewind": "alarms as `default` does",
     "levanter_clip_update": "needs an update norm, which no run holds",
+    "canary_rollback": "needs a canary, which no run holds",
+    "paired_rollback": "needs a paired probe, which no run holds",
+    "slow_start": "needs a paired probe, which no run holds",
+    "static_cap": "raises no alarm",
 }
 HOLDS = (1, 5)
 """Rows for which an alarm of a published rule stands: its own row, or as long as the default guard holds one."""

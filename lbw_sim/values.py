@@ -116,6 +116,10 @@ class Signals(NamedTuple):
     """Recent over long-run mean of the update norm; 1 when nothing changes."""
     probe_gain: float = nan
     """Paired probe: loss of one batch after the step minus before it; nats, negative when the step helped."""
+    canary_loss: float = nan
+    """Loss of a batch that never changes; nats. nan on the steps on which it was not evaluated."""
+    initial_weight_rms: float = nan
+    """Root mean square of the weight matrices before training."""
     extra: tuple[float, ...] = ()
     """Further channels passed through, in the order in which the sensor names them."""
 
@@ -127,6 +131,8 @@ class Assessment(NamedTuple):
     """A `Regime`."""
     evidence: float = nan
     """The signal that decided, in its own unit; nan when none did."""
+    lr: float = nan
+    """The learning rate as it came, from an analyzer that passes it on to its policy; nan from others."""
 
 
 class Request(NamedTuple):

@@ -88,7 +88,7 @@ class LiveGuard:
         """Why the guard no longer acts; None while it flies."""
         self._guard = spec.build()
         own = self._guard.extra_channels
-        self._channels = own + tuple(c for c in probes.channels if c not in own and c != "update_norm")
+        self._channels = own + tuple(c for c in probes.channels if c not in (*own, "grad_norm", "update_norm"))
         columns(self._channels)
         self._probes = probes
         self._snapshots = snapshots

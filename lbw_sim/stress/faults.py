@@ -34,6 +34,8 @@ class Fault:
     """On the scheduled learning rate."""
     loss_factor: float = 1.0
     """On the loss, and so on its gradient."""
+    gradient_factor: float = 1.0
+    """On the gradient alone; the loss is what it was."""
     noise_ratio: float = 0.0
     """Norm of Gaussian noise added to the gradient, in units of the gradient's own norm."""
     random_labels: bool = False
@@ -64,7 +66,8 @@ class Fault:
 
         A loss that is nan ends a run for good unless a guard may skip the step: then the aftermath is the whole rest.
         """
-        fatal = self.loss_factor != self.loss_factor and not guarded
+        broken = self.loss_factor * self.gradient_factor
+        fatal = broken != broken and not guarded
         return Label(
             start_step=self.onset_step,
             end_step=steps - 1 if fatal else min(self.end_step + AFTERMATH_STEPS, steps - 1),
@@ -88,6 +91,13 @@ def bad_labels(onset_step: int, length_steps: int = 8) -> Fault:
 def nan_loss(onset_step: int, length_steps: int = 2) -> Fault:
     """The loss, and every gradient with it, is nan; one such update applied kills the run."""
     return Fault(name="nan_loss", onset_step=onset_step, length_steps=length_steps, kind="nonfinite", loss_factor=nan)
+
+
+def nan_gradient(onset_step: int, length_steps: int = 2) -> Fault:
+    """The loss is fine and every gradient is nan, as from a broken kernel in the backward pass."""
+    return Fault(
+        name="nan_gradient", onset_step=onset_step, length_steps=length_steps, kind="nonfinite", gradient_factor=nan
+    )
 
 
 def gradient_noise(onset_step: int, ratio: float = 10.0, length_steps: int = 20) -> Fault:
@@ -135,7 +145,7 @@ FAULTS: dict[str, Callable[[int], Fault]] = {
     "data_switch": data_switch,
     "warm_restart": warm_restart,
 }
-"""Every fault by name, made with its usual strength from its onset step."""
+"""The faults that demo and shipped traces show, by name, made with their usual strength from their onset step."""
 
 
 def fault(name: str, onset_step: int) -> Fault:

@@ -22,7 +22,6 @@ from lbw_sim.errors import StressError
 from lbw_sim.stress.adamw import BatchedAdamW
 from lbw_sim.stress.corpus import Codes, corpus, random_labels, training_windows, validation_windows
 from lbw_sim.stress.plan import RunPlan, RunResult, check_run_ids
-from lbw_sim.stress.schedule import scheduled_lr
 from lbw_sim.stress.tiny_gpt import BATCH, CONTEXT, PARAMETERS, SIZES, initial_weights, losses
 from lbw_sim.trace.labels import write_labels
 from lbw_sim.trace.layout import run_folder_name
@@ -110,23 +109,6 @@ class _Run:
             else []
         )
 
-    def lr(self, step: int) -> float:
-        """Scheduled learning rate, a fault's bump included."""
-        plan, fault = self.plan, self.plan.fault
-        restart = fault.onset_step if fault is not None and fault.restarts_schedule else None
-        lr = scheduled_lr(step, plan.steps, plan.lr, restart)
-        return lr * fault.lr_factor if fault is not None and fault.active(step) else lr
-
-    def corpus_name(self, step: int) -> str:
-        """Text of this step's batch."""
-        fault = self.plan.fault
-        return "prose" if fault is None or fault.corpus is None or step < fault.onset_step else fault.corpus
-
-    def data_step(self, step: int) -> int:
-        """Step whose batch this step trains on."""
-        fault = self.plan.fault
-        return fault.onset_step if fault is not None and fault.repeats_batch and fault.active(step) else step
-
     def decide(self, telemetry: Telemetry) -> tuple[float, bool]:
         """Show the guard what it may see of this step; returns the scale and the skip to apply."""
         self.telemetry = telemetry
@@ -176,7 +158,7 @@ def _train_graph(
             runs.append(_Run(plan, row, recorder))
         started = time.perf_counter()
         _train_steps(runs, weights, started, count)
-        validation = _validate(runs, weights)
+        validation = validate([run.plan for run in runs], weights)
         seconds = (time.perf_counter() - started) / len(runs)
     return [
         RunResult(
@@ -235,7 +217,7 @@ def _train_steps(runs: Sequence[_Run], weights: Tensor, started: float, count: C
     tokens = float(BATCH * CONTEXT)
 
     for step in range(first.steps):
-        inputs, labels = _batch(runs, step)
+        inputs, labels = batches([run.plan for run in runs], step)
         leaf.grad = None
         loss = losses(leaf, inputs, labels, first.architecture)
         faults = [run.plan.fault if run.plan.fault and run.plan.fault.active(step) else None for run in runs]
@@ -248,14 +230,16 @@ def _train_steps(runs: Sequence[_Run], weights: Tensor, started: float, count: C
         gradient = leaf.grad
         assert gradient is not None
         for row, fault in enumerate(faults):
+            if fault is not None and fault.gradient_factor != 1.0:
+                gradient[row] *= fault.gradient_factor
             if fault is not None and fault.noise_ratio > 0.0:
-                _add_noise(gradient[row], fault.noise_ratio, runs[row].plan.seed, step)
+                add_noise(gradient[row], fault.noise_ratio, runs[row].plan.seed, step)
         norms = torch.linalg.vector_norm(gradient, dim=1)
 
         lrs, skips = [], []
         for run, run_loss, run_norm in zip(runs, loss.tolist(), norms.tolist(), strict=True):
             finite = math.isfinite(run_loss) and math.isfinite(run_norm)
-            lr = run.lr(step)
+            lr = run.plan.lr_at(step)
             scale, skip = run.decide(Telemetry(step, run_loss, lr, run_norm, nan, tokens, 0.0 if finite else 1.0))
             lrs.append(lr * scale)
             skips.append(skip)
@@ -272,43 +256,43 @@ def _train_steps(runs: Sequence[_Run], weights: Tensor, started: float, count: C
         count(len(runs))
 
 
-def _batch(runs: Sequence[_Run], step: int) -> tuple[Tensor, Tensor]:
-    """Inputs and labels of one step for every run; [runs, BATCH, CONTEXT] each."""
+def batches(plans: Sequence[RunPlan], step: int) -> tuple[Tensor, Tensor]:
+    """Inputs and labels of one step for every run, faults included; [runs, BATCH, CONTEXT] each."""
     # runs that share seed and data share the draw
     drawn: dict[tuple[str, int, int], Codes] = {}
     windows = []
-    for run in runs:
-        key = (run.corpus_name(step), run.plan.seed, run.data_step(step))
+    for plan in plans:
+        key = (plan.corpus_at(step), plan.seed, plan.data_step(step))
         if key not in drawn:
             drawn[key] = training_windows(corpus(key[0]), key[1], key[2], BATCH, CONTEXT + 1)
         windows.append(drawn[key])
     stacked = torch.from_numpy(np.stack(windows)).long()
     inputs, labels = stacked[:, :, :-1], stacked[:, :, 1:]
-    for row, run in enumerate(runs):
-        fault = run.plan.fault
+    for row, plan in enumerate(plans):
+        fault = plan.fault
         if fault is not None and fault.random_labels and fault.active(step):
-            labels[row] = torch.from_numpy(random_labels(run.plan.seed, step, BATCH, CONTEXT))
+            labels[row] = torch.from_numpy(random_labels(plan.seed, step, BATCH, CONTEXT))
     return inputs, labels
 
 
-def _add_noise(gradient: Tensor, ratio: float, seed: int, step: int) -> None:
+def add_noise(gradient: Tensor, ratio: float, seed: int, step: int) -> None:
     """Add Gaussian noise of `ratio` times the norm to one run's gradient, in place."""
     noise = torch.from_numpy(np.random.default_rng((3, seed, step)).standard_normal(PARAMETERS, dtype=np.float32))
     gradient += noise * (ratio * gradient.norm() / noise.norm())
 
 
-def _validate(runs: Sequence[_Run], weights: Tensor) -> list[float]:
+def validate(plans: Sequence[RunPlan], weights: Tensor) -> list[float]:
     """Mean loss of each run on fixed windows of the text that it ended on; nats per byte."""
-    texts = [run.corpus_name(run.plan.steps - 1) for run in runs]
+    texts = [plan.corpus_at(plan.steps - 1) for plan in plans]
     cuts = {
         name: validation_windows(corpus(name), VALIDATION_BATCHES * BATCH, CONTEXT + 1).reshape(
             VALIDATION_BATCHES, BATCH, CONTEXT + 1
         )
         for name in set(texts)
     }
-    total = torch.zeros(len(runs))
+    total = torch.zeros(len(plans))
     with torch.no_grad():
         for batch in range(VALIDATION_BATCHES):
             stacked = torch.from_numpy(np.stack([cuts[name][batch] for name in texts])).long()
-            total += losses(weights, stacked[:, :, :-1], stacked[:, :, 1:], runs[0].plan.architecture)
+            total += losses(weights, stacked[:, :, :-1], stacked[:, :, 1:], plans[0].architecture)
     return [value / VALIDATION_BATCHES for value in total.tolist()]

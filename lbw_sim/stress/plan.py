@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 from lbw_sim.errors import LbwError, StressError, unknown_name
 from lbw_sim.guard import GuardSpec
 from lbw_sim.stress.faults import Fault
+from lbw_sim.stress.schedule import scheduled_lr
 from lbw_sim.stress.tiny_gpt import ARCHITECTURES
 
 METHODS: dict[str, str] = {
@@ -51,6 +52,22 @@ class RunPlan:
     def mode(self) -> Literal["active", "shadow"]:
         """Whether the guard acts or only watches; only method `guard` acts."""
         return "active" if self.method == "guard" else "shadow"
+
+    def lr_at(self, step: int) -> float:
+        """Scheduled learning rate, a fault's bump included."""
+        restart = self.fault.onset_step if self.fault is not None and self.fault.restarts_schedule else None
+        lr = scheduled_lr(step, self.steps, self.lr, restart)
+        return lr * self.fault.lr_factor if self.fault is not None and self.fault.active(step) else lr
+
+    def corpus_at(self, step: int) -> str:
+        """Name of the text of this step's batch."""
+        fault = self.fault
+        return "prose" if fault is None or fault.corpus is None or step < fault.onset_step else fault.corpus
+
+    def data_step(self, step: int) -> int:
+        """Step whose batch this step trains on."""
+        fault = self.fault
+        return fault.onset_step if fault is not None and fault.repeats_batch and fault.active(step) else step
 
     def __post_init__(self) -> None:
         problems = []

@@ -37,7 +37,8 @@ def fly(guard: Guard, losses: list[float]) -> list[Decision]:
     state, decisions = guard.init(), []
     for step, loss in enumerate(losses):
         broken = 0.0 if math.isfinite(loss) else 1.0
-        state, decision = guard.step(state, Telemetry(step, loss, 1e-3, nonfinite=broken))
+        extra = (loss,) * len(guard.extra_channels)
+        state, decision = guard.step(state, Telemetry(step, loss, 1e-3, nonfinite=broken, extra=extra))
         decisions.append(decision)
     return decisions
 
@@ -159,6 +160,7 @@ telemetry = st.builds(
     update_norm=st.floats(),
     tokens=st.floats(),
     nonfinite=st.sampled_from([0.0, 1.0, math.nan]),
+    extra=st.tuples(st.floats()),
 )
 
 
@@ -169,7 +171,7 @@ def test_any_telemetry_gives_finite_decisions_inside_the_envelope(preset: str, s
     guard = GuardSpec.load(preset).build()
     state = guard.init()
     for row in seen:
-        state, decision = guard.step(state, row)
+        state, decision = guard.step(state, row._replace(extra=row.extra[: len(guard.extra_channels)]))
         assert guard.envelope.min_scale <= decision.scale <= 1.0
         assert math.isfinite(decision.energy)
         assert decision.regime in set(Regime)
@@ -187,7 +189,8 @@ def test_state_through_json_continues_with_the_same_bits(preset: str) -> None:
     for step, loss in enumerate(losses):
         state = state_from_data(guard.init(), json.loads(json.dumps(state_to_data(state))))
         broken = 0.0 if math.isfinite(loss) else 1.0
-        state, decision = guard.step(state, Telemetry(step, loss, 1e-3, nonfinite=broken))
+        extra = (loss,) * len(guard.extra_channels)
+        state, decision = guard.step(state, Telemetry(step, loss, 1e-3, nonfinite=broken, extra=extra))
         resumed.append(decision)
     assert resumed == whole
 

@@ -1,0 +1,87 @@
+"""What several probes need: look at a model without leaving a trace on it, and at tensors that ranks share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from lbw_sim.errors import LiveError
+from lbw_sim.live.snapshots import local
+
+
+def every(every_steps: int, who: str) -> int:
+    """The distance between measurements, checked. Raises LiveError."""
+    if every_steps < 1 or every_steps != int(every_steps):
+        raise LiveError(f"{who}: every_steps={every_steps!r} is not a whole number of at least 1")
+    return int(every_steps)
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Evaluate `model` inside: no gradients, evaluation mode, and afterwards modes and random numbers as before.
+
+    In evaluation mode BatchNorm reads its running statistics and leaves them alone. Python's and NumPy's own random
+    numbers are not restored. A model compiled by `torch.compile` is compiled once more, for evaluation.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    # the states of the generators live on the host: reading them does not wait for the device
+    devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
+    with torch.random.fork_rng(devices=devices), torch.no_grad():
+        try:
+            for module, _ in modes:
+                module.training = False
+            yield
+        finally:
+            for module, training in modes:
+                module.training = training
+
+
+def numbers_in(tensor: Tensor) -> Tensor:
+    """What this rank holds of a tensor: the shard of a DTensor, the stored values of a sparse one, else all of it."""
+    tensor = tensor.detach()
+    return tensor.coalesce().values() if tensor.is_sparse else local(tensor)
+
+
+def copies(tensor: Tensor) -> int:
+    """How many ranks hold the same part of this tensor: 1 for one process or a fully sharded DTensor.
+
+    A plain tensor counts as replicated on every rank, as data parallelism keeps it.
+    """
+    placements = getattr(tensor, "placements", None)
+    if placements is not None:
+        mesh = tensor.device_mesh  # type: ignore[attr-defined]
+        return math.prod(mesh.size(axis) for axis, placed in enumerate(placements) if placed.is_replicate())
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_world_size()
+    return 1
+
+
+def norm_share(parts: Sequence[Tensor], copied: Sequence[int]) -> Tensor:
+    """This rank's share of the Euclidean norm of everything that `parts` are parts of; a tensor of one element.
+
+    `copied[i]`: on how many ranks part i lies. The root of the shares' summed squares over all ranks is the whole norm:
+    a part that n ranks hold is divided by √n. No parts give 0. Waits for nothing.
+    """
+    by_device: dict[torch.device, list[tuple[Tensor, float]]] = {}
+    for tensor, ranks in zip(parts, copied, strict=True):
+        by_device.setdefault(tensor.device, []).append((tensor, ranks**-0.5))
+    totals: list[Tensor] = []
+    for group in by_device.values():
+        norms = torch._foreach_norm([tensor for tensor, _ in group])
+        # multiplied by numbers that the host knows: a tensor of them would have to be sent
+        torch._foreach_mul_(norms, [weight for _, weight in group])
+        totals.append(torch.linalg.vector_norm(torch.stack([norm.double() for norm in norms])))
+    if not totals:
+        return torch.zeros((), dtype=torch.float64)
+    first = totals[0].device
+    whole: Tensor = torch.linalg.vector_norm(torch.stack([total.to(first, non_blocking=True) for total in totals]))
+    return whole
+
+
+def parameters_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """The optimizer's parameters as they now are: groups may be added in mid-run."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]

@@ -1,0 +1,296 @@
+"""Probes on real models: what they measure, and that training does not notice them."""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, SupportsFloat
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from lbw_sim.errors import LiveError
+from lbw_sim.live import attach
+from lbw_sim.live.probes import Canary, GradNorm, InitialWeightRms, PairedProbe, RobustRms, UpdateNorm
+from lbw_sim.trace import read_trace
+
+EVERYTHING = {"grad_norm", "update_norm", "robust_rms", "canary_loss", "probe_gain", "initial_weight_rms"}
+
+
+def noisy_model(seed: int = 0) -> nn.Sequential:
+    """One with random numbers in its forward pass and buffers that it writes."""
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(4, 16), nn.BatchNorm1d(16), nn.Dropout(0.3), nn.Tanh(), nn.Linear(16, 1))
+
+
+def batch_of(step: int) -> tuple[torch.Tensor, torch.Tensor]:
+    x = torch.randn(16, 4, generator=torch.Generator().manual_seed(step))
+    return x, x.sum(dim=1, keepdim=True).sin()
+
+
+def loss_of(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    return functional.mse_loss(model(batch[0]), batch[1])
+
+
+def all_probes(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Any]:
+    canary = batch_of(10_000)
+
+    def with_dice() -> torch.Tensor:
+        # a measurement that uses random numbers must not take them from training
+        return loss_of(model, canary) + 0.0 * torch.randn(())
+
+    return [
+        GradNorm(optimizer),
+        UpdateNorm(optimizer),
+        RobustRms(optimizer, every_steps=3),
+        Canary(model, with_dice, every_steps=2),
+        PairedProbe(model, lambda batch: loss_of(model, batch), every_steps=2, span_steps=3),
+        InitialWeightRms(model),
+    ]
+
+
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int, live: Any = None) -> None:
+    torch.manual_seed(1)
+    for step in range(steps):
+        batch = batch_of(step)
+        loss = loss_of(model, batch)
+        optimizer.zero_grad()
+        loss.backward()
+        if live is not None:
+            live.observe(loss, batch=batch)
+        optimizer.step()
+
+
+def test_training_with_every_probe_is_bit_for_bit_training_without(tmp_path: Path) -> None:
+    alone, watched = noisy_model(), noisy_model()
+    train(alone, torch.optim.AdamW(alone.parameters(), lr=1e-2), 30)
+    optimizer = torch.optim.AdamW(watched.parameters(), lr=1e-2)
+    probes = all_probes(watched, optimizer)
+    with attach(optimizer, "default", trace=tmp_path, run_id="r", probes=probes) as live:
+        train(watched, optimizer, 30, live)
+        assert set(live.cost_us) == {type(probe).__name__ for probe in probes}
+    for name, value in alone.state_dict().items():
+        assert torch.equal(value, watched.state_dict()[name]), name
+    assert all(module.training for module in watched.modules())
+    trace = read_trace(tmp_path).to_numpy()
+    measured = {name: int(np.isfinite(trace[name]).sum()) for name in EVERYTHING}
+    assert measured == {
+        "grad_norm": 30,
+        "update_norm": 30,
+        "robust_rms": 9,  # the optimizer has no memory at step 0
+        "canary_loss": 15,
+        "probe_gain": 14,
+        "initial_weight_rms": 30,
+    }
+
+
+def test_mode_comes_back_when_a_measurement_raises() -> None:
+    model = noisy_model()
+    model[1].eval()
+
+    def broken() -> float:
+        assert not any(module.training for module in model.modules())
+        assert not torch.is_grad_enabled()
+        raise RuntimeError("no such batch")
+
+    with pytest.raises(RuntimeError, match="no such batch"):
+        Canary(model, broken).before_step(0, None)
+    assert [module.training for module in model] == [True, False, True, True, True]
+
+
+def test_a_canary_that_fails_is_no_evidence_from_there_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model = noisy_model()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    calls: list[int] = []
+
+    def fails_the_fourth_time() -> SupportsFloat:
+        calls.append(1)
+        if len(calls) == 4:
+            raise OSError("the canary's file is gone")
+        return loss_of(model, batch_of(0))
+
+    canary = Canary(model, fails_the_fourth_time, every_steps=1)
+    with attach(optimizer, "default", trace=tmp_path, run_id="r", probes=[canary]) as live:
+        train(model, optimizer, 10, live)
+        assert live.grounded is None
+    assert np.isfinite(read_trace(tmp_path).to_numpy()["canary_loss"]).tolist() == [True] * 3 + [False] * 7
+    assert caplog.text.count("the canary's file is gone") == 1
+
+
+def test_grad_norm_is_the_one_that_clipping_sees() -> None:
+    torch.manual_seed(0)
+    embedding, model = nn.Embedding(20, 4, sparse=True), noisy_model()
+    optimizer = torch.optim.SGD([*model.parameters(), *embedding.parameters(), nn.Parameter(torch.ones(3))], lr=0.1)
+    x = embedding(torch.tensor([3, 3, 7, 1]))
+    model(x).sum().backward()
+    dense = [p.grad for p in model.parameters() if p.grad is not None] + [embedding.weight.grad.to_dense()]
+    expected = torch.linalg.vector_norm(torch.cat([gradient.flatten().double() for gradient in dense]))
+    found = GradNorm(optimizer).before_step(0, None)["grad_norm"]
+    assert float(found) == pytest.approx(float(expected), rel=1e-6)
+
+
+def test_update_norm_is_the_length_of_the_weights_own_change(tmp_path: Path) -> None:
+    model = noisy_model()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    expected = []
+    with attach(optimizer, "default", trace=tmp_path, run_id="r", probes=[UpdateNorm(optimizer)]) as live:
+        for step in range(6):
+            before = torch.cat([p.detach().flatten() for p in model.parameters()])
+            loss_of(model, batch_of(step)).backward()
+            if step == 3:
+                optimizer.zero_grad()  # no gradient, no update
+            live.observe(1.0)
+            optimizer.step()
+            expected.append(float((torch.cat([p.detach().flatten() for p in model.parameters()]) - before).norm()))
+    assert expected[3] == 0.0
+    assert read_trace(tmp_path).to_numpy()["update_norm"].tolist() == pytest.approx(expected, rel=1e-5)
+
+
+def test_robust_rms_is_not_fooled_by_an_embeddings_rare_rows_and_sees_a_gradient_that_grows() -> None:
+    torch.manual_seed(0)
+    tokens, layers = nn.Parameter(torch.zeros(50, 4)), [nn.Parameter(torch.zeros(4, 4)) for _ in range(4)]
+    optimizer = torch.optim.AdamW([tokens, *layers], lr=0.0)
+    probe = RobustRms(optimizer, every_steps=1)
+    found = []
+    for step in range(300):
+        tokens.grad = torch.zeros(50, 4)
+        tokens.grad[step % 2] = torch.randn(4)
+        if step == 299:
+            tokens.grad[40] = 10.0  # a row that has never been seen
+        for layer in layers:
+            layer.grad = torch.randn(4, 4) * (20.0 if step == 298 else 1.0)
+        found.append(probe.before_step(step, None).get("robust_rms", math.nan))
+        optimizer.step()
+    values = [float(value) for value in found]
+    assert 0.7 < sum(values[100:298]) / 198 < 1.2
+    assert values[298] > 5.0
+    assert values[299] < 2.0
+
+
+def test_robust_rms_refuses_an_optimizer_without_a_second_moment() -> None:
+    with pytest.raises(LiveError, match="SGD keeps no second moment"):
+        RobustRms(torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1))
+
+
+class Scalar(nn.Module):
+    """One weight; the loss of a batch is weight × batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(1.0))
+
+
+def gains_over(probe: PairedProbe, model: Scalar, steps: list[int]) -> dict[int, float]:
+    """Gains by position; the weight is multiplied by 2 before each further step."""
+    found = {}
+    for place, step in enumerate(steps):
+        for value in probe.before_step(step, float(10**place)).values():
+            found[place] = float(value)
+        model.weight.data *= 2.0
+    return found
+
+
+def test_a_gain_is_the_old_batchs_loss_now_minus_its_own_loss_then() -> None:
+    model = Scalar()
+    probe = PairedProbe(model, lambda batch: model.weight * batch, every_steps=2, span_steps=3)
+    # batch 10^s is kept at even steps s under weight 2^s and seen again under 2^(s+3)
+    assert gains_over(probe, model, list(range(8))) == {3: 7.0, 5: 2800.0, 7: 1_120_000.0}
+
+
+def test_after_a_rollback_no_gain_spans_it() -> None:
+    model = Scalar()
+    probe = PairedProbe(model, lambda batch: model.weight * batch, every_steps=2, span_steps=3)
+    # after step 4 comes step 3 again: what began at 2 and at 4 is dropped, and 4 begins anew
+    assert sorted(gains_over(probe, model, [0, 1, 2, 3, 4, 3, 4, 5, 6, 7])) == [3, 9]
+
+
+def test_without_a_batch_a_paired_probe_has_nothing_to_say() -> None:
+    model = Scalar()
+    probe = PairedProbe(model, lambda batch: model.weight * batch, every_steps=1, span_steps=1)
+    assert [probe.before_step(step, None) for step in range(3)] == [{}, {}, {}]
+
+
+def test_initial_weight_rms_is_the_median_matrix_and_stays_what_it_was() -> None:
+    model = nn.ModuleList([nn.Embedding(8, 4), *(nn.Linear(4, 4) for _ in range(3))])
+    for layer, size in zip(model, (1.0, 0.25, 0.125, 0.0), strict=True):
+        nn.init.constant_(layer.weight, size)
+    probe = InitialWeightRms(model)
+    nn.init.constant_(model[1].weight, 9.0)
+    assert float(probe.before_step(500, None)["initial_weight_rms"]) == 0.25
+    assert float(InitialWeightRms(model, rms=0.5).before_step(0, None)["initial_weight_rms"]) == 0.5
+    with pytest.raises(LiveError, match="rms=nan is not a positive number"):
+        InitialWeightRms(model, rms=math.nan)
+    with pytest.raises(LiveError, match="trains no weight matrix"):
+        InitialWeightRms(nn.LayerNorm(4))
+
+
+def _one_rank(rank: int, folder: str) -> None:
+    """FSDP2 and a replicated parameter on two ranks; each writes what its probes said."""
+    from torch.distributed.fsdp import fully_shard
+
+    torch.set_num_threads(1)
+    os.environ.update(RANK=str(rank), WORLD_SIZE="2")
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    model = _sharded_model()
+    mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (2,))
+    fully_shard(model[0], mesh=mesh)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    with attach(
+        optimizer, "default", trace=folder, run_id="two", probes=[GradNorm(optimizer), UpdateNorm(optimizer)]
+    ) as live:
+        _train_sharded(model, optimizer, live)
+    torch.distributed.destroy_process_group()
+
+
+def _sharded_model() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 1))
+
+
+def _train_sharded(model: nn.Module, optimizer: torch.optim.Optimizer, live: Any) -> None:
+    for step in range(4):
+        optimizer.zero_grad()
+        # the same batch on all ranks: then a plain gradient is the same without an all-reduce
+        x = torch.randn(8, 5, generator=torch.Generator().manual_seed(step))
+        loss = model(x).square().mean()
+        loss.backward()
+        live.observe(loss)
+        optimizer.step()
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning:torch")
+def test_norms_over_shards_and_copies_on_two_ranks_are_those_of_one_process(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(_one_rank, args=(str(tmp_path),), nprocs=2)  # type: ignore[no-untyped-call]
+    model = _sharded_model()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    with attach(
+        optimizer, "default", trace=tmp_path, run_id="one", probes=[GradNorm(optimizer), UpdateNorm(optimizer)]
+    ) as live:
+        _train_sharded(model, optimizer, live)
+    found: dict[str, Mapping[str, Any]] = {
+        name: read_trace(tmp_path / f"run_id={name}").to_numpy() for name in ("one", "two")
+    }
+    for channel in ("grad_norm", "update_norm"):
+        assert found["two"][channel].tolist() == pytest.approx(found["one"][channel].tolist(), rel=1e-5)
+        assert found["one"][channel].min() > 0.0
+
+
+def test_probes_leave_gradients_and_the_optimizers_memory_alone() -> None:
+    model = noisy_model()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    train(model, optimizer, 3)
+    loss_of(model, batch_of(3)).backward()
+    gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    state = copy.deepcopy(optimizer.state_dict())
+    for probe in all_probes(model, optimizer):
+        probe.before_step(0, batch_of(3))
+    assert all(torch.equal(p.grad, g) for p, g in zip(model.parameters(), gradients, strict=True))
+    for name, held in state["state"].items():
+        for key, value in held.items():
+            assert torch.equal(optimizer.state_dict()["state"][name][key], value)
