@@ -91,6 +91,8 @@ def record(
         "source_columns": ", ".join(f"{name}={column}" for name, column in run.columns.items()),
         **survey.facts(),
         **run.facts,
+        # a nan that is there was not filtered
+        **({"nan_filtered": 0} if survey.nonfinite_losses else {}),
         "lost": "; ".join(run.lost) or None,
         "lbw_sim": lbw_sim.__version__,
     }
