@@ -92,7 +92,7 @@ def record(
         **survey.facts(),
         **run.facts,
         # a nan that is there was not filtered
-        **({"nan_filtered": 0} if survey.nonfinite_losses else {}),
+        **({"nan_filtered": 0} if survey.broken_losses else {}),
         "lost": "; ".join(run.lost) or None,
         "lbw_sim": lbw_sim.__version__,
     }
@@ -192,7 +192,10 @@ class _Survey:
 
     rows: int = 0
     finite_losses: int = 0
+    broken_losses: int = 0
+    """Losses that were logged as nan or infinite."""
     nonfinite_losses: int = 0
+    """Rows whose loss or gradient norm was."""
     missing_losses: int = 0
     zero_losses: int = 0
     repeated_losses: int = 0
@@ -243,7 +246,8 @@ class _Survey:
         there = rows.measured.get("loss", np.zeros(len(rows.step), bool))
         loss = _column(rows, "loss")
         broken = _nonfinite(rows) == 1.0
-        finite = loss[there & np.isfinite(loss) & ~broken]
+        finite = loss[there & np.isfinite(loss)]
+        self.broken_losses += int((there & ~np.isfinite(loss)).sum())
         self.nonfinite_losses += int(broken.sum())
         self.missing_losses += int((~there & ~broken).sum())
         self.finite_losses += len(finite)
