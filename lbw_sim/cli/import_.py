@@ -9,6 +9,8 @@ import typer
 
 from lbw_sim.cli.options import Json, print_json, stages
 
+MOST_LINES = 30
+
 
 def import_(
     paths: Annotated[
@@ -77,8 +79,10 @@ def import_(
         for run in runs:
             for suspicion in run.suspicions:
                 typer.echo(f"{run.run_id}: {suspicion}")
-        for item in passed:
+        for item in passed[:MOST_LINES]:
             typer.echo(f"not imported: {item.path}: {item.reason}")
+        if len(passed) > MOST_LINES:
+            typer.echo(f"not imported: {len(passed) - MOST_LINES} more files; --json lists them all")
         kinds = ", ".join(sorted({run.importer for run in runs}))
         typer.echo(
             f"{len(runs)} runs, {sum(run.rows for run in runs)} rows in {out}"

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import sqlite3
+import sys
 from pathlib import Path
 
 import pytest
@@ -45,7 +47,7 @@ def mlflow(path: Path) -> Path:
             ("train_loss", 0.0 if step == 3 else 3.0 - step / 8, 1_700_000_000_000 + step, "u1", step, step == 3)
         )
         rows.append(("lr", 1e-3, 1_700_000_000_000 + step, "u1", step, False))
-        rows.append(("loss", 5.0 + step, 1_700_000_000_000, "u2", step, False))
+        rows.append(("loss", 5.0 + step if step != 2 else sys.float_info.max, 1_700_000_000_000, "u2", step, False))
     database(path, MLFLOW, "metrics", rows)
     with contextlib.closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("INSERT INTO runs VALUES ('u1', 'sturdy-owl', 'FINISHED'), ('u2', '', 'RUNNING')")
@@ -61,6 +63,7 @@ def test_both_runs_of_an_mlflow_database_are_read_and_is_nan_is_honoured(tmp_pat
     assert [str(x) for x in columns["loss"].tolist()] == ["3.0", "2.875", "2.75", "nan", "2.5", "2.375"]
     assert columns["nonfinite"].tolist() == [0, 0, 0, 1, 0, 0]
     assert columns["lr"].tolist() == [1e-3] * 6
+    assert read_trace(tmp_path / "out", "u2").to_numpy()["loss"].tolist()[1:4] == [6.0, math.inf, 8.0]
     assert hashlib.sha256(file.read_bytes()).digest() == before
     assert sorted(item.name for item in tmp_path.iterdir()) == ["mlflow.db", "out"], "nothing is made beside it"
 

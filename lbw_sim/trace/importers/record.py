@@ -314,6 +314,8 @@ def _decimals(numbers: NDArray[Any], at_least: int) -> int:
     >>> _decimals(np.array([2.5, 3.25]), 0), _decimals(np.array([1 / 3]), 0)
     (2, 10)
     """
+    # larger ones have no decimals, and rounding them would overflow
+    numbers = numbers[np.abs(numbers) < 1e9]
     for decimals in range(at_least, _MOST_DECIMALS + 1):
         if bool((np.round(numbers, decimals) == numbers).all()):
             return decimals
