@@ -132,7 +132,7 @@ def _mlflow_run(path: Path, run_uuid: str, name: str | None, columns: Mapping[st
                     lost.append("values that are no numbers, or have no step")
                     continue
                 one.add(0, step, _mlflow_value(float(value), bool(is_nan)), _seconds(at))
-    rows = rows_by_step({name: one for name, one in series.items() if len(one)})
+    rows = rows_by_step({name: one for name, one in series.items() if len(one)}, where)
     run_id = run_id_from(str(name)[:100] if name else run_uuid)
     lost[:] = dict.fromkeys(lost)
     return LoggedRun(run_id, path.name, mapping, lambda: pieces(rows), lost=lost, files=[path])
