@@ -20,17 +20,27 @@ def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.M | re.S)
 
 
-RUN_PAGE = """
-import os, re, subprocess, sys
+RUN_PAGE = r"""
+import re, shlex, subprocess, sys
+from typer.testing import CliRunner
+
 names = {"__name__": "__page__"}
-for language, block in re.findall(r"^```(python|sh|toml)\\n(.*?)^```", open(sys.argv[1]).read(), flags=re.M | re.S):
-    if named := re.match(r"# ([\\w.-]+\\.(?:py|toml))\\n", block):
+for language, block in re.findall(r"^```(python|sh|toml)\n(.*?)^```", open(sys.argv[1]).read(), flags=re.M | re.S):
+    if named := re.match(r"# ([\w.-]+\.(?:py|toml))\n", block):
         open(named[1], "w").write(block)
     elif language == "python":
         exec(compile(block, sys.argv[1], "exec"), names)
     elif language == "sh":
-        lines = [line for line in block.splitlines() if not re.match(r"(make|pip|\\.) ", line)]
-        subprocess.run(["bash", "-euo", "pipefail", "-c", chr(10).join(lines)], check=True, stdout=subprocess.DEVNULL)
+        for line in block.splitlines():
+            words = shlex.split(line, comments=True)
+            if words[:1] == ["lbw"] and not {"|", ">", "<", "*"} & set(line):
+                from lbw_sim.cli.app import app
+
+                # in this process: a new one for each would cost a second
+                done = CliRunner().invoke(app, words[1:])
+                assert done.exit_code == 0, f"{line}: {done.output} {done.exception!r}"
+            elif words and words[0] not in ("make", "pip", "."):
+                subprocess.run(["bash", "-euo", "pipefail", "-c", line], check=True, stdout=subprocess.DEVNULL)
 """
 """Python in one namespace, shell in one folder, in the order of the page; a block that names a file is written."""
 

@@ -7,7 +7,21 @@ from typing import Annotated
 import typer
 
 from lbw_sim import __version__
-from lbw_sim.cli import backtest, components, demo, import_, label, plot, record, replay, score, show, verify, watch
+from lbw_sim.cli import (
+    backtest,
+    components,
+    demo,
+    import_,
+    label,
+    plot,
+    record,
+    replay,
+    score,
+    scrub,
+    show,
+    verify,
+    watch,
+)
 
 app = typer.Typer(
     name="lbw",
@@ -36,7 +50,7 @@ def _options(
     pass
 
 
-for module in (demo, record, watch, import_, show, label, replay, score, backtest, verify, plot, components):
+for module in (demo, record, watch, import_, show, label, replay, score, backtest, verify, plot, scrub, components):
     name = module.__name__.rpartition(".")[2]
     # `import` is a word of Python's own
     app.command(name.rstrip("_"))(getattr(module, name))

@@ -185,7 +185,8 @@ class JournalReader:
             raise TraceError(f"{where}: journal format {version}; this release reads {FORMAT_VERSION}")
         self._seed = checksum
         self._start = _PREFIX.size + len(rest)
-        self.description = parse_description(text, where) | {"crc32_seed": checksum}
+        found = parse_description(text, where)
+        self.description = found | {"crc32_seed": checksum} if isinstance(found, dict) else found
         self.meta: SegmentMeta = check_description(self.description, where)
 
     def chunks(self) -> Iterator[NDArray[np.void]]:

@@ -10,10 +10,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from enum import IntEnum
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 from zlib import crc32
 
 import numpy as np
@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from lbw_sim.errors import TraceError
-from lbw_sim.trace.journal import JournalReader, parse_description
+from lbw_sim.trace.journal import parse_description
 from lbw_sim.trace.schema import (
     MAX_META_BYTES,
     MAX_SEGMENT_ROWS,
@@ -48,6 +48,16 @@ _TYPES = {
     "S24": _TEXT,
 }
 _READ_ERRORS = (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError, NotImplementedError)
+
+
+class SegmentRows(Protocol):
+    """Where the rows of a segment come from: a journal, or an import."""
+
+    meta: SegmentMeta
+    description: dict[str, Any]
+
+    def chunks(self) -> Iterator[NDArray[np.void]]:
+        """The rows in order, as structured arrays of `row_fields`."""
 
 
 def arrow_schema(extra_channels: Sequence[str] = ()) -> pa.Schema:
@@ -104,13 +114,20 @@ def codes(text: pa.ChunkedArray, column: str) -> NDArray[np.int8]:
     return np.concatenate(parts) if parts else np.empty(0, np.int8)
 
 
-def write_segment(reader: JournalReader, target: Path, ending: dict[str, Any]) -> None:
-    """Turn a journal into `target`, at one stroke. `ending` joins its description. The journal itself is left alone.
+def write_segment(reader: SegmentRows, target: Path, ending: dict[str, Any]) -> None:
+    """Write rows as `target`, at one stroke. `ending` joins their description. A journal itself is left alone.
 
     Raises OSError, and leaves no half-made file then.
     """
     extra = reader.meta.extra_channels
-    schema = arrow_schema(extra).with_metadata({META_KEY: json.dumps(reader.description | ending)})
+    schema = arrow_schema(extra)
+    tables = (rows_to_table(rows, schema, extra) for rows in reader.chunks())
+    write_tables(tables, reader.description | ending, extra, target)
+
+
+def write_tables(tables: Iterable[pa.Table], description: dict[str, Any], extra: Sequence[str], target: Path) -> None:
+    """Write tables of a trace's columns, a row group each, at one stroke. Raises OSError, and leaves nothing then."""
+    schema = arrow_schema(extra).with_metadata({META_KEY: json.dumps(description)})
     names: dict[str, list[str]] = {}
     for column in columns(extra):
         names.setdefault(column.dtype, []).append(column.name)
@@ -129,8 +146,8 @@ def write_segment(reader: JournalReader, target: Path, ending: dict[str, Any]) -
                 column_encoding=encoding,
                 write_page_checksum=True,
             ) as writer:
-                for rows in reader.chunks():
-                    writer.write_table(rows_to_table(rows, schema, extra), row_group_size=len(rows))
+                for table in tables:
+                    writer.write_table(table.cast(schema), row_group_size=max(1, len(table)))
             file.flush()
             os.fsync(file.fileno())
         os.replace(fresh, target)

@@ -6,8 +6,10 @@ import bz2
 import gzip
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -17,8 +19,10 @@ from lbw_sim.cli.app import app
 from lbw_sim.errors import LbwError, TraceError
 from lbw_sim.replay import verify
 from lbw_sim.trace import Label, read_trace, read_traces
-from lbw_sim.trace.importers.csv import import_csv, run_id_from
+from lbw_sim.trace.importers import Imported, import_path
 from lbw_sim.trace.importers.hand_labels import read_hand_labels
+from lbw_sim.trace.importers.logged import LoggedRun, Rows, run_id_from
+from lbw_sim.trace.importers.record import record
 
 REAL_RUNS = Path(__file__).parents[3] / "shared" / "data" / "real-runs"
 
@@ -26,6 +30,14 @@ REAL_RUNS = Path(__file__).parents[3] / "shared" / "data" / "real-runs"
 def write(path: Path, text: str) -> Path:
     path.write_bytes(text.encode())
     return path
+
+
+def import_csv(
+    file: Path, out: Path, *, columns: dict[str, str] | None = None, labels: list[Label] | None = None
+) -> Imported:
+    known = None if labels is None else {run_id_from(file): labels}
+    (imported,) = import_path(file, out, source="csv", columns=columns, labels=known).runs
+    return imported
 
 
 def columns(out: Path, run_id: str = "run", lineage: str = "final") -> dict[str, list[object]]:
@@ -103,6 +115,18 @@ def test_a_column_named_by_option_wins_and_the_likelier_name_comes_first(tmp_pat
     assert columns(tmp_path / "out", "named")["loss"] == [7.5]
 
 
+def test_a_file_of_several_runs_is_taken_apart_by_its_column_of_names(tmp_path: Path) -> None:
+    text = "run_name,step,timestamp,loss\n" + "".join(
+        f"{name},{step},2025-01-01T00:00:0{step},{loss}\n"
+        for step in range(3)
+        for name, loss in (("a/b", 2.5 + step), ("c", 5.5 + step))
+    )
+    runs = import_path(write(tmp_path / "export.csv", text), tmp_path / "out").runs
+    assert [(run.run_id, run.rows) for run in runs] == [("a-b", 3), ("c", 3)]
+    assert columns(tmp_path / "out", "c")["loss"] == [5.5, 6.5, 7.5]
+    assert columns(tmp_path / "out", "a-b")["elapsed_s"] == [0.0, 1.0, 2.0]
+
+
 def test_nan_and_infinity_are_measured_and_an_empty_cell_is_not(tmp_path: Path) -> None:
     text = "step,loss,grad_norm\n0,2.0,1.0\n1,nan,1.0\n2,-inf,1.0\n3,,1.0\n4,2.0,inf\n5,N/A,nan\n"
     imported = import_csv(write(tmp_path / "run.csv", text), tmp_path / "out")
@@ -123,6 +147,7 @@ def test_a_file_without_a_single_loss_was_nan_throughout(tmp_path: Path) -> None
 
 def test_rows_that_are_no_steps_are_left_out(tmp_path: Path) -> None:
     lines = [{"step": 1, "loss": 2.5, "lr": 0.1}, {"step": 1, "eval_loss": 2.0}, {"step": 2, "loss": 2.4, "lr": 0.1}]
+    lines.append({"step": 9, "eval_loss": 1.0})
     write(tmp_path / "run.jsonl", "\n".join(json.dumps(line) for line in lines))
     assert import_csv(tmp_path / "run.jsonl", tmp_path / "out").rows == 2
     assert columns(tmp_path / "out")["step"] == [1, 2]
@@ -136,6 +161,17 @@ def test_a_step_that_does_not_rise_starts_a_new_attempt_and_the_last_one_counts(
     assert imported.suspicions == (
         "the step does not rise at row 4: step 3 -> 2 (1 in all): the last row of a step counts",
     )
+    assert verify(read_trace(tmp_path / "out")).rows == 5
+
+
+def test_attempts_go_on_over_the_edges_of_chunks(tmp_path: Path) -> None:
+    def rows() -> Iterator[Rows]:
+        for step, loss in ((1, 5.0), (2, 4.0), (2, 3.5), (1, 3.0), (2, 2.5)):
+            yield Rows(np.array([step]), {"loss": np.array([loss])}, {"loss": np.array([True])})
+
+    record(LoggedRun("run", "here", {"loss": "loss"}, rows), tmp_path / "out", importer="test")
+    assert columns(tmp_path / "out", lineage="all")["attempt"] == [0, 0, 1, 2, 2]
+    assert columns(tmp_path / "out")["loss"] == [3.0, 2.5]
     assert verify(read_trace(tmp_path / "out")).rows == 5
 
 
@@ -193,7 +229,7 @@ def test_a_unix_time_becomes_time_since_the_first_row_and_a_token_total_is_told(
         ("run.jsonl", "[" * 100_000, "line 1 is not JSON"),
         ("run.parquet", "PAR1 this is none PAR1", "cannot be read"),
         ("run.csv.gz", "not gzip", "cannot be read"),
-        ("run.xlsx", "x", r"a file that ends in .csv, .tsv, .txt, .jsonl, .ndjson, .parquet is needed"),
+        ("run.xlsx", "x", "neither a header with a step, JSON lines nor Parquet"),
         ("....csv", "step,loss\n1,2\n", "its name gives no run id"),
     ],
 )
@@ -246,7 +282,7 @@ def test_hand_labels_come_with_the_runs(tmp_path: Path) -> None:
     write(tmp_path / "labels.json", json.dumps({"a": [label], "z": []}))
     files = [str(tmp_path / "a.csv"), str(tmp_path / "b.csv")]
     done = CliRunner().invoke(
-        app, ["import", "csv", *files, "-o", str(tmp_path / "out"), "--labels", str(tmp_path / "labels.json")]
+        app, ["import", *files, "-o", str(tmp_path / "out"), "--labels", str(tmp_path / "labels.json")]
     )
     assert done.exit_code == 0, done.output
     assert "2 runs, 4 rows" in done.output
@@ -273,20 +309,15 @@ def test_bad_label_files_are_refused_with_run_and_label(text: str, message: str,
 
 def test_the_command_refuses_what_cannot_be_meant(tmp_path: Path) -> None:
     file = str(write(tmp_path / "a.csv", "step,loss\n1,2\n"))
-    (tmp_path / "b").mkdir()
-    other = str(write(tmp_path / "b" / "a.csv", "step,loss\n1,2\n"))
-    labels = str(write(tmp_path / "labels.json", '{"z": []}'))
     out = ["-o", str(tmp_path / "out")]
     for arguments, message in [
-        (["cvs", file], "no importer named 'cvs'"),
-        (["csv", file, other], "two files give the run id a"),
-        (["csv", file, "--labels", labels], "labels none of these runs"),
-        (["csv", file, "--loss", "los"], "no column named 'los'. Known: loss, step. Did you mean 'loss'"),
+        ([file, "--source", "cvs"], "no importer named 'cvs'"),
+        ([file, "--loss", "los"], "no column named 'los'. Known: loss, step. Did you mean 'loss'"),
+        ([file, file], "run 'a' is in"),
     ]:
         done = CliRunner().invoke(app, ["import", *arguments, *out])
         assert isinstance(done.exception, LbwError)
         assert message in str(done.exception)
-    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.skipif(not REAL_RUNS.is_dir(), reason="the 50 public runs are not shipped")
