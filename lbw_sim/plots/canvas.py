@@ -14,18 +14,41 @@ YELLOW, BLUE, VERMILLION, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
 """Okabe and Ito's palette, told apart with any colour vision (jfly.uni-koeln.de/color)."""
 GREY = "#777777"
 PALE = "#BBBBBB"
+WHITE = "#FFFFFF"
+GRID, LANE = "#E6E6E6", "#EEEEEE"
+CALM = "#BFE3D7"
+
+DARK = {
+    BLACK: "#E4E6E9", WHITE: "#14171B", GREY: "#9AA1A9", PALE: "#5F666E", GRID: "#2B3036", LANE: "#23282D",
+    CALM: "#1E4A3E", ORANGE: "#F2B134", SKY: "#8ACBF2", GREEN: "#30C79B", YELLOW: "#CDBF2E", BLUE: "#4FA9E2",
+    VERMILLION: "#FF8A45", PURPLE: "#E3A0C5",
+}  # fmt: skip
+"""What each colour of a figure becomes on a dark page; figures use no other colours."""
 
 LINE_COLOURS = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, BLACK, SKY)
 """For lines and points; yellow is too faint on white."""
 
 TEXT = 9.0
 """Points; legible when the figure is 900 px wide."""
+WIDTH = 9.0
+"""Inches."""
 SUFFIXES = (".png", ".svg", ".pdf")
 
 
-def new_figure(height: float, width: float = 9.0) -> Figure:
+def new_figure(height: float, width: float = WIDTH) -> Figure:
     """A blank figure, in inches; 100 dots per inch, so 9 inches are 900 px."""
     return Figure(figsize=(width, height), dpi=100, layout="constrained")
+
+
+def plain(text: str) -> str:
+    """Text from a file, to be drawn as it is: no formulas, no line breaks, no control characters.
+
+    >>> plain("run $x$\\n2")
+    'run \\\\$x\\\\$ 2'
+    """
+    text = "".join(letter if letter.isprintable() else " " for letter in text)
+    # a lone $ is drawn as it is; two of them would start a formula, and may fail to parse
+    return text.replace("$", r"\$")
 
 
 def dress(ax: Axes, x_label: str = "", y_label: str = "") -> None:
@@ -34,7 +57,7 @@ def dress(ax: Axes, x_label: str = "", y_label: str = "") -> None:
     ax.set_ylabel(y_label, fontsize=TEXT)
     ax.tick_params(labelsize=TEXT)
     ax.spines[["top", "right"]].set_visible(False)
-    ax.grid(True, color="#E6E6E6", linewidth=0.6)
+    ax.grid(True, color=GRID, linewidth=0.6)
     ax.set_axisbelow(True)
 
 

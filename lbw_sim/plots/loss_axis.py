@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 
 Values = NDArray[np.float64]
 
+LONG_ROWS = 5_000
+"""From here on medians are worth loading pandas for."""
+
 
 class LossAxis(NamedTuple):
     """The part of the loss that a figure shows."""
@@ -52,7 +55,14 @@ def running_median(values: Values, window_rows: int) -> Values:
         out[rows] = finite
         return out
     smooth = np.empty(len(finite))
-    smooth[half:-half] = np.median(sliding_window_view(finite, 2 * half + 1), axis=1)
+    if len(finite) > LONG_ROWS:
+        # the same values, in a hundredth of the time
+        import pandas as pd
+
+        middle = pd.Series(finite).rolling(2 * half + 1, center=True).median().to_numpy()
+        smooth[half:-half] = middle[half:-half]
+    else:
+        smooth[half:-half] = np.median(sliding_window_view(finite, 2 * half + 1), axis=1)
     for k in range(half):
         smooth[k] = np.median(finite[: 2 * k + 1])
         smooth[-1 - k] = np.median(finite[len(finite) - 2 * k - 1 :])
