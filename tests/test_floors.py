@@ -23,8 +23,22 @@ MAY_IMPORT = {
     "live": {"errors", "values", "guard", "trace"},
     "stress": {"errors", "values", "guard", "trace", "live"},
     "plots": {"errors", "values", "trace", "score"},
+    "report": {"errors", "values", "guard", "trace", "replay", "score", "plots"},
     "demo": {"errors", "values", "guard", "trace", "replay", "score", "stress", "plots"},
-    "cli": {"demo", "errors", "values", "params", "guard", "trace", "replay", "score", "live", "stress", "plots"},
+    "cli": {
+        "demo",
+        "errors",
+        "values",
+        "params",
+        "guard",
+        "trace",
+        "replay",
+        "score",
+        "live",
+        "stress",
+        "plots",
+        "report",
+    },
 }
 HEAVY = {"torch": {"live", "stress"}, "matplotlib": {"plots"}}
 STANDARD_LIBRARY_ONLY = {"errors", "values", "params", "guard"}

@@ -131,7 +131,7 @@ def draw_moment(info: MomentInfo, ax: Axes) -> None:
             markersize=4, clip_on=False,
         )  # fmt: skip
     _mark(info, ax)
-    for kind, start, end, event in info.labels:
+    for _, start, end, event in info.labels:
         colour = BLACK if event else ORANGE
         width = max(end - start, 0.004 * float(info.steps[-1] - info.steps[0]))
         ax.plot(

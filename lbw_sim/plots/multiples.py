@@ -1,4 +1,4 @@
-"""A run as a picture of the size of a stamp: its loss, its labelled events, its alarms. Many of them make an overview."""
+"""A run as a picture of the size of a stamp: loss, labelled events, alarms. Many of them make an overview."""
 
 from __future__ import annotations
 
