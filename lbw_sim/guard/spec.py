@@ -154,6 +154,17 @@ class GuardSpec:
                     changes[f"{path}.{name}"] = round(value) if info.integer else value
         return self.with_changes(changes, f"{self.name} x {factor:g}")
 
+    def differences(self, other: GuardSpec) -> list[tuple[str, object, object]]:
+        """(dotted path, value here, value there) of everything that differs; None where one has nothing there.
+
+        >>> ours = GuardSpec.load("zscore")
+        >>> ours.differences(ours.with_changes({"envelope.min_scale": 0.2}))
+        [('envelope.min_scale', 0.1, 0.2)]
+        """
+        ours, theirs = _flat(self.tables), _flat(other.tables)
+        paths = dict.fromkeys([*ours, *theirs])
+        return [(p, ours.get(p), theirs.get(p)) for p in paths if ours.get(p) != theirs.get(p)]
+
     def __hash__(self) -> int:
         return hash(self.fingerprint)
 
@@ -166,6 +177,14 @@ def preset_names() -> list[str]:
     """
     folder = resources.files("lbw_sim.guard") / "presets"
     return sorted(entry.name[: -len(".toml")] for entry in folder.iterdir() if entry.name.endswith(".toml"))
+
+
+def _flat(table: dict[str, Any], at: str = "") -> dict[str, object]:
+    """Dotted path -> value of nested tables."""
+    flat: dict[str, object] = {}
+    for key, value in table.items():
+        flat |= _flat(value, f"{at}{key}.") if isinstance(value, dict) else {f"{at}{key}": value}
+    return flat
 
 
 def _describe(part: object) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
 from lbw_sim.errors import ScoreError
-from lbw_sim.plots.canvas import BLACK, BLUE, GREY, ORANGE, TEXT, VERMILLION, dress, new_figure, plain
+from lbw_sim.plots.canvas import BLACK, BLUE, GREY, ORANGE, TEXT, VERMILLION, dress, plain
 from lbw_sim.plots.thinning import thin_rows
 from lbw_sim.trace.labels import EVENT_KINDS, Label
 
@@ -98,8 +98,14 @@ def moment_info(
 def moment_figure(info: MomentInfo) -> Figure:
     """Loss, and below it the signal if there is one; small, to stand beside others."""
     with_signal = bool(info.signal_name) and bool(np.isfinite(info.signal).any())
-    figure = new_figure(2.35 if with_signal else 1.75, 3.5)
-    axes = figure.subplots(2, 1, sharex=True, height_ratios=[1.7, 1.0]) if with_signal else [figure.subplots()]
+    # places by hand: finding them out takes longer than drawing
+    figure = Figure(figsize=(3.5, 2.35 if with_signal else 1.75), dpi=100)
+    heights = [1.7, 1.0] if with_signal else [1.0]
+    bottom = 0.17 if with_signal else 0.23
+    margins = {"left": 0.165, "right": 0.985, "top": 0.91, "bottom": bottom, "hspace": 0.14}
+    axes = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights, gridspec_kw=margins)[
+        :, 0
+    ]
     draw_moment(info, axes[0])
     if with_signal:
         draw_signal(info, axes[1])

@@ -324,7 +324,7 @@ def draw_lr(info: RunInfo, ax: Axes) -> None:
 def draw_energy(info: RunInfo, ax: Axes) -> None:
     """Control energy so far."""
     shadow = info.mode == "shadow"
-    dress(ax, y_label="control energy\nΣ (1 − scale)²" + (",\nnot applied" if shadow else ""))
+    dress(ax, y_label="energy, not\napplied" if shadow else "control energy\nΣ (1 − scale)²")
     rows = changes(info.energy)
     ax.plot(
         info.steps[rows], info.energy[rows], color=BLACK, linewidth=1.2, linestyle="--" if shadow else "-",

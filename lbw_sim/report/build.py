@@ -33,7 +33,7 @@ from lbw_sim.plots import (
 from lbw_sim.report import sections
 from lbw_sim.report.findings import Columns, RunFindings, examine
 from lbw_sim.report.html import Child, Html, element, joined
-from lbw_sim.report.moments import choose, numbers
+from lbw_sim.report.moments import PREFERRED, choose, numbers
 from lbw_sim.report.sight import look
 from lbw_sim.score import RunScore
 from lbw_sim.score.learning_rates import GridRun, grids, place_in_grid
@@ -112,7 +112,8 @@ def build_report(traces: Sequence[Trace], options: ReportOptions, progress: Prog
     scores = _scores(runs)
     parts: list[Child] = [
         _head(runs, options),
-        sections.in_short(runs, scores),
+        # of a single run its own section says it all
+        sections.in_short(runs, scores) if len(runs) > 1 else None,
         sections.open_loop(),
     ]
     if len(runs) > 1:
@@ -129,6 +130,8 @@ def build_report(traces: Sequence[Trace], options: ReportOptions, progress: Prog
         run, columns = kept.pop(name)
         parts.append(_run_section(run, columns, anchors[name], options, traces))
         tell("drawing", done, len(detailed))
+    if len(runs) > 1:
+        parts.insert(1, _contents(anchors, parts))
     parts.append(_foot(runs, detailed, stamps, options))
     return Report(_page(_title(runs, options), parts), tuple(runs), tuple(detailed))
 
@@ -166,6 +169,17 @@ def _head(runs: Sequence[RunFindings], options: ReportOptions) -> Html:
     guards = ", ".join(sorted({sections.guard_words(run) for run in runs})[:4])
     facts = f"{sections.count(len(runs), 'run')} · {rows:,} rows · {sections.count(labels, 'label')} · guard: {guards}"
     return joined([element("h1", _title(runs, options)), element("p", facts, class_="quiet")])
+
+
+def _contents(anchors: Mapping[str, str], parts: Sequence[Child]) -> Html:
+    """Links to the parts that are there."""
+    page = joined(parts)
+    places = {
+        "All runs": "runs", "At a glance": "glance", "Rules": "rules", "Losses": "losses",
+        "Learning rates": "learning-rates",
+    }  # fmt: skip
+    links = [element("a", name, href=f"#{place}") for name, place in places.items() if f'id="{place}"' in page]
+    return element("nav", links, [element("a", name, href=f"#{place}") for name, place in anchors.items()])
 
 
 def _overview(
@@ -269,7 +283,7 @@ def _run_section(
     run: RunFindings, columns: Columns, anchor: str, options: ReportOptions, traces: Sequence[Trace]
 ) -> Html:
     drawn = run_figure(
-        columns, run.labels, mode="shadow" if run.view == "replayed" else run.mode, width=6.6,
+        columns, run.labels, mode="shadow" if run.view == "replayed" else run.mode, width=8.0,
         rules={rule.name: rule.alarms for rule in run.rules if rule.alarms},
     )  # fmt: skip
     words = f"loss, labels, alarms, regimes, rules and scale of {run.run_id} over its steps"
@@ -285,7 +299,8 @@ def _run_section(
         told = numbers(moment, columns, sight)
         signal = None
         if sight is not None:
-            name = told.deciding if told.deciding in sight.signals else next(iter(sight.signals), "")
+            others = (name for name in PREFERRED if name in sight.signals)
+            name = told.deciding if told.deciding in sight.signals else next(others, "")
             signal = (name, sight.signals[name]) if name else None
         info = moment_info(
             columns, moment.first_row, moment.last_row, run.labels, alarm=moment.alarm, signal=signal

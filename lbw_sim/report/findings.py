@@ -29,8 +29,8 @@ from lbw_sim.values import Posture, Reason, Regime
 Columns = dict[str, NDArray[Any]]
 View = Literal["recorded", "replayed"]
 
-RUNS_AT_ONCE = 16
-"""Runs whose rows are in memory together."""
+ROWS_AT_ONCE = 1_000_000
+"""Rows of several runs that are in memory together: some 300 MB. A longer run is alone."""
 
 PUBLIC = (
     "imported", "importer", "cadence", "cadence_steps", "first_step", "attempts", "loss_decimals", "nonfinite_losses",
@@ -153,9 +153,9 @@ def examine(
     # judged over all batches: one batch alone may look too small to be worth a compiler
     rows = sum(segment.rows for trace in traces for segment in trace.segments)
     engine: Engine = "compiled" if rows >= WORTH_COMPILING else "auto"
-    for start in range(0, len(traces), RUNS_AT_ONCE):
+    for together in _batches(traces):
         # a Trace keeps its rows once they are loaded; copies of it go with the batch
-        batch = [_fresh(trace) for trace in traces[start : start + RUNS_AT_ONCE]]
+        batch = [_fresh(trace) for trace in together]
         shown = [guard or (fallback if unwatched(trace) else None) for trace in batch]
         loaded = [trace.to_numpy() for trace in batch]
         for trace, spec in zip(batch, shown, strict=True):
@@ -189,6 +189,20 @@ def without_paths(text: str) -> str:
     return _PATH.sub("(path)", text)
 
 
+def _batches(traces: Sequence[Trace]) -> Iterator[list[Trace]]:
+    batch: list[Trace] = []
+    rows = 0
+    for trace in traces:
+        more = sum(segment.rows for segment in trace.segments)
+        if batch and rows + more > ROWS_AT_ONCE:
+            yield batch
+            batch, rows = [], 0
+        batch.append(trace)
+        rows += more
+    if batch:
+        yield batch
+
+
 def _fresh(trace: Trace) -> Trace:
     return dataclasses.replace(trace, segments=tuple(dataclasses.replace(segment) for segment in trace.segments))
 
@@ -209,42 +223,33 @@ def _decided(loaded: Sequence[Columns], shown: Sequence[GuardSpec | None], engin
 
 def _ask(
     batch: Sequence[Trace], loaded: Sequence[Columns], rules: Mapping[str, GuardSpec], engine: Engine
-) -> list[tuple[tuple[RuleResult, ...], tuple[Refused, ...]]]:
-    """What every rule says of every run; runs with the same channels go together."""
+) -> Iterator[tuple[tuple[RuleResult, ...], tuple[Refused, ...]]]:
+    """What every rule says of every run. A rule runs along with the others also where it lacks a channel, because runs
+    are fastest together; what it says there is dropped."""
     needs = {name: spec.build().needs for name, spec in rules.items()}
-    answers: list[Any] = [((), ()) for _ in batch]
-    alike: dict[tuple[str, ...], list[int]] = {}
-    for place, trace in enumerate(batch):
-        refused = tuple(
-            Refused(name, tuple(n for n in wanted if n not in trace.channels))
-            for name, wanted in needs.items()
-            if not set(wanted) <= set(trace.channels)
-        )
-        answers[place] = ((), refused)
-        cannot = {item.name for item in refused}
-        alike.setdefault(tuple(name for name in rules if name not in cannot), []).append(place)
-    for names, places in alike.items():
-        specs = [rules[name] for name in names]
-        work = replay_many([loaded[p] for p in places], specs, engine=engine)
-        for place, found in zip(places, work, strict=True):
-            trace, results = batch[place], []
-            for at, name in enumerate(names):
-                alarms = tuple(found.alarms(at))
-                results.append(
-                    RuleResult(
-                        name=name,
-                        alarms=alarms,
-                        first_step=int(found.steps[alarms[0][0]]) if alarms else None,
-                        first_regime=Regime(int(found.first_regime[at])).name if alarms else "",
-                        unsafe_rows=int(found.unsafe_steps[at]),
-                        skip_requests=int(found.skip_requests[at]),
-                        min_scale=float(found.min_scale[at]),
-                        requested_energy=float(found.requested_energy[at]),
-                        score=match(alarms, trace.labels, found.steps, trace.run_id),
-                    )
+    for trace, found in zip(batch, replay_many(loaded, list(rules.values()), engine=engine), strict=True):
+        results: list[RuleResult] = []
+        refused: list[Refused] = []
+        for place, name in enumerate(rules):
+            missing = tuple(channel for channel in needs[name] if channel not in trace.channels)
+            if missing:
+                refused.append(Refused(name, missing))
+                continue
+            alarms = tuple(found.alarms(place))
+            results.append(
+                RuleResult(
+                    name=name,
+                    alarms=alarms,
+                    first_step=int(found.steps[alarms[0][0]]) if alarms else None,
+                    first_regime=Regime(int(found.first_regime[place])).name if alarms else "",
+                    unsafe_rows=int(found.unsafe_steps[place]),
+                    skip_requests=int(found.skip_requests[place]),
+                    min_scale=float(found.min_scale[place]),
+                    requested_energy=float(found.requested_energy[place]),
+                    score=match(alarms, trace.labels, found.steps, trace.run_id),
                 )
-            answers[place] = (tuple(results), answers[place][1])
-    return answers
+            )
+        yield tuple(results), tuple(refused)
 
 
 def _findings(

@@ -193,13 +193,16 @@ def runs_table(runs: Sequence[RunFindings], detailed: Mapping[str, str]) -> Html
             }
         )  # fmt: skip
     columns = [
-        Column("run", "run"), Column("rows", "rows", ",d"), Column("start", "loss at\nstart", ".4g"),
-        Column("lowest", "lowest", ".4g"), Column("end", "end", ".4g"), Column("growth", "gradient\nnorm ×", ".3g"),
-        Column("alarms", "alarms", ",d"), Column("first", "first at\nstep", ",d"), Column("regime", "as"),
+        Column("run", "run"), Column("alarms", "alarms", ",d"), Column("first", "first at\nstep", ",d"),
+        Column("regime", "as"),
     ]  # fmt: skip
     if judged:
-        columns += [Column("seen", "events\nseen", "s"), Column("false", "false\nalarms", ",d")]
-    columns += [Column("rules", "rules that\nalarm", "s"), Column("warnings", "warnings", "d")]
+        columns += [Column("seen", "events\nseen", "s"), Column("false", "false\nalarms", ",.0f")]
+    columns += [
+        Column("rules", "rules that\nalarm", "s"), Column("rows", "rows", ",d"),
+        Column("start", "loss at\nstart", ".4g"), Column("lowest", "lowest", ".4g"), Column("end", "end", ".4g"), Column("growth", "gradient\nnorm ×", ".3g"),
+        Column("warnings", "warn-\nings", "d"),
+    ]  # fmt: skip
     return table(columns, rows)
 
 

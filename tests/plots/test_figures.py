@@ -110,7 +110,7 @@ def test_shadow_shows_what_would_have_been_and_says_so():
     loss, _, scale, lr, energy = figure.axes
     assert loss.get_title(loc="left") == "run 7 · shadow: scale not applied"
     assert scale.get_ylabel() == "scale,\nnot applied"
-    assert energy.get_ylabel().endswith("not applied")
+    assert energy.get_ylabel() == "energy, not\napplied"
     assert [text.get_text() for text in lr.get_legend().get_texts()] == ["lr, as applied", "scale × lr, not applied"]
     active = run_figure(planted(effective_lr=np.full(12, 5e-4)))
     assert not any("shadow" in text for ax in active.axes for text in [*texts(ax), ax.get_title(loc="left")])
