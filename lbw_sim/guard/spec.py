@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 import tomllib
+from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from lbw_sim.errors import LbwError, SpecError, unknown_name
 from lbw_sim.guard.envelope import Envelope
 from lbw_sim.guard.guard import Guard
 from lbw_sim.guard.registry import component
+from lbw_sim.notebook import facts
 from lbw_sim.params import build, meta, params_of, parts_of
 
 FORMAT = 1
@@ -167,6 +169,15 @@ class GuardSpec:
 
     def __hash__(self) -> int:
         return hash(self.fingerprint)
+
+    def _repr_html_(self) -> str:
+        """For notebooks: every parameter."""
+        return facts(f"guard {self.name}, fingerprint {self.fingerprint}", _flat(self.tables).items())
+
+    def __rich_repr__(self) -> Iterator[tuple[str, object]]:
+        yield "name", self.name
+        yield "fingerprint", self.fingerprint
+        yield from self.tables.items()
 
 
 def preset_names() -> list[str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
+from typing import NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -82,3 +84,19 @@ def save(figure: Figure, path: str | Path, *, dots_per_inch: int = 150) -> Path:
     except OSError as error:
         raise ScoreError(f"cannot write the figure {path}: {error}") from None
     return path
+
+
+class Picture(NamedTuple):
+    """A figure that shows itself in a notebook, whatever else is installed or switched on there."""
+
+    figure: Figure
+
+    def save(self, path: str | Path) -> Path:
+        """Write it; see `save`. Raises ScoreError."""
+        return save(self.figure, path)
+
+    def _repr_svg_(self) -> str:
+        """For notebooks."""
+        text = io.StringIO()
+        self.figure.savefig(text, format="svg", metadata={"Date": None})
+        return text.getvalue()

@@ -28,6 +28,7 @@ from lbw_sim.plots.canvas import (
     VERMILLION,
     WIDTH,
     YELLOW,
+    Picture,
     dress,
     new_figure,
     plain,
@@ -35,6 +36,7 @@ from lbw_sim.plots.canvas import (
 from lbw_sim.plots.loss_axis import LossAxis, loss_axis, median_rows, running_median, set_loss_axis
 from lbw_sim.plots.thinning import apart, changes, merge_spans, thin_rows
 from lbw_sim.score.detection import JudgedAlarm, find_alarms, score_regimes, unsafe_rows
+from lbw_sim.trace import Trace
 from lbw_sim.trace.labels import EVENT_KINDS, Label
 from lbw_sim.values import Posture, Regime
 
@@ -220,6 +222,11 @@ def run_figure(
     axes[-1].set_xlabel("step", fontsize=TEXT)
     axes[-1].set_xlim(float(info.steps[0]), float(_row_ends(info.steps)[-1]))
     return figure
+
+
+def plot_trace(trace: Trace) -> Picture:
+    """The figure of a recorded run, as it was recorded; `Trace.plot` is the same. Raises TraceError, ScoreError."""
+    return Picture(run_figure(trace.to_numpy(), trace.labels, trace.run_id, mode=trace.meta.mode))
 
 
 def draw_loss(info: RunInfo, ax: Axes) -> None:

@@ -200,7 +200,8 @@ def runs_table(runs: Sequence[RunFindings], detailed: Mapping[str, str]) -> Html
         columns += [Column("seen", "events\nseen", "s"), Column("false", "false\nalarms", ",.0f")]
     columns += [
         Column("rules", "rules that\nalarm", "s"), Column("rows", "rows", ",d"),
-        Column("start", "loss at\nstart", ".4g"), Column("lowest", "lowest", ".4g"), Column("end", "end", ".4g"), Column("growth", "gradient\nnorm ×", ".3g"),
+        Column("start", "loss at\nstart", ".4g"), Column("lowest", "lowest", ".4g"),
+        Column("end", "end", ".4g"), Column("growth", "gradient\nnorm ×", ".3g"),
         Column("warnings", "warn-\nings", "d"),
     ]  # fmt: skip
     return table(columns, rows)
