@@ -48,9 +48,13 @@ def plain(text: str) -> str:
     >>> plain("run $x$\\n2")
     'run \\\\$x\\\\$ 2'
     """
-    text = "".join(letter if letter.isprintable() else " " for letter in text)
     # a lone $ is drawn as it is; two of them would start a formula, and may fail to parse
-    return text.replace("$", r"\$")
+    return printable(text).replace("$", r"\$")
+
+
+def printable(text: str) -> str:
+    """Text with a blank for every line break and control character."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
 def dress(ax: Axes, x_label: str = "", y_label: str = "") -> None:

@@ -14,7 +14,7 @@ import warnings
 import matplotlib
 from matplotlib.figure import Figure
 
-from lbw_sim.plots.canvas import DARK
+from lbw_sim.plots.canvas import DARK, printable
 
 _COLOUR = re.compile(r"#[0-9a-fA-F]{6}\b")
 _KNOWN = {colour.lower() for colour in DARK}
@@ -45,7 +45,7 @@ def inline_svg(figure: Figure, prefix: str, text: str) -> str:
     assert box is not None
     parts = re.split(r"(<text.*?</text>)", body, flags=re.S)
     return (
-        f'<svg viewBox="{box[1]}" role="img" aria-label="{html.escape(text)}">'
+        f'<svg viewBox="{box[1]}" role="img" aria-label="{html.escape(printable(text))}">'
         + "".join(_text(part) if part.startswith("<text") else _shapes(part, prefix) for part in parts).strip()
     )
 

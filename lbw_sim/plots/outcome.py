@@ -147,7 +147,8 @@ def draw_outcome(info: OutcomeInfo, ax: Axes) -> None:
                 )  # fmt: skip
     ax.xaxis.set_major_locator(FixedLocator(list(info.lrs)))
     ax.xaxis.set_minor_locator(NullLocator())
-    ax.xaxis.set_major_formatter(lambda tick, _: f"{tick:.3g}")
+    named = _apart(info.lrs, 9.0 * float(ax.figure.get_size_inches()[0]))  # type: ignore[union-attr]
+    ax.xaxis.set_major_formatter(lambda tick, _: f"{tick:.3g}" if tick in named else "")
     ax.legend(handles=handles, loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=TEXT, frameon=False)
     ax.set_title(plain(info.title), loc="left", fontsize=TEXT + 2, pad=22)
     told = ["a mark per run, the line through means over seeds"]
@@ -156,3 +157,18 @@ def draw_outcome(info: OutcomeInfo, ax: Axes) -> None:
     if info.axis.cut:
         told.append(f"▲ {info.axis.cut}")
     footnote(ax, "; ".join(told))
+
+
+def _apart(lrs: Sequence[float], letters: float) -> set[float]:
+    """Those whose names do not run into one another on an axis that holds so many letters.
+
+    >>> sorted(_apart([1e-4, 1.1e-4, 1e-3], 60.0))
+    [0.0001, 0.001]
+    """
+    span = math.log(lrs[-1] / lrs[0]) or 1.0
+    named: list[float] = []
+    for lr in lrs:
+        room = (len(f"{lr:.3g}") + 2) / letters
+        if not named or math.log(lr / named[-1]) / span >= room:
+            named.append(lr)
+    return set(named)

@@ -80,6 +80,8 @@ class Report(NamedTuple):
 def build_report(traces: Sequence[Trace], options: ReportOptions, progress: Progress | None = None) -> Report:
     """The report of some runs. Raises LbwError when there is no row to report on, or the guard cannot see a run."""
     tell = progress or (lambda *_: None)
+    # a wrong pattern is said before the work, not after
+    place_in_grid("", {}, options.grid)
     runs: list[RunFindings] = []
     stamps: dict[str, Html] = {}
     kept: dict[str, tuple[RunFindings, Columns]] = {}
@@ -166,7 +168,7 @@ def _title(runs: Sequence[RunFindings], options: ReportOptions) -> str:
 def _head(runs: Sequence[RunFindings], options: ReportOptions) -> Html:
     rows = sum(run.rows for run in runs)
     labels = sum(len(run.labels) for run in runs)
-    guards = ", ".join(sorted({sections.guard_words(run) for run in runs})[:4])
+    guards = " and ".join(sorted({sections.guard_words(run) for run in runs})[:4])
     facts = f"{sections.count(len(runs), 'run')} · {rows:,} rows · {sections.count(labels, 'label')} · guard: {guards}"
     return joined([element("h1", _title(runs, options)), element("p", facts, class_="quiet")])
 
@@ -255,7 +257,8 @@ def _grids(traces: Sequence[Trace], runs: Sequence[RunFindings], options: Report
                     "p",
                     "Final training loss (median over the last twentieth of a run) against the peak learning rate. LR "
                     "sensitivity is the mean over these learning rates of the final loss, at most the loss at the "
-                    "start, above the best final loss here; smaller is better (arXiv 2309.14322).",
+                    "start, above the best final loss here; smaller is better, and only methods that ran at the same "
+                    "learning rates compare (arXiv 2309.14322).",
                 ),
             ]
         names = sorted({(run.method, run.peak_lr, run.seed) for run in mine})
@@ -275,7 +278,7 @@ def _grids(traces: Sequence[Trace], runs: Sequence[RunFindings], options: Report
             width=7.2,
         )
         svg = inline_svg(drawn, f"g{number}", f"final loss against learning rate, {title}")
-        parts.append(sections.figure(Html(svg), "A mark per run.", "wide"))
+        parts.append(sections.figure(Html(svg), "Dashed: the median of the losses at the start.", "wide"))
     return parts
 
 

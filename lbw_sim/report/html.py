@@ -39,7 +39,7 @@ def element(tag: str, *children: Child, **attributes: str | bool) -> Html:
         if value is True:
             written += f" {name}"
         elif value is not False:
-            written += f' {name}="{html.escape(str(value))}"'
+            written += f' {name}="{html.escape(shown(str(value)))}"'
     if tag in VOID:
         return Html(f"<{tag}{written}>")
     return Html(f"<{tag}{written}>{joined(children)}</{tag}>")

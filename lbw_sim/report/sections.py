@@ -115,7 +115,7 @@ def in_short(runs: Sequence[RunFindings], scores: Mapping[str, Sequence[RunScore
     shown = {guard_words(run) for run in runs}
     counts = pooled(run.score for run in runs)
     alarmed = sum(run.score.counts.alarms > 0 for run in runs)
-    who = ", ".join(sorted(shown)) if len(shown) < 4 else f"{len(shown)} guards"
+    who = " and ".join(sorted(shown)) if len(shown) < 4 else f"{len(shown)} guards"
     alarms = f"{count(counts.alarms, 'alarm')} in {alarmed} of {count(len(runs), 'run')}"
     if counts.events:
         seen = f"Of {count(counts.events, 'labelled event')} it sees {counts.detected}"
