@@ -2,7 +2,7 @@
 
 Writes docs/results/default_guard.md. Run from the repository root:
 python analysis/default_guard.py TRACES -o docs/results/default_guard.md
-The folder is one that `lbw import csv … --labels …` made. Detection only: not what acting on an alarm would gain. The
+The folder is one that `lbw import … --labels …` made. Detection only: not what acting on an alarm would gain. The
 limits are judged out of sample here; the structure of the default guard is not, and the page says so.
 """
 

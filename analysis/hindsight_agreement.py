@@ -2,7 +2,7 @@
 
 Writes a Markdown page. Run from the repository root:
 python analysis/hindsight_agreement.py TRACES -o docs/results/hindsight_agreement.md
-The folder is one that `lbw import csv … --labels …` made. Agreement only: neither side is the truth.
+The folder is one that `lbw import … --labels …` made. Agreement only: neither side is the truth.
 """
 
 from __future__ import annotations

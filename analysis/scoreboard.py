@@ -3,7 +3,7 @@
 Writes docs/results/scoreboard.md. Run from the repository root:
 python analysis/scoreboard.py TRACES "50 public training runs, hand-labelled; not shipped" default palm_rewind
 The names behind the data are the presets that were calibrated on these very runs: their rows are marked.
-The folder is one that `lbw import csv … --labels …` or `lbw record` made. Detection only: not what acting would gain.
+The folder is one that `lbw import … --labels …` or `lbw record` made. Detection only: not what acting would gain.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ import pytest
 from lbw_sim.guard import preset_names
 from lbw_sim.score import match
 from lbw_sim.trace import Label, read_traces
-from lbw_sim.trace.importers.csv import import_csv
+from lbw_sim.trace.importers import import_path
 
 SCRIPT = Path(__file__).parent.parent / "analysis" / "default_guard.py"
 
@@ -119,7 +119,7 @@ def judge(script: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> objec
         path.write_text("step,loss\n" + "".join(f"{i},{x:.17g}\n" for i, x in enumerate(loss)), encoding="utf-8")
         labels = [Label(onset, onset + 9, "spike") for onset in onsets]
         labels += [Label(340, 349, "benign_shift")] if run_id == "b_0" else []
-        import_csv(path, folder / "traces", labels=labels)
+        import_path(path, folder / "traces", labels={path.stem: labels})
     return script.Judge(read_traces(folder / "traces"))
 
 

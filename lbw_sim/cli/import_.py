@@ -7,20 +7,23 @@ from typing import Annotated
 
 import typer
 
-from lbw_sim.cli.options import Json, print_json
-from lbw_sim.errors import LbwError, unknown_name
+from lbw_sim.cli.options import Json, print_json, stages
 
 
 def import_(
-    source: Annotated[str, typer.Argument(help="What the files are: csv (CSV, TSV, JSON lines or Parquet).")],
-    files: Annotated[list[Path], typer.Argument(help="One file per run; its name becomes the run id.")],
+    paths: Annotated[
+        list[str], typer.Argument(metavar="PATH...", help="Files, folders of logs, or wandb://entity/project/run.")
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of traces to add to.")] = Path("traces"),
+    source: Annotated[
+        str | None, typer.Option("--source", help="Read as this, whatever it looks like; `help` lists them.")
+    ] = None,
     labels: Annotated[
         Path | None,
         typer.Option("--labels", help="JSON file of hand labels: {run id: [{start_step, end_step, kind}]}."),
     ] = None,
     step: Annotated[str | None, typer.Option(help="Column that holds the step.")] = None,
-    loss: Annotated[str | None, typer.Option(help="Column that holds the training loss.")] = None,
+    loss: Annotated[str | None, typer.Option(help="Column, or tag, that holds the training loss.")] = None,
     lr: Annotated[str | None, typer.Option(help="Column that holds the learning rate.")] = None,
     grad_norm: Annotated[str | None, typer.Option(help="Column that holds the gradient norm.")] = None,
     update_norm: Annotated[str | None, typer.Option(help="Column that holds the update norm.")] = None,
@@ -30,36 +33,56 @@ def import_(
 ) -> None:
     """Import logged runs as traces that can be replayed, scored and drawn.
 
-    Columns are found by their usual names, or named by options. No guard watched these runs: they are recorded under
-    the guard `never`, in shadow, with imported=1 in their provenance.
+    What a file is is recognised by its content: TensorBoard, Hugging Face, W&B, MLflow, trackio, Lightning, CSV, JSON
+    lines, Parquet, and the text logs of nanoGPT, modded-nanogpt, llm.c, Megatron-LM, torchtitan, OLMo-core and MLPerf.
+    A folder is walked. Columns are found by their usual names, or named by options. No guard watched these runs: they
+    are recorded under the guard `never`, in shadow, and what their logs cannot show is said.
     """
-    from rich.progress import track
-
-    from lbw_sim.trace.importers.csv import import_csv, run_id_from
+    from lbw_sim.errors import LbwError
+    from lbw_sim.trace.importers import Imported, PassedOver, import_path, importers
     from lbw_sim.trace.importers.hand_labels import read_hand_labels
 
-    if source != "csv":
-        raise LbwError(unknown_name("importer", source, ["csv"]))
+    if source == "help":
+        for name, importer in importers().items():
+            typer.echo(f"{name:16}  {importer.reads}")
+        return
     named = {
         "step": step, "loss": loss, "lr": lr, "grad_norm": grad_norm, "update_norm": update_norm, "tokens": tokens,
         "elapsed_s": elapsed_s,
     }  # fmt: skip
     columns = {name: column for name, column in named.items() if column is not None}
-    ids = [run_id_from(file) for file in files]
-    twice = sorted({run_id for run_id in ids if ids.count(run_id) > 1})
-    if twice:
-        raise LbwError(f"two files give the run id {', '.join(twice)}; rename one of them")
     known = read_hand_labels(labels) if labels is not None else {}
-    if known and not set(ids) & set(known):
-        raise LbwError(f"{labels} labels none of these runs; it knows {', '.join(sorted(known)[:20])}")
-    imported = [
-        import_csv(file, out, columns=columns, labels=known.get(run_id))
-        for file, run_id in track(list(zip(files, ids, strict=True)), "importing", transient=True, disable=as_json)
-    ]
+    runs: list[Imported] = []
+    passed: list[PassedOver] = []
+    with stages() as progress:
+        for number, path in enumerate(paths, start=1):
+            found = import_path(
+                path, out, source=source, columns=columns, labels=known,
+                progress=None if len(paths) > 1 else lambda done, total: progress("importing", done, total),
+            )  # fmt: skip
+            runs += found.runs
+            passed += found.passed_over
+            if len(paths) > 1:
+                progress("importing", number, len(paths))
+    if known and not {run.run_id for run in runs} & set(known):
+        typer.echo(f"lbw: {labels} labels none of these runs; it knows {', '.join(sorted(known)[:20])}", err=True)
     if as_json:
-        print_json([{**item._asdict(), "path": str(item.path)} for item in imported])
-        return
-    for item in imported:
-        for suspicion in item.suspicions:
-            typer.echo(f"{item.run_id}: {suspicion}")
-    typer.echo(f"{len(imported)} runs, {sum(item.rows for item in imported)} rows in {out}. Next: lbw score {out}")
+        print_json(
+            {
+                "runs": [{**run._asdict(), "path": str(run.path)} for run in runs],
+                "passed_over": [item._asdict() for item in passed],
+            }
+        )
+    else:
+        for run in runs:
+            for suspicion in run.suspicions:
+                typer.echo(f"{run.run_id}: {suspicion}")
+        for item in passed:
+            typer.echo(f"not imported: {item.path}: {item.reason}")
+        kinds = ", ".join(sorted({run.importer for run in runs}))
+        typer.echo(
+            f"{len(runs)} runs, {sum(run.rows for run in runs)} rows in {out}"
+            + (f" ({kinds}). Next: lbw replay {out}" if runs else "")
+        )
+    if not runs:
+        raise LbwError(f"no run was found in {', '.join(paths)}")

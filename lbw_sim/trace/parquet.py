@@ -10,10 +10,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from enum import IntEnum
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 from zlib import crc32
 
 import numpy as np
@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from lbw_sim.errors import TraceError
-from lbw_sim.trace.journal import JournalReader, parse_description
+from lbw_sim.trace.journal import parse_description
 from lbw_sim.trace.schema import (
     MAX_META_BYTES,
     MAX_SEGMENT_ROWS,
@@ -48,6 +48,16 @@ _TYPES = {
     "S24": _TEXT,
 }
 _READ_ERRORS = (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError, NotImplementedError)
+
+
+class SegmentRows(Protocol):
+    """Where the rows of a segment come from: a journal, or an import."""
+
+    meta: SegmentMeta
+    description: dict[str, Any]
+
+    def chunks(self) -> Iterator[NDArray[np.void]]:
+        """The rows in order, as structured arrays of `row_fields`."""
 
 
 def arrow_schema(extra_channels: Sequence[str] = ()) -> pa.Schema:
@@ -104,8 +114,8 @@ def codes(text: pa.ChunkedArray, column: str) -> NDArray[np.int8]:
     return np.concatenate(parts) if parts else np.empty(0, np.int8)
 
 
-def write_segment(reader: JournalReader, target: Path, ending: dict[str, Any]) -> None:
-    """Turn a journal into `target`, at one stroke. `ending` joins its description. The journal itself is left alone.
+def write_segment(reader: SegmentRows, target: Path, ending: dict[str, Any]) -> None:
+    """Write rows as `target`, at one stroke. `ending` joins their description. A journal itself is left alone.
 
     Raises OSError, and leaves no half-made file then.
     """

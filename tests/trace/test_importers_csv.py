@@ -17,8 +17,9 @@ from lbw_sim.cli.app import app
 from lbw_sim.errors import LbwError, TraceError
 from lbw_sim.replay import verify
 from lbw_sim.trace import Label, read_trace, read_traces
-from lbw_sim.trace.importers.csv import import_csv, run_id_from
+from lbw_sim.trace.importers import Imported, import_path
 from lbw_sim.trace.importers.hand_labels import read_hand_labels
+from lbw_sim.trace.importers.logged import run_id_from
 
 REAL_RUNS = Path(__file__).parents[3] / "shared" / "data" / "real-runs"
 
@@ -26,6 +27,14 @@ REAL_RUNS = Path(__file__).parents[3] / "shared" / "data" / "real-runs"
 def write(path: Path, text: str) -> Path:
     path.write_bytes(text.encode())
     return path
+
+
+def import_csv(
+    file: Path, out: Path, *, columns: dict[str, str] | None = None, labels: list[Label] | None = None
+) -> Imported:
+    known = None if labels is None else {run_id_from(file): labels}
+    (imported,) = import_path(file, out, source="csv", columns=columns, labels=known).runs
+    return imported
 
 
 def columns(out: Path, run_id: str = "run", lineage: str = "final") -> dict[str, list[object]]:
@@ -193,7 +202,7 @@ def test_a_unix_time_becomes_time_since_the_first_row_and_a_token_total_is_told(
         ("run.jsonl", "[" * 100_000, "line 1 is not JSON"),
         ("run.parquet", "PAR1 this is none PAR1", "cannot be read"),
         ("run.csv.gz", "not gzip", "cannot be read"),
-        ("run.xlsx", "x", r"a file that ends in .csv, .tsv, .txt, .jsonl, .ndjson, .parquet is needed"),
+        ("run.xlsx", "x", "neither a header with a step, JSON lines nor Parquet"),
         ("....csv", "step,loss\n1,2\n", "its name gives no run id"),
     ],
 )
@@ -246,7 +255,7 @@ def test_hand_labels_come_with_the_runs(tmp_path: Path) -> None:
     write(tmp_path / "labels.json", json.dumps({"a": [label], "z": []}))
     files = [str(tmp_path / "a.csv"), str(tmp_path / "b.csv")]
     done = CliRunner().invoke(
-        app, ["import", "csv", *files, "-o", str(tmp_path / "out"), "--labels", str(tmp_path / "labels.json")]
+        app, ["import", *files, "-o", str(tmp_path / "out"), "--labels", str(tmp_path / "labels.json")]
     )
     assert done.exit_code == 0, done.output
     assert "2 runs, 4 rows" in done.output
@@ -273,20 +282,15 @@ def test_bad_label_files_are_refused_with_run_and_label(text: str, message: str,
 
 def test_the_command_refuses_what_cannot_be_meant(tmp_path: Path) -> None:
     file = str(write(tmp_path / "a.csv", "step,loss\n1,2\n"))
-    (tmp_path / "b").mkdir()
-    other = str(write(tmp_path / "b" / "a.csv", "step,loss\n1,2\n"))
-    labels = str(write(tmp_path / "labels.json", '{"z": []}'))
     out = ["-o", str(tmp_path / "out")]
     for arguments, message in [
-        (["cvs", file], "no importer named 'cvs'"),
-        (["csv", file, other], "two files give the run id a"),
-        (["csv", file, "--labels", labels], "labels none of these runs"),
-        (["csv", file, "--loss", "los"], "no column named 'los'. Known: loss, step. Did you mean 'loss'"),
+        ([file, "--source", "cvs"], "no importer named 'cvs'"),
+        ([file, "--loss", "los"], "no column named 'los'. Known: loss, step. Did you mean 'loss'"),
+        ([file, file], "run 'a' is in"),
     ]:
         done = CliRunner().invoke(app, ["import", *arguments, *out])
         assert isinstance(done.exception, LbwError)
         assert message in str(done.exception)
-    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.skipif(not REAL_RUNS.is_dir(), reason="the 50 public runs are not shipped")
