@@ -30,7 +30,6 @@ from lbw_sim.plots.canvas import (
     YELLOW,
     Picture,
     dress,
-    new_figure,
     plain,
 )  # fmt: skip
 from lbw_sim.plots.loss_axis import LossAxis, loss_axis, median_rows, running_median, set_loss_axis
@@ -59,6 +58,7 @@ COLUMNS = (
     "step", "loss", "lr", "effective_lr", "nonfinite", "regime", "posture", "scale", "energy", "skipped",
     "rolled_back_to", "event",
 )  # fmt: skip
+LONGEST_NAME = 32
 MODES = ("active", "shadow")
 
 
@@ -121,12 +121,14 @@ def run_info(
     *,
     mode: str = "active",
     rules: Mapping[str, Sequence[tuple[int, int]]] | None = None,
+    judge: bool = True,
 ) -> RunInfo:
     """Prepare the figure of one lineage of a trace. Raises ScoreError.
 
     `columns`: as `Trace.to_numpy()` gives; `labels`: of the run, any order. Alarms are judged by the labels as
     `lbw_sim.score.detection` does, and left unjudged without any. `mode`: that of the trace; in shadow mode the figure
     says that the scale was not applied. `rules`: name -> (first row, last row) of each alarm of another guard.
+    `judge`: False leaves alarms unjudged all the same.
     """
     missing = [name for name in COLUMNS if name not in columns]
     if missing:
@@ -172,7 +174,7 @@ def run_info(
         lanes=(
             *_label_lanes(labels),
             *_mark_lanes(steps, after, columns["event"]),
-            *_alarm_lanes(steps, after, alarms, judged=bool(labels), regimes=regimes),
+            *_alarm_lanes(steps, after, alarms, judged=judge and bool(labels), regimes=regimes),
             *_regime_lanes(bands, regimes),
             *_act_lanes(columns, steps, after, mode),
         ),
@@ -194,13 +196,14 @@ def run_figure(
     *,
     mode: str = "active",
     rules: Mapping[str, Sequence[tuple[int, int]]] | None = None,
+    judge: bool = True,
     width: float = WIDTH,
 ) -> Figure:
     """Loss, timeline, scale, learning rate and control energy of one run over its steps. Raises ScoreError.
 
     `width`: in inches. The others are as in `run_info`. Long runs are thinned out, extremes kept.
     """
-    info = run_info(columns, labels, title, mode=mode, rules=rules)
+    info = run_info(columns, labels, title, mode=mode, rules=rules, judge=judge)
     panels: list[tuple[float, Callable[[RunInfo, Axes], None]]] = [
         (3.4 if width >= WIDTH else 2.6, draw_loss),
         (0.2 * len(info.lanes) + 0.1, draw_timeline),
@@ -215,8 +218,18 @@ def run_figure(
     if asked:
         panels.append((0.9, draw_energy))
     heights = [height for height, _ in panels]
-    figure = new_figure(sum(heights) + 0.9, width)
-    axes = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
+    # places by hand: to find them out, everything would have to be drawn twice
+    names = [len(lane.name) for lane in (*info.lanes, *info.rules)]
+    left = max(0.75, 0.15 + 0.067 * min(LONGEST_NAME, max(names)))
+    top = (0.35 if info.title else 0.0) + (0.45 if info.events else 0.28) + (0.0 if width >= WIDTH else 0.17)
+    gap, bottom = 0.13, 0.45
+    height = sum(heights) + gap * (len(heights) - 1) + top + bottom
+    figure = Figure(figsize=(width, height), dpi=100)
+    margins = {
+        "left": left / width, "right": 1.0 - 0.55 / width, "top": 1.0 - top / height, "bottom": bottom / height,
+        "hspace": gap * len(heights) / sum(heights),
+    }  # fmt: skip
+    axes = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights, gridspec_kw=margins)
     for (_, draw), ax in zip(panels, axes, strict=True):
         draw(info, ax)
     axes[-1].set_xlabel("step", fontsize=TEXT)
@@ -286,7 +299,7 @@ def draw_lanes(lanes: Sequence[Lane], ax: Axes, hair: float) -> None:
     dress(ax)
     ax.grid(False, axis="y")
     ax.set_ylim(len(lanes) - 0.4, -0.6)
-    ax.set_yticks(range(len(lanes)), [plain(lane.name) for lane in lanes], fontsize=TEXT - 1)
+    ax.set_yticks(range(len(lanes)), [plain(short(lane.name)) for lane in lanes], fontsize=TEXT - 1)
     ax.tick_params(axis="y", length=0)
     for place, lane in enumerate(lanes):
         ax.axhline(place, color=LANE, linewidth=0.6, zorder=0)
@@ -339,6 +352,15 @@ def draw_energy(info: RunInfo, ax: Axes) -> None:
     )  # fmt: skip
     ax.set_ylim(0.0, 1.08 * float(np.max(info.energy)) or 1.0)
     ax.yaxis.set_major_locator(MaxNLocator(3))
+
+
+def short(name: str) -> str:
+    """A name that fits beside a lane.
+
+    >>> short("a" * 40)
+    'aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa…'
+    """
+    return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"
 
 
 def _hair(info: RunInfo) -> float:

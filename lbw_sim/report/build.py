@@ -30,6 +30,8 @@ from lbw_sim.plots import (
     stamp_figure,
     stamp_info,
 )
+from lbw_sim.replay.ahead import compile_ahead
+from lbw_sim.replay.compiled import WORTH_COMPILING
 from lbw_sim.report import sections
 from lbw_sim.report.findings import Columns, RunFindings, examine
 from lbw_sim.report.html import Child, Html, element, joined
@@ -59,6 +61,8 @@ class ReportOptions:
     """Name -> guards that are replayed beside."""
     details: int = 12
     """Runs that get a section of their own."""
+    moments: int = 4
+    """Close-ups in each of these sections."""
     title: str = ""
     environment: bool = False
     """Also show where and on what the runs were made: host, platform, paths."""
@@ -66,6 +70,8 @@ class ReportOptions:
     """Regular expression that finds learning rate, method and seed in run ids; see `place_in_grid`."""
     sweeps: Mapping[str, Sequence[Sequence[RunScore]]] = dataclasses.field(default_factory=dict)
     """Guard -> its runs at several sensitivities, drawn as curves."""
+    passed_over: int = 0
+    """Files that were to be imported and were not; the page says how many."""
 
 
 class Report(NamedTuple):
@@ -85,10 +91,14 @@ def build_report(traces: Sequence[Trace], options: ReportOptions, progress: Prog
     runs: list[RunFindings] = []
     stamps: dict[str, Html] = {}
     kept: dict[str, tuple[RunFindings, Columns]] = {}
+    fallback = GuardSpec.load(FALLBACK)
+    if sum(segment.rows for trace in traces for segment in trace.segments) >= WORTH_COMPILING:
+        groups = [(list(options.rules.values()), False), ([options.guard or fallback], True)]
+        compile_ahead(groups, lambda done, total: tell("compiling", done, total))
     examined = examine(
         traces,
         guard=options.guard,
-        fallback=GuardSpec.load(FALLBACK),
+        fallback=fallback,
         rules=options.rules,
         environment=options.environment,
         progress=lambda done, total: tell("replaying", done, total),
@@ -150,7 +160,10 @@ def write_report(report: Report, path: str | Path) -> Path:
 
 
 def _scores(runs: Sequence[RunFindings]) -> dict[str, list[RunScore]]:
-    """Guard -> its runs: every rule, and the guard shown where it is none of them."""
+    """Guard -> its runs: every rule, and the guard shown where it is none of them. Runs that cannot support a score are
+    left out where there is anything to judge by."""
+    if any(run.judged for run in runs):
+        runs = [run for run in runs if run.scorable]
     scores: dict[str, list[RunScore]] = {}
     for run in runs:
         for rule in run.rules:
@@ -286,7 +299,7 @@ def _run_section(
     run: RunFindings, columns: Columns, anchor: str, options: ReportOptions, traces: Sequence[Trace]
 ) -> Html:
     drawn = run_figure(
-        columns, run.labels, mode="shadow" if run.view == "replayed" else run.mode, width=8.0,
+        columns, run.labels, mode="shadow" if run.view == "replayed" else run.mode, width=8.0, judge=run.judged,
         rules={rule.name: rule.alarms for rule in run.rules if rule.alarms},
     )  # fmt: skip
     words = f"loss, labels, alarms, regimes, rules and scale of {run.run_id} over its steps"
@@ -295,7 +308,7 @@ def _run_section(
         "Numbers at the right: how many, or the share of rows."
     )
     guard = _guard(run, options, traces)
-    moments = choose(run, columns["regime"])
+    moments = choose(run, columns["regime"], options.moments)
     sight = look(guard, columns, columns["regime"]) if guard is not None and moments else None
     boxes = []
     for place, moment in enumerate(moments):
@@ -358,6 +371,8 @@ def _foot(
     runs: Sequence[RunFindings], detailed: Sequence[str], stamps: Mapping[str, Html], options: ReportOptions
 ) -> Html:
     said = []
+    if options.passed_over:
+        said.append(f"{sections.count(options.passed_over, 'file')} could not be imported and stand nowhere here.")
     if len(detailed) < len(runs):
         said.append(
             f"{len(detailed)} of {len(runs):,} runs have a section of their own: those with the most to see (values "

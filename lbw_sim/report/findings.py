@@ -24,6 +24,7 @@ from lbw_sim.report.vitals import Vitals, vitals
 from lbw_sim.score import RunScore, find_alarms, match, unsafe_rows
 from lbw_sim.score.control import ControlSummary, control_summary
 from lbw_sim.trace import Label, SegmentMeta, Trace
+from lbw_sim.trace.limitations import limitations
 from lbw_sim.values import Posture, Reason, Regime
 
 Columns = dict[str, NDArray[Any]]
@@ -33,8 +34,9 @@ ROWS_AT_ONCE = 1_000_000
 """Rows of several runs that are in memory together: some 300 MB. A longer run is alone."""
 
 PUBLIC = (
-    "imported", "importer", "cadence", "cadence_steps", "first_step", "attempts", "loss_decimals", "nonfinite_losses",
-    "missing_losses", "zero_losses", "repeated_losses", "suspicions", "aggregation", "grad_norm_clipping", "lost",
+    "imported", "importer", "rows", "cadence", "cadence_steps", "first_step", "first_fall", "attempts", "loss_is",
+    "loss_decimals", "loss_precision", "finite_losses", "nonfinite_losses", "missing_losses", "zero_losses",
+    "repeated_losses", "nan_filtered", "grad_norm_is", "tokens_are", "sampled", "lost", "source_columns",
     "architecture", "model", "method", "peak_lr", "lr", "seed", "steps", "fault", "lbw_sim", "torch", "numpy", "prose",
     "code", "corpus", "world_size", "unproven", "scales",
 )  # fmt: skip
@@ -92,9 +94,13 @@ class RunFindings(NamedTuple):
     last_step: int
     channels: tuple[str, ...]
     labels: tuple[Label, ...]
+    judged: bool
+    """Alarms are judged by the labels: there are some, and what was logged can support it."""
+    scorable: bool
+    """What was logged can support a judgement."""
     vitals: Vitals
     score: RunScore
-    """Alarms of the guard shown, judged by the labels."""
+    """Alarms of the guard shown, judged by the labels; where they are not judged, it has their places only."""
     alarm_steps: tuple[tuple[int, int], ...]
     """(first step, last step) of each of these alarms."""
     first_regime: str
@@ -128,7 +134,7 @@ class RunFindings(NamedTuple):
             int(self.vitals.nonfinite_rows > 0),
             self.missed,
             counts.events,
-            counts.false_alarms if self.labels else 0,
+            counts.false_alarms if self.judged else 0,
             counts.alarms,
             sum(bool(rule.alarms) for rule in self.rules),
         )
@@ -178,6 +184,11 @@ def unwatched(trace: Trace) -> bool:
     """Whether no guard looked at a run while it was recorded: it was imported, or flew with the null guard."""
     analyzer = tomllib.loads(trace.meta.spec_toml).get("analyzer", {})
     return bool(trace.meta.provenance.get("imported")) or analyzer.get("name") == "never"
+
+
+def scorable(trace: Trace) -> bool:
+    """Whether what was logged can support a judgement of alarms by labels."""
+    return not any("score" in limitation.refuses for limitation in limitations(trace.meta.provenance))
 
 
 def without_paths(text: str) -> str:
@@ -246,7 +257,7 @@ def _ask(
                     skip_requests=int(found.skip_requests[place]),
                     min_scale=float(found.min_scale[place]),
                     requested_energy=float(found.requested_energy[place]),
-                    score=match(alarms, trace.labels, found.steps, trace.run_id),
+                    score=match(alarms, trace.labels if scorable(trace) else (), found.steps, trace.run_id),
                 )
             )
         yield tuple(results), tuple(refused)
@@ -274,8 +285,10 @@ def _findings(
         last_step=int(steps[-1]),
         channels=trace.channels,
         labels=trace.labels,
+        judged=bool(trace.labels) and scorable(trace),
+        scorable=scorable(trace),
         vitals=vitals(columns),
-        score=match(alarms, trace.labels, steps, trace.run_id),
+        score=match(alarms, trace.labels if scorable(trace) else (), steps, trace.run_id),
         alarm_steps=tuple((int(steps[alarm.start_row]), int(steps[alarm.end_row])) for alarm in alarms),
         first_regime=Regime(int(columns["regime"][alarms[0].start_row])).name if alarms else "",
         control=control_summary(columns),
@@ -346,14 +359,14 @@ def _warnings(trace: Trace, environment: bool) -> tuple[str, ...]:
             found.append(f"{where}is still being written, or its writer died")
     if len(trace.segments) > 1:
         found.append(f"recorded in {len(trace.segments)} segments: the run was resumed")
-    suspicions = trace.meta.provenance.get("suspicions")
-    if isinstance(suspicions, str):
-        found += [item if environment else without_paths(item) for item in suspicions.split("; ") if item]
-    return tuple(found)
+    texts = [limitation.text for limitation in limitations(trace.meta.provenance)]
+    if not scorable(trace):
+        texts.append("alarms on this run are not judged, and it stands in no score: see above why")
+    return (*found, *(text if environment else without_paths(text) for text in texts))
 
 
 def _provenance(meta: SegmentMeta, environment: bool) -> tuple[tuple[tuple[str, str], ...], int]:
-    known = {name: value for name, value in meta.provenance.items() if name != "suspicions" and value not in (None, "")}
+    known = {name: value for name, value in meta.provenance.items() if value not in (None, "")}
     told = {name: value for name, value in known.items() if environment or name in PUBLIC}
     shown = tuple((name, str(value) if environment else without_paths(str(value))) for name, value in told.items())
     return shown, len(known) - len(told)

@@ -12,7 +12,6 @@ from lbw_sim.report.findings import RunFindings
 from lbw_sim.report.sight import Sight
 from lbw_sim.values import Reason, Regime
 
-MOST_MOMENTS = 6
 OFFSETS = (-2, -1, 0, 1, 2, 5)
 """Rows of the table, counted from where the moment begins."""
 MOST_SIGNALS = 3
@@ -24,7 +23,7 @@ VERDICTS = {
     "baited": "on a change labelled benign",
     "false": "where no event is labelled",
     "missed": "labelled, and no alarm",
-    "": "not judged: this run has no labels",
+    "": "not judged",
 }
 
 
@@ -56,13 +55,13 @@ class Numbers(NamedTuple):
     """Its value at the moment's first row, or whatever the analyzer gave as evidence; nan: nothing."""
 
 
-def choose(run: RunFindings, regimes: NDArray[Any], most: int = MOST_MOMENTS) -> list[Moment]:
+def choose(run: RunFindings, regimes: NDArray[Any], most: int) -> list[Moment]:
     """At most `most` moments, in order: missed events, the first alarm of each verdict, the longest others."""
     judged = [
         Moment(
             alarm.start_row,
             alarm.end_row,
-            alarm.verdict if run.labels else "",
+            alarm.verdict if run.judged else "",
             Regime(int(regimes[alarm.start_row])).name,
         )
         for alarm in run.score.alarms

@@ -113,10 +113,11 @@ def in_short(runs: Sequence[RunFindings], scores: Mapping[str, Sequence[RunScore
     """The page in a few sentences, made from its numbers."""
     said: list[Child] = []
     shown = {guard_words(run) for run in runs}
-    counts = pooled(run.score for run in runs)
+    counts = pooled(run.score for run in runs if run.scorable)
     alarmed = sum(run.score.counts.alarms > 0 for run in runs)
     who = " and ".join(sorted(shown)) if len(shown) < 4 else f"{len(shown)} guards"
-    alarms = f"{count(counts.alarms, 'alarm')} in {alarmed} of {count(len(runs), 'run')}"
+    raised = sum(run.score.counts.alarms for run in runs)
+    alarms = f"{count(raised, 'alarm')} in {alarmed} of {count(len(runs), 'run')}"
     if counts.events:
         seen = f"Of {count(counts.events, 'labelled event')} it sees {counts.detected}"
         late = f", at a median delay of {number(counts.median_delay_steps)} steps" if counts.detected else ""
@@ -157,6 +158,10 @@ def in_short(runs: Sequence[RunFindings], scores: Mapping[str, Sequence[RunScore
     if grown:
         text = f"In {count(len(grown), 'run')} the gradient norm grows {GROWTH:g}-fold or more after start-up: "
         said.append([text, named(grown, lambda run: f" × {run.vitals.grad_growth:.0f}"), "."])
+    unscored = [run for run in runs if not run.scorable]
+    if unscored:
+        text = f"{count(len(unscored), 'run')} can't be scored, because of what was logged: "
+        said.append([text, named(unscored), "."])
     doubtful = [run for run in runs if run.warnings]
     if doubtful:
         said.append(f"{count(len(doubtful), 'run')} with warnings about what was logged, or how; see each run.")
@@ -173,7 +178,7 @@ def named(runs: Sequence[RunFindings], note: object = None) -> list[Child]:
 
 def runs_table(runs: Sequence[RunFindings], detailed: Mapping[str, str]) -> Html:
     """A line per run. `detailed`: run id -> anchor of its own section."""
-    judged = any(run.labels for run in runs)
+    judged = any(run.judged for run in runs)
     rows = []
     for run in runs:
         counts, seen = run.score.counts, run.vitals
@@ -184,7 +189,7 @@ def runs_table(runs: Sequence[RunFindings], detailed: Mapping[str, str]) -> Html
                 "end": joined("not finite") if seen.nonfinite_rows and math.isnan(seen.end_loss) else seen.end_loss,
                 "growth": seen.grad_growth,
                 "seen": f"{counts.detected} of {counts.events}" if counts.events else UNDEFINED,
-                "false": counts.false_alarms if run.labels else math.nan,
+                "false": counts.false_alarms if run.judged else math.nan,
                 "alarms": counts.alarms,
                 "first": int(run.first_step_of_alarm) if run.first_step_of_alarm is not None else None,
                 "regime": run.first_regime.lower(),

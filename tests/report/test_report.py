@@ -100,7 +100,7 @@ def hostile_runs(tmp_path_factory: pytest.TempPathFactory) -> list[Trace]:
     spec = GuardSpec(HOSTILE, GuardSpec.load("default").tables)
     more = {
         "host": "secret-machine", "data_dir": "/home/somebody/corpus/a.txt", "platform": "Linux-x86_64",
-        "python": "3.99.0", "suspicions": f"lost 3 rows of /mnt/disk/log.csv; {HOSTILE}", "seed": 7,
+        "python": "3.99.0", "imported": 1, "lost": f"3 rows of /mnt/disk/log.csv; {HOSTILE}", "seed": 7,
     }  # fmt: skip
     record(
         folder, "a", falling(bump=200), spec=spec, event="<b>$x$ $\\frac$",
@@ -173,7 +173,7 @@ def test_figures_have_no_colour_that_the_dark_page_does_not_know(hostile: str) -
 def test_host_paths_and_environment_are_left_out_unless_asked_for(hostile: str, hostile_runs: list[Trace]) -> None:
     private = ("secret-machine", "/home/somebody", "/mnt/disk", "Linux-x86_64", "3.99.0", str(SHIPPED.parent))
     assert not any(word in hostile for word in private)
-    assert "lost 3 rows of (path)" in hostile
+    assert "not all could be read: 3 rows of (path)" in hostile
     assert "4 entries that may tell where the run was made left out" in hostile
     told = build_report(hostile_runs, ReportOptions(environment=True)).html
     assert all(word in told for word in private[:-1])
@@ -252,7 +252,7 @@ def test_budgets_say_how_near_the_run_came_to_each_limit(tmp_path: Path) -> None
 def test_a_moment_tells_the_signal_that_decided(tmp_path: Path) -> None:
     trace = record(tmp_path, "run", falling(bump=200), labels=(Label(200, 211, "spike"), Label(60, 70, "spike")))
     ((run, columns),) = examine([trace], guard=None, fallback=GuardSpec.load("default"), rules={})
-    moments = choose(run, columns["regime"])
+    moments = choose(run, columns["regime"], most=4)
     assert [(moment.verdict, moment.kind) for moment in moments] == [("missed", "spike"), ("event", moments[1].kind)]
     sight = look(trace.meta.spec.build(), columns, columns["regime"])
     assert sight is not None
