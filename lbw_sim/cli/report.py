@@ -100,8 +100,8 @@ def report(
         made = build_report(
             chosen,
             ReportOptions(
-                guard=shown[0] if shown else None, rules=rules, details=details, moments=moments, title=title, grid=grid,
-                environment=include_environment, sweeps=sweeps, passed_over=len(passed_over),
+                guard=shown[0] if shown else None, rules=rules, details=details, moments=moments, title=title,
+                grid=grid, environment=include_environment, sweeps=sweeps, passed_over=len(passed_over),
             ),
             progress,
         )  # fmt: skip

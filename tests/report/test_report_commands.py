@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
+from lbw_sim.cli.compare import compare
 from lbw_sim.cli.report import report
 from lbw_sim.errors import LbwError
+from lbw_sim.guard import GuardSpec
 
 SHIPPED = Path(__file__).parent.parent.parent / "traces" / "tiny"
 RUN = SHIPPED / "run_id=postln_lr_bump_shadow_s7"
@@ -66,17 +69,21 @@ def test_without_traces_it_exits_with_code_2() -> None:
     assert lbw("report", code=2).stderr.startswith("lbw: say which traces")
 
 
-def test_compare_exits_like_diff_and_says_where_and_in_what(tmp_path: Path) -> None:
+def test_compare_exits_like_diff_and_says_where_and_in_what(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     mine = tmp_path / "mine.toml"
-    mine.write_text(lbw("show", "zscore").stdout.replace("limit_sd = 3.0", "limit_sd = 20.0"), encoding="utf-8")
-    assert "The same decisions on every row of 2 runs." in lbw("compare", "zscore", "zscore", RUN, CALM).stdout
+    GuardSpec.load("zscore").with_changes({"analyzer.limit_sd": 20.0}).save(mine)
+    compare("zscore", "zscore", [RUN, CALM])
+    assert "The same decisions on every row of 2 runs." in capsys.readouterr().out
     done = lbw("compare", "zscore", mine, RUN, CALM, "--figure", tmp_path / "difference.svg", code=1)
     assert "analyzer.limit_sd" in done.stdout
     assert "Decisions change at" in done.stdout
     assert "of 800 rows" in done.stdout
     assert (tmp_path / "difference.svg").read_text().startswith("<?xml")
-    found = json.loads(lbw("compare", "zscore", mine, RUN, CALM, "--json", code=1).stdout)
+    with pytest.raises(typer.Exit):
+        compare("zscore", str(mine), [RUN, CALM], as_json=True)
+    found = json.loads(capsys.readouterr().out)
     assert found["parameters"] == [{"parameter": "analyzer.limit_sd", "a": 3.0, "b": 20.0}]
     assert found["places"] == sum(len(run["episodes"]) for run in found["runs"]) > 0
     assert found["rows"] == 800
-    assert "no such" in lbw("compare", "zscore", mine, tmp_path / "nothing", code=2).stderr
+    with pytest.raises(LbwError, match="no such"):
+        compare("zscore", "never", [tmp_path / "nothing"])
