@@ -313,7 +313,7 @@ def draw_lanes(lanes: Sequence[Lane], ax: Axes, hair: float) -> None:
 def draw_scale(info: RunInfo, ax: Axes) -> None:
     """Factor on the learning rate, in [0, 1]."""
     shadow = info.mode == "shadow"
-    dress(ax, y_label="scale,\nnot applied" if shadow else "scale")
+    dress(ax, y_label="scale,\nnot applied" if shadow and info.scale.min() < 1.0 else "scale")
     ax.set_ylim(0.0, 1.08)
     ax.set_yticks([0.0, 0.5, 1.0])
     rows = changes(info.scale)

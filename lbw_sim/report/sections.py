@@ -427,7 +427,11 @@ def moment_box(moment: Moment, found: Numbers, run: RunFindings, svg: Html, star
         decided = None
     rows = []
     for offset, values in found.rows:
-        cells = [value if isinstance(value, str) else number(value, ".3g") for value in values]
+        # the step in full, everything measured to three digits
+        cells = [
+            value if isinstance(value, str) else f"{value:.0f}" if name == "step" else number(value, ".3g")
+            for name, value in zip(found.columns, values, strict=True)
+        ]
         rows.append(element("tr", [element("td", cell) for cell in cells], class_="now" if offset == 0 else ""))
     return element(
         "div",
