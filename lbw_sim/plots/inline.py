@@ -31,7 +31,9 @@ def inline_svg(figure: Figure, prefix: str, text: str) -> str:
     Every colour of `DARK` becomes `var(--f-rrggbb)`; `colour_variables` has their values.
     """
     written = io.StringIO()
-    with _SETTINGS, matplotlib.rc_context({"svg.fonttype": "none"}), warnings.catch_warnings():
+    # ids from what is drawn, not at random: the same runs make the same page
+    settings = {"svg.fonttype": "none", "svg.hashsalt": "lbw-sim"}
+    with _SETTINGS, matplotlib.rc_context(settings), warnings.catch_warnings():
         # the page's fonts draw the text, not matplotlib's
         warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
         figure.savefig(written, format="svg", transparent=True, metadata={"Date": None})

@@ -11,6 +11,7 @@ from lbw_sim import GuardSpec, Telemetry
 from lbw_sim.errors import ChannelError, ScoreError
 from lbw_sim.plots.difference import RunRows, difference_info
 from lbw_sim.replay import NotCompared, RunDifference, compare_guards, replay
+from lbw_sim.replay.difference import _episodes
 from lbw_sim.trace import Recorder, Trace, read_trace
 
 LOW, HIGH = (GuardSpec.load("zscore").with_changes({"analyzer.limit_sd": limit}) for limit in (3.0, 20.0))
@@ -69,6 +70,17 @@ def test_a_larger_gap_makes_fewer_places_of_the_same_rows(tmp_path: Path) -> Non
     (wide,) = compare_guards([trace], LOW, HIGH, gap_rows=600)
     assert len(wide.episodes) == 1 < len(narrow.episodes)
     assert wide.rows_differing == narrow.rows_differing
+
+
+@pytest.mark.parametrize(("equal_rows", "places"), [(10, 1), (11, 2)])
+def test_differences_with_up_to_so_many_equal_rows_between_them_are_one_place(equal_rows: int, places: int) -> None:
+    rows = equal_rows + 6
+    a = {name: np.ones(rows) for name in ("regime", "posture", "scale", "reason")}
+    b = {name: values.copy() for name, values in a.items()}
+    b["scale"][[2, 3 + equal_rows]] = 0.5
+    episodes, differing = _episodes(np.arange(rows) * 5, a, b, gap_rows=10)
+    assert (len(episodes), differing) == (places, 2)
+    assert (episodes[0].first_step, episodes[-1].last_step) == (10, 5 * (3 + equal_rows))
 
 
 def test_another_name_for_the_same_act_is_said_to_be_that(tmp_path: Path) -> None:

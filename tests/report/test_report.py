@@ -14,7 +14,7 @@ import pytest
 
 from lbw_sim import GuardSpec, Reason, Regime, Telemetry
 from lbw_sim.guard.spec import preset_names
-from lbw_sim.report import ReportOptions, build_report, write_report
+from lbw_sim.report import ReportOptions, build, build_report, write_report
 from lbw_sim.report.findings import examine, without_paths
 from lbw_sim.report.html import VOID
 from lbw_sim.report.moments import choose, numbers
@@ -170,6 +170,11 @@ def test_figures_have_no_colour_that_the_dark_page_does_not_know(hostile: str) -
     assert "DARK_VARIABLES" not in css
 
 
+def test_the_same_runs_make_the_same_page(hostile_runs: list[Trace]) -> None:
+    options = ReportOptions(rules={"zscore": GuardSpec.load("zscore")})
+    assert build_report(hostile_runs[:1], options).html == build_report(hostile_runs[:1], options).html
+
+
 def test_host_paths_and_environment_are_left_out_unless_asked_for(hostile: str, hostile_runs: list[Trace]) -> None:
     private = ("secret-machine", "/home/somebody", "/mnt/disk", "Linux-x86_64", "3.99.0", str(SHIPPED.parent))
     assert not any(word in hostile for word in private)
@@ -286,7 +291,10 @@ def test_at_most_so_many_moments_and_missed_events_take_half_of_them(tmp_path: P
     assert moments == sorted(moments)
 
 
-def test_many_runs_get_a_line_each_and_the_noteworthy_a_section(tmp_path: Path) -> None:
+def test_many_runs_get_a_line_each_and_the_noteworthy_a_section(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "MOST_COMPARED", 2)
     for number in range(4):
         record(tmp_path, f"calm{number}", falling(seed=number))
     record(tmp_path, "bumped", falling(bump=200), labels=(Label(200, 211, "spike"),))
