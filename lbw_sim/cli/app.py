@@ -7,7 +7,21 @@ from typing import Annotated
 import typer
 
 from lbw_sim import __version__
-from lbw_sim.cli import compare, components, demo, import_, label, plot, record, replay, report, score, show, verify
+from lbw_sim.cli import (
+    compare,
+    components,
+    demo,
+    import_,
+    label,
+    plot,
+    record,
+    replay,
+    report,
+    score,
+    scrub,
+    show,
+    verify,
+)
 
 app = typer.Typer(
     name="lbw",
@@ -36,7 +50,21 @@ def _options(
     pass
 
 
-for module in (demo, record, import_, show, label, replay, score, compare, verify, plot, report, components):
+for module in (
+    demo,
+    record,
+    import_,
+    show,
+    label,
+    replay,
+    score,
+    compare,
+    report,
+    verify,
+    plot,
+    scrub,
+    components,
+):
     name = module.__name__.rpartition(".")[2]
     # `import` is a word of Python's own
     app.command(name.rstrip("_"))(getattr(module, name))

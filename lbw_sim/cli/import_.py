@@ -9,15 +9,27 @@ import typer
 
 from lbw_sim.cli.options import Json, print_json, stages
 
+MOST_LINES = 30
+
+
+def _list_sources(wanted: bool) -> None:
+    if wanted:
+        from lbw_sim.trace.importers import importers
+
+        for name, importer in importers().items():
+            typer.echo(f"{name:16}  {importer.reads}")
+        raise typer.Exit
+
 
 def import_(
     paths: Annotated[
-        list[str], typer.Argument(metavar="PATH...", help="Files, folders of logs, or wandb://entity/project/run.")
+        list[str], typer.Argument(metavar="PATH", help="Files, folders of logs, or wandb://entity/project/run.")
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of traces to add to.")] = Path("traces"),
-    source: Annotated[
-        str | None, typer.Option("--source", help="Read as this, whatever it looks like; `help` lists them.")
-    ] = None,
+    source: Annotated[str | None, typer.Option("--source", help="Read as this, whatever it looks like.")] = None,
+    sources: Annotated[
+        bool, typer.Option("--sources", callback=_list_sources, is_eager=True, help="List what can be read.")
+    ] = False,
     labels: Annotated[
         Path | None,
         typer.Option("--labels", help="JSON file of hand labels: {run id: [{start_step, end_step, kind}]}."),
@@ -39,13 +51,9 @@ def import_(
     are recorded under the guard `never`, in shadow, and what their logs cannot show is said.
     """
     from lbw_sim.errors import LbwError
-    from lbw_sim.trace.importers import Imported, PassedOver, import_path, importers
+    from lbw_sim.trace.importers import Imported, PassedOver, import_path
     from lbw_sim.trace.importers.hand_labels import read_hand_labels
 
-    if source == "help":
-        for name, importer in importers().items():
-            typer.echo(f"{name:16}  {importer.reads}")
-        return
     named = {
         "step": step, "loss": loss, "lr": lr, "grad_norm": grad_norm, "update_norm": update_norm, "tokens": tokens,
         "elapsed_s": elapsed_s,
@@ -77,8 +85,10 @@ def import_(
         for run in runs:
             for suspicion in run.suspicions:
                 typer.echo(f"{run.run_id}: {suspicion}")
-        for item in passed:
+        for item in passed[:MOST_LINES]:
             typer.echo(f"not imported: {item.path}: {item.reason}")
+        if len(passed) > MOST_LINES:
+            typer.echo(f"not imported: {len(passed) - MOST_LINES} more files; --json lists them all")
         kinds = ", ".join(sorted({run.importer for run in runs}))
         typer.echo(
             f"{len(runs)} runs, {sum(run.rows for run in runs)} rows in {out}"

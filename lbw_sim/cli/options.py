@@ -26,6 +26,9 @@ Plugins = Annotated[
     list[Path] | None,
     typer.Option("--plugin", help="Python file or folder with components of your own; runs its code."),
 ]
+Anyway = Annotated[
+    bool, typer.Option("--anyway", help="Also where the way in which a run was logged does not support it.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
 
 
@@ -46,6 +49,20 @@ def load_traces(path: Path) -> list[Trace]:
         return [read_trace(path)]
     # a run's folder under another name, or nothing at all: then it says so
     return read_traces(path) or [read_trace(path)]
+
+
+def tell_limits(runs: Sequence[Trace], use: str, anyway: bool = False) -> None:
+    """Say on standard error what these runs cannot show; refuse a use that they rule out, unless the user insists.
+
+    Raises TraceError.
+    """
+    from lbw_sim.trace.limitations import refuse, summary
+
+    facts = [(trace.run_id, trace.meta.provenance) for trace in runs]
+    if not anyway:
+        refuse(facts, use)
+    for line in summary(facts):
+        print(f"note: {line}", file=sys.stderr)
 
 
 def until_interrupted(items: Iterable[T]) -> Iterator[T]:

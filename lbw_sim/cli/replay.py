@@ -19,6 +19,7 @@ from lbw_sim.cli.options import (
     print_json,
     print_table,
     stages,
+    tell_limits,
     until_interrupted,
 )
 from lbw_sim.errors import LbwError
@@ -47,6 +48,8 @@ def replay(
     if alarms is not None and len(specs) != 1:
         raise LbwError(f"--alarms writes the alarms of one guard, and --guard names {len(specs)}")
     runs = load_traces(traces)
+    tell_limits(runs, "replay")
+    limits = {trace.run_id: [limitation.key for limitation in trace.limitations] for trace in runs}
     with stages() as progress:
         work = replay_many(
             runs, specs, progress=lambda done, total: progress("replaying", done, total), max_alarms=sys.maxsize
@@ -67,6 +70,7 @@ def replay(
                     "regime": Regime(int(found.first_regime[place])).name if alarmed else None,
                     "unsafe_steps": int(found.unsafe_steps[place]),
                     "requested_energy": float(found.requested_energy[place]),
+                    "limitations": limits[found.run_id],
                 }
             )
     if alarms is not None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lbw_sim.cli.options import (
+    Anyway,
     Guards,
     Json,
     Plugins,
@@ -19,6 +20,7 @@ from lbw_sim.cli.options import (
     print_json,
     print_table,
     stages,
+    tell_limits,
     until_interrupted,
 )
 
@@ -45,6 +47,7 @@ def score(
         bool, typer.Option("--curves", help="With --figure: a curve per guard, all its limits x 0.25 to x 4.")
     ] = False,
     seed: Annotated[int, typer.Option(help="Seed of the bootstrap over runs.")] = 0,
+    anyway: Anyway = False,
     as_json: Json = False,
 ) -> None:
     """Replay guards over labelled runs and judge their alarms.
@@ -64,6 +67,7 @@ def score(
 
     specs = load_guards(guard, plugin)
     runs = load_traces(traces)
+    tell_limits(runs, "score", anyway)
     scores: dict[str, list[RunScore]] = {spec.name: [] for spec in specs}
     references: dict[str, list[RunScore]] = {"oracle": [], "random": []}
     oracle, chance = references.values()

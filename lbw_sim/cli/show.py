@@ -42,6 +42,7 @@ def show(
             "guard": meta.spec.name,
             "fingerprint": meta.fingerprint,
             "channels": list(trace.channels),
+            "limitations": [limitation.text for limitation in trace.limitations],
             "labels": [label._asdict() for label in trace.labels],
             "provenance": dict(meta.provenance),
         }
@@ -53,7 +54,7 @@ def show(
     if len(runs) == 1:
         (trace,) = runs
         for name, value in (facts(trace) | control_summary(trace.to_numpy())._asdict()).items():
-            if name in ("labels", "provenance"):
+            if name in ("labels", "limitations", "provenance"):
                 continue
             text = (
                 ", ".join(value) if isinstance(value, list) else f"{value:.4g}" if isinstance(value, float) else value
@@ -65,7 +66,10 @@ def show(
                 f"confidence, {label.source}{f': {label.note}' if label.note else ''}"
             )
         for name, value in trace.meta.provenance.items():
-            typer.echo(f"{name:20}  {value}")
+            if value is not None:
+                typer.echo(f"{name:20}  {value}")
+        for limitation in trace.limitations:
+            typer.echo(f"{'limitation':20}  {limitation.text}")
     else:
         summaries = {trace.run_id: control_summary(trace.to_numpy()) for trace in runs}
         shown = [column for column in CONTROL_COLUMNS if column.key not in ("mean_scale", "rollbacks")]

@@ -162,7 +162,8 @@ class JournalReader:
         if version != FORMAT_VERSION:
             raise TraceError(f"{where}: journal format {version}; this release reads {FORMAT_VERSION}")
         self._seed = checksum
-        self.description = parse_description(text, where) | {"crc32_seed": checksum}
+        found = parse_description(text, where)
+        self.description = found | {"crc32_seed": checksum} if isinstance(found, dict) else found
         self.meta: SegmentMeta = check_description(self.description, where)
 
     def chunks(self) -> Iterator[NDArray[np.void]]:

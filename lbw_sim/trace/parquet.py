@@ -120,7 +120,14 @@ def write_segment(reader: SegmentRows, target: Path, ending: dict[str, Any]) -> 
     Raises OSError, and leaves no half-made file then.
     """
     extra = reader.meta.extra_channels
-    schema = arrow_schema(extra).with_metadata({META_KEY: json.dumps(reader.description | ending)})
+    schema = arrow_schema(extra)
+    tables = (rows_to_table(rows, schema, extra) for rows in reader.chunks())
+    write_tables(tables, reader.description | ending, extra, target)
+
+
+def write_tables(tables: Iterable[pa.Table], description: dict[str, Any], extra: Sequence[str], target: Path) -> None:
+    """Write tables of a trace's columns, a row group each, at one stroke. Raises OSError, and leaves nothing then."""
+    schema = arrow_schema(extra).with_metadata({META_KEY: json.dumps(description)})
     names: dict[str, list[str]] = {}
     for column in columns(extra):
         names.setdefault(column.dtype, []).append(column.name)
@@ -139,8 +146,8 @@ def write_segment(reader: SegmentRows, target: Path, ending: dict[str, Any]) -> 
                 column_encoding=encoding,
                 write_page_checksum=True,
             ) as writer:
-                for rows in reader.chunks():
-                    writer.write_table(rows_to_table(rows, schema, extra), row_group_size=len(rows))
+                for table in tables:
+                    writer.write_table(table.cast(schema), row_group_size=max(1, len(table)))
             file.flush()
             os.fsync(file.fileno())
         os.replace(fresh, target)

@@ -30,6 +30,7 @@ from lbw_sim.trace import parquet
 from lbw_sim.trace.journal import DamagedHeaderError, JournalReader, TraceWarning
 from lbw_sim.trace.labels import MAX_BYTES, Label, parse_labels
 from lbw_sim.trace.layout import LABELS, run_folder_name, run_id_of, segment_name, segments_in
+from lbw_sim.trace.limitations import Limitation, limitations
 from lbw_sim.trace.recovery import recover_run
 from lbw_sim.trace.schema import SegmentMeta, columns
 
@@ -83,6 +84,11 @@ class Trace:
     def meta(self) -> SegmentMeta:
         """What the last segment says about itself."""
         return self.segments[-1].meta
+
+    @property
+    def limitations(self) -> tuple[Limitation, ...]:
+        """What this run cannot support because of how it was logged; none when a guard was attached to it."""
+        return limitations(self.meta.provenance)
 
     @cached_property
     def _all(self) -> pa.Table:
@@ -152,6 +158,7 @@ class Trace:
         parts += [f"{lost:,} rows lost"] * (lost > 0)
         parts += ["damaged"] * any(segment.meta.damage for segment in self.segments)
         parts += [f"{len(self.labels)} labels"] * bool(self.labels)
+        parts += [limitation.key for limitation in self.limitations]
         return f"<Trace {self.run_id}: {', '.join(parts)}>"
 
 

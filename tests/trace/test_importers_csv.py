@@ -112,6 +112,18 @@ def test_a_column_named_by_option_wins_and_the_likelier_name_comes_first(tmp_pat
     assert columns(tmp_path / "out", "named")["loss"] == [7.5]
 
 
+def test_a_file_of_several_runs_is_taken_apart_by_its_column_of_names(tmp_path: Path) -> None:
+    text = "run_name,step,timestamp,loss\n" + "".join(
+        f"{name},{step},2025-01-01T00:00:0{step},{loss}\n"
+        for step in range(3)
+        for name, loss in (("a/b", 2.5 + step), ("c", 5.5 + step))
+    )
+    runs = import_path(write(tmp_path / "export.csv", text), tmp_path / "out").runs
+    assert [(run.run_id, run.rows) for run in runs] == [("a-b", 3), ("c", 3)]
+    assert columns(tmp_path / "out", "c")["loss"] == [5.5, 6.5, 7.5]
+    assert columns(tmp_path / "out", "a-b")["elapsed_s"] == [0.0, 1.0, 2.0]
+
+
 def test_nan_and_infinity_are_measured_and_an_empty_cell_is_not(tmp_path: Path) -> None:
     text = "step,loss,grad_norm\n0,2.0,1.0\n1,nan,1.0\n2,-inf,1.0\n3,,1.0\n4,2.0,inf\n5,N/A,nan\n"
     imported = import_csv(write(tmp_path / "run.csv", text), tmp_path / "out")

@@ -179,6 +179,14 @@ def test_a_header_that_claims_to_be_huge_is_refused_unread(tmp_path: Path) -> No
         read_trace(path)
 
 
+@pytest.mark.parametrize("text", [b"6", b"[1]", b'"x"', b"null"])
+def test_a_journal_whose_description_is_no_object_is_refused_for_that(text: bytes, tmp_path: Path) -> None:
+    head = struct.pack("<8sII", b"lbwtrace", 1, len(text)) + text
+    (tmp_path / "_segment-000.journal").write_bytes(head + struct.pack("<I", crc32(head)))
+    with pytest.raises(TraceError, match="its description is not a JSON object"):
+        read_trace(tmp_path / "_segment-000.journal")
+
+
 @quiet
 @given(value=json_values, raw=st.binary(max_size=50))
 def test_a_label_file_with_anything_in_it_is_read_or_refused(value: object, raw: bytes) -> None:

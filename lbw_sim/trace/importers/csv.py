@@ -1,4 +1,4 @@
-"""Imports a logged run: CSV, TSV, JSON lines or Parquet, one file per run.
+"""Imports logged runs: CSV, TSV, JSON lines or Parquet, one file per run, or several told apart by a column `run_name`.
 
 An empty cell is "not measured", `nan` is a loss that was nan. Rows without loss, learning rate and norms (an
 evaluation, say) are left out, and lines that share a step and no value become one row. It does not repair a log.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from lbw_sim.trace.importers.logged import (
     find_columns,
     joined,
     number,
+    plain,
     run_id_from,
     steps_only,
 )
@@ -41,6 +43,9 @@ SUFFIXES = {
     ".ndjson": "jsonl",
     ".parquet": "parquet",
 }
+RUN_COLUMNS = ("run_name", "run_id", "run_uuid", "run")
+"""Columns by which a file tells several runs apart."""
+MOST_RUNS = 1000
 _ROWS_AT_ONCE = 65_536
 _LONGEST_LINE = 1 << 20
 _LONGEST_HEADER = 1 << 16
@@ -62,35 +67,84 @@ def kind_of(path: Path, head: bytes) -> str:
         return "jsonl" if re.search(rb'"[^"]{0,40}(?:step|iter|update)[^"]{0,40}":', head[:_LONGEST_HEADER]) else ""
     names = [name.strip(b' "').lower() for name in first.split(_delimiter(first).encode())]
     # a header: words, the step among them
-    plain = [name.strip(b"_").replace(b" ", b"_") for name in names]
+    bare = [name.strip(b"_").replace(b" ", b"_") for name in names]
     wordy = any(name[:1].isalpha() or name[:1] == b"_" for name in names)
-    stepped = any(b"step" in name or name.startswith((b"iter", b"num_updates", b"update")) for name in plain)
+    stepped = any(b"step" in name or name.startswith((b"iter", b"num_updates", b"update")) for name in bare)
     known = "".join(path.suffixes[-2:]).lower().removesuffix(path.suffix if path.suffix in COMPRESSED else "")
     return "csv" if len(names) > 1 and wordy and (stepped or known.endswith((".csv", ".tsv"))) else ""
 
 
-def open_run(path: Path, columns: Mapping[str, str]) -> LoggedRun:
-    """The run in a file. Raises TraceError."""
+def open_runs(path: Path, columns: Mapping[str, str]) -> Iterator[LoggedRun]:
+    """The runs in a file. Raises TraceError."""
     kind = _format(path)
-    mapping = find_columns(names_of(path, kind), columns, path)
-    return LoggedRun(
-        run_id_from(path), path.name, mapping, partial(read_rows, path, kind, mapping), files=[path]
-    )  # fmt: skip
+    there = names_of(path, kind)
+    mapping = find_columns(there, columns, path)
+    by = next((name for name in there if plain(name) in RUN_COLUMNS and there.count(name) == 1), None)
+    names = _distinct(path, kind, by) if by is not None else []
+    if by is None or len(names) < 2:
+        rows = partial(read_rows, path, kind, mapping)
+        yield LoggedRun(run_id_from(path), path.name, mapping, rows, files=[path])
+        return
+    for name in names:
+        rows = partial(read_rows, path, kind, mapping, only=(by, name))
+        yield LoggedRun(run_id_from(name.replace("/", "-")), path.name, mapping, rows, files=[path])
 
 
-def read_rows(path: Path, kind: str, mapping: Mapping[str, str]) -> Iterator[Rows]:
-    """The rows of a file. Raises TraceError."""
+def read_rows(path: Path, kind: str, mapping: Mapping[str, str], only: tuple[str, str] | None = None) -> Iterator[Rows]:
+    """The rows of a file; `only` those whose column (first) holds the text (second). Raises TraceError."""
+    wanted = list(mapping.values()) + ([only[0]] if only is not None else [])
 
     def each() -> Iterator[Rows]:
         row = 1
-        for cells in _batches(path, kind, list(mapping.values())):
+        for cells in _batches(path, kind, wanted):
             values, measured = {}, {}
             for name, column in mapping.items():
-                values[name], measured[name] = _numbers(cells(column), str(path), row, column)
+                read = _times if name == "elapsed_s" else _numbers
+                values[name], measured[name] = read(cells(column), str(path), row, column)
+            size = len(values["step"])
+            if only is not None:
+                mine = np.array([text == only[1] for text in _texts(cells(only[0]))], bool)
+                values = {name: column[mine] for name, column in values.items()}
+                measured = {name: column[mine] for name, column in measured.items()}
             yield steps_only(values, measured, str(path), row)
-            row += len(values["step"])
+            row += size
 
     return joined(each())
+
+
+def _distinct(path: Path, kind: str, column: str) -> list[str]:
+    """The texts in a column, in the order of appearance; too many of them are no names of runs."""
+    found: dict[str, None] = {}
+    for cells in _batches(path, kind, [column]):
+        found |= dict.fromkeys(_texts(cells(column)))
+        if len(found) > MOST_RUNS:
+            return []
+    return list(found)
+
+
+def _texts(cells: Any) -> list[str]:
+    listed = cells.to_pylist() if isinstance(cells, pa.Array) else cells
+    return ["" if cell is None else str(cell)[:200] for cell in listed]
+
+
+def _times(cells: Any, where: str, row: int, column: str) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """The same for a column of times, which may be written as dates. What is neither is not measured."""
+    if isinstance(cells, pa.Array) and pa.types.is_timestamp(cells.type):
+        cells = cells.cast(pa.timestamp("us"), safe=False).cast(pa.int64()).cast(pa.float64(), safe=False)
+        values, there = _numbers(cells, where, row, column)
+        return values / 1e6, there
+    try:
+        return _numbers(cells, where, row, column)
+    except TraceError:
+        found = [_seconds(text) for text in _texts(cells)]
+    return np.array(found, np.float64), np.array([second == second for second in found], bool)
+
+
+def _seconds(text: str) -> float:
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except (ValueError, OverflowError, OSError):
+        return float("nan")
 
 
 def _numbers(cells: Any, where: str, row: int, column: str) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
@@ -210,7 +264,7 @@ def _records(path: Path) -> Iterator[dict[str, Any]]:
 
 def _runs(files: Sequence[Path], columns: Mapping[str, str]) -> Iterator[LoggedRun]:
     for path in files:
-        yield open_run(path, columns)
+        yield from open_runs(path, columns)
 
 
 CSV = Importer(

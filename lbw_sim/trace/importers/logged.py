@@ -39,7 +39,7 @@ STEP_CHANNELS = ("loss", "lr", "grad_norm", "update_norm")
 """A row without any of these is no step: an evaluation, say."""
 COMPRESSED = (".gz", ".bz2", ".zst", ".lz4")
 ROWS_AT_ONCE = 65_536
-MOST_POINTS = 8_000_000
+MOST_POINTS = 3_000_000
 """Numbers that one run may hold where a format has to be held in memory to be joined by step."""
 MOST_NAMES = 10_000
 """Different tags or columns that one source may have."""
@@ -315,28 +315,29 @@ class Series:
         return len(self.step)
 
 
-def rows_by_step(series: Mapping[str, Series]) -> Rows:
+def rows_by_step(series: Mapping[str, Series], where: str) -> Rows:
     """Series of several names, joined: one row per segment, attempt and step.
 
-    A step that falls within a series starts a new attempt of it. The row's time is the earliest of its numbers.
+    A step that falls within a series starts a new attempt of it. The row's time is the earliest of its numbers. Raises
+    TraceError.
     """
-    keys = {}
-    for name, one in series.items():
-        at_step, segment = np.frombuffer(one.step, np.int64), np.frombuffer(one.segment, np.int64)
-        falls = np.concatenate([[0], np.cumsum((at_step[1:] <= at_step[:-1]) & (segment[1:] == segment[:-1]))])
-        # counted from the start of the series' own segment
-        first = np.flatnonzero(np.concatenate([[True], segment[1:] != segment[:-1]]))
-        falls = falls - np.repeat(falls[first], np.diff(np.append(first, len(at_step))))
-        keys[name] = np.stack([segment, falls, at_step], axis=1)
-    key = np.concatenate(list(keys.values()))
-    segments, attempts, steps = (int(part) + 1 for part in key.max(axis=0))
-    if segments * attempts * steps < 1 << 62:
-        # one number each: sorting rows of three costs ten times as much
-        packed, inverse = np.unique((key[:, 0] * attempts + key[:, 1]) * steps + key[:, 2], return_inverse=True)
-        step = packed % steps
-    else:
-        every, inverse = np.unique(key, axis=0, return_inverse=True)
-        step = every[:, 2].copy()
+    attempts = {name: _attempts(one) for name, one in series.items()}
+    sizes = [(max(one.segment) + 1, int(attempts[name].max()) + 1, max(one.step) + 1) for name, one in series.items()]
+    if not sizes:
+        raise TraceError(f"{where}: holds no number of a training step")
+    most_segments, most_attempts, most_steps = (max(size) for size in zip(*sizes, strict=True))
+    if most_segments * most_attempts * most_steps >= 1 << 62:
+        raise TraceError(f"{where}: steps up to {most_steps - 1} fall {most_attempts - 1} times; that is no run")
+    # one number for each place: sorting rows of three costs ten times as much
+    packed = [
+        (np.frombuffer(one.segment, np.int64) * most_attempts + attempts[name]) * most_steps
+        + np.frombuffer(one.step, np.int64)
+        for name, one in series.items()
+    ]
+    del attempts
+    every, inverse = np.unique(np.concatenate(packed), return_inverse=True)
+    del packed
+    step = every % most_steps
     inverse = inverse.reshape(-1)
     count, values, measured, start = len(step), {}, {}, 0
     elapsed = np.full(count, np.inf)
@@ -349,6 +350,15 @@ def rows_by_step(series: Mapping[str, Series]) -> Rows:
         np.minimum.at(elapsed, at, np.frombuffer(one.time))
     values["elapsed_s"], measured["elapsed_s"] = elapsed, np.ones(count, bool)
     return Rows(step, values, measured)
+
+
+def _attempts(one: Series) -> NDArray[np.int64]:
+    """How often the step has fallen before each number, within the number's own segment."""
+    step, segment = np.frombuffer(one.step, np.int64), np.frombuffer(one.segment, np.int64)
+    within = segment[1:] == segment[:-1]
+    falls = np.concatenate([[0], np.cumsum((step[1:] <= step[:-1]) & within)])
+    first = np.flatnonzero(np.concatenate([[True], ~within]))
+    return np.asarray(falls - np.repeat(falls[first], np.diff(np.append(first, len(step)))), np.int64)
 
 
 def pieces(rows: Rows) -> Iterator[Rows]:

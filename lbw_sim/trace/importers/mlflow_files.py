@@ -48,7 +48,7 @@ def _runs(files: Sequence[Path], columns: Mapping[str, str]) -> Iterator[LoggedR
     mapping.pop("elapsed_s", None)
     lost: list[str] = []
     series = {name: _read(tags[tag], lost) for name, tag in mapping.items()}
-    rows = rows_by_step({name: one for name, one in series.items() if len(one)})
+    rows = rows_by_step({name: one for name, one in series.items() if len(one)}, folder.name)
     used = [tags[tag] for tag in mapping.values()]
     yield LoggedRun(run_id_from(folder), folder.name, mapping, lambda: pieces(rows), lost=lost, files=used)
 

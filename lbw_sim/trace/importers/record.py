@@ -91,6 +91,8 @@ def record(
         "source_columns": ", ".join(f"{name}={column}" for name, column in run.columns.items()),
         **survey.facts(),
         **run.facts,
+        # a nan that is there was not filtered
+        **({"nan_filtered": 0} if survey.broken_losses else {}),
         "lost": "; ".join(run.lost) or None,
         "lbw_sim": lbw_sim.__version__,
     }
@@ -190,7 +192,10 @@ class _Survey:
 
     rows: int = 0
     finite_losses: int = 0
+    broken_losses: int = 0
+    """Losses that were logged as nan or infinite."""
     nonfinite_losses: int = 0
+    """Rows whose loss or gradient norm was."""
     missing_losses: int = 0
     zero_losses: int = 0
     repeated_losses: int = 0
@@ -241,7 +246,8 @@ class _Survey:
         there = rows.measured.get("loss", np.zeros(len(rows.step), bool))
         loss = _column(rows, "loss")
         broken = _nonfinite(rows) == 1.0
-        finite = loss[there & np.isfinite(loss) & ~broken]
+        finite = loss[there & np.isfinite(loss)]
+        self.broken_losses += int((there & ~np.isfinite(loss)).sum())
         self.nonfinite_losses += int(broken.sum())
         self.missing_losses += int((~there & ~broken).sum())
         self.finite_losses += len(finite)
@@ -308,6 +314,8 @@ def _decimals(numbers: NDArray[Any], at_least: int) -> int:
     >>> _decimals(np.array([2.5, 3.25]), 0), _decimals(np.array([1 / 3]), 0)
     (2, 10)
     """
+    # larger ones have no decimals, and rounding them would overflow
+    numbers = numbers[np.abs(numbers) < 1e9]
     for decimals in range(at_least, _MOST_DECIMALS + 1):
         if bool((np.round(numbers, decimals) == numbers).all()):
             return decimals

@@ -10,6 +10,7 @@ import contextlib
 import json
 import shutil
 import sqlite3
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -130,12 +131,18 @@ def _mlflow_run(path: Path, run_uuid: str, name: str | None, columns: Mapping[st
                 if not isinstance(step, int) or not 0 <= step < 1 << 53 or not isinstance(value, (int, float)):
                     lost.append("values that are no numbers, or have no step")
                     continue
-                # with is_nan the value is 0
-                one.add(0, step, float("nan") if is_nan else float(value), _seconds(at))
-    rows = rows_by_step({name: one for name, one in series.items() if len(one)})
+                one.add(0, step, _mlflow_value(float(value), bool(is_nan)), _seconds(at))
+    rows = rows_by_step({name: one for name, one in series.items() if len(one)}, where)
     run_id = run_id_from(str(name)[:100] if name else run_uuid)
     lost[:] = dict.fromkeys(lost)
     return LoggedRun(run_id, path.name, mapping, lambda: pieces(rows), lost=lost, files=[path])
+
+
+def _mlflow_value(value: float, is_nan: bool) -> float:
+    """MLflow has no place for nan, whose value it stores as 0, nor for infinity, for which it stores the largest."""
+    if is_nan:
+        return float("nan")
+    return value if abs(value) < sys.float_info.max else float("inf") if value > 0 else float("-inf")
 
 
 def _seconds(milliseconds: Any) -> float:

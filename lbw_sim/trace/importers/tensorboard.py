@@ -255,7 +255,7 @@ def _runs(files: Sequence[Path], columns: Mapping[str, str]) -> Iterator[LoggedR
     del mapping["step"]
     mapping.pop("elapsed_s", None)
     series = {name: reader.series[tag] for name, tag in mapping.items() if len(reader.series[tag])}
-    rows = rows_by_step(series)
+    rows = rows_by_step(series, folder)
     facts: dict[str, str | int | float | None] = {"source_scalars": reader.scalars}
     if {"train/loss", "train/epoch"} <= reader.names.keys():
         # the tags of the Hugging Face Trainer

@@ -207,7 +207,7 @@ def _server(address: Path, columns: Mapping[str, str]) -> LoggedRun:
 
 def _runs(files: Sequence[Path], columns: Mapping[str, str]) -> Iterator[LoggedRun]:
     for path in files:
-        if not path.exists() and len(path.parts) == 3:
+        if not path.exists():  # an address
             yield _server(path, columns)
             continue
         with open(path, "rb") as file:

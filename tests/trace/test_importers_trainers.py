@@ -1,0 +1,156 @@
+"""Logs that real trainers wrote: the Hugging Face Trainer, Lightning's CSVLogger, wandb offline."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lbw_sim.errors import TraceError
+from lbw_sim.replay import verify
+from lbw_sim.trace import read_trace
+from lbw_sim.trace.importers import import_path
+
+WANDB = """
+import math, sys, wandb
+run = wandb.init(project="p", mode="offline", dir=sys.argv[1], settings=wandb.Settings(console="off"))
+for step in range(40):
+    loss = {5: math.nan, 6: math.inf, 7: -math.inf}.get(step, 3.0 + 0.1 / (step + 1))
+    run.log({"train/loss": loss, "lr": 1e-3, "table": "x" * 3000, "nested": {"a": 1}})
+    if step % 10 == 0:
+        run.log({"eval/loss": 3.0})
+run.finish()
+"""
+
+
+@pytest.fixture(scope="module")
+def offline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("wandb")
+    folder = tmp_path_factory.mktemp("wandb")
+    done = subprocess.run(
+        [sys.executable, "-c", WANDB, str(folder)], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    (file,) = folder.rglob("*.wandb")
+    return file
+
+
+def test_an_offline_file_of_wandb_comes_back_row_for_row(offline: Path, tmp_path: Path) -> None:
+    (run,) = import_path(offline, tmp_path / "out").runs
+    assert (run.rows, run.importer) == (40, "wandb")
+    trace = read_trace(tmp_path / "out")
+    columns = trace.to_numpy()
+    wanted = [{5: math.nan, 6: math.inf, 7: -math.inf}.get(step, 3.0 + 0.1 / (step + 1)) for step in range(40)]
+    assert [str(x) for x in columns["loss"].tolist()] == [str(x) for x in wanted]
+    assert columns["lr"].tolist() == [1e-3] * 40
+    assert (np.diff(columns["elapsed_s"]) >= 0).all()
+    assert verify(trace).rows == 40
+
+
+def test_a_torn_or_flipped_wandb_file_is_read_as_far_as_it_goes(offline: Path, tmp_path: Path) -> None:
+    data = offline.read_bytes()
+    assert len(data) > 3 * (32 << 10), "records go over the edges of blocks"
+    torn = tmp_path / "torn.wandb"
+    torn.write_bytes(data[: len(data) // 2])
+    (run,) = import_path(torn, tmp_path / "out").runs
+    assert 5 < run.rows < 40
+    assert any("ends within record" in text for text in run.suspicions)
+    flipped = bytearray(data)
+    flipped[len(data) // 2] ^= 1
+    (tmp_path / "flipped.wandb").write_bytes(bytes(flipped))
+    (run,) = import_path(tmp_path / "flipped.wandb", tmp_path / "out").runs
+    assert run.rows == 39
+    assert any("1 records fail their checksum" in text for text in run.suspicions)
+
+
+def test_an_export_of_wandb_is_known_and_a_sample_of_500_rows_suspected(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    step = np.arange(500) * 7
+    table = pa.table({"_step": step, "_timestamp": 1.7e9 + step, "train/loss": 3 + np.sin(step) / 7})
+    pq.write_table(table, tmp_path / "export.parquet")
+    (run,) = import_path(tmp_path / "export.parquet", tmp_path / "out").runs
+    assert (run.importer, run.rows) == ("wandb", 500)
+    assert any("exactly 500 rows, as the sampled history of W&B has" in text for text in run.suspicions)
+
+
+def test_an_address_that_leads_nowhere_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TraceError, match="expected wandb://entity/project/run"):
+        import_path("wandb://only/two", tmp_path / "out")
+    with pytest.raises(TraceError, match="no importer reads ftp://"):
+        import_path("ftp://a/b/c", tmp_path / "out")
+
+
+def train(folder: Path, every: int) -> Path:
+    """A real Trainer run of 12 steps whose loss is nan at step 5."""
+    import torch
+    from transformers import Trainer, TrainingArguments
+
+    class Model(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(3))
+            self.calls = 0
+
+        def forward(self, x: torch.Tensor, labels: torch.Tensor | None = None) -> dict[str, Any]:
+            self.calls += 1
+            loss = (self.weight * x).square().mean() + 1.0
+            return {"loss": loss * (math.nan if self.calls == 5 else 1.0)}
+
+    arguments = TrainingArguments(
+        str(folder), max_steps=12, logging_steps=every, save_steps=6, per_device_train_batch_size=1, report_to=[],
+        disable_tqdm=True, use_cpu=True, max_grad_norm=1.0,
+    )  # fmt: skip
+    rows = [{"x": torch.ones(3) * (1 + i / 8), "labels": torch.zeros(1)} for i in range(12)]
+    Trainer(model=Model(), args=arguments, train_dataset=rows).train()  # type: ignore[arg-type]
+    return folder
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_the_state_of_a_real_trainer_comes_back_and_says_what_it_hides(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    train(tmp_path / "each", 1)
+    train(tmp_path / "means", 3)
+    found = import_path(tmp_path, tmp_path / "out")
+    runs = {run.run_id: run for run in found.runs}
+    assert {name: run.rows for name, run in runs.items()} == {"each": 12, "means": 4}
+    assert all(run.importer == "hugging_face" for run in runs.values())
+    state = json.loads((tmp_path / "means" / "checkpoint-12" / "trainer_state.json").read_text())
+    logged = [entry["loss"] for entry in state["log_history"] if "loss" in entry]
+    assert read_trace(tmp_path / "out", "means").to_numpy()["loss"].tolist() == logged
+    each, means = runs["each"].suspicions, runs["means"].suspicions
+    assert means[0].startswith(
+        "each loss is the mean of the 3 steps since the row before: a spike of one step shows 1/3"
+    )
+    assert not any("mean of" in text for text in each)
+    for texts in (each, means):
+        assert any("the logger does not show nan" in text for text in texts)
+    assert "8 losses are exactly 0: a nan may have been logged as 0" in each, "the Trainer logged the nan as 0.0"
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_lines_of_one_step_of_lightnings_logger_become_one_row(tmp_path: Path) -> None:
+    pytest.importorskip("lightning")
+    from lightning.pytorch.loggers import CSVLogger
+
+    logger = CSVLogger(str(tmp_path / "logs"), name="mine", flush_logs_every_n_steps=7)
+    losses = [math.nan if step == 8 else 3.0 - 0.01 * step for step in range(20)]
+    for step, loss in enumerate(losses):
+        logger.log_metrics({"lr-AdamW": 1e-3}, step)
+        logger.log_metrics({"train_loss": loss, "epoch": 0}, step)
+        if step == 9:
+            logger.log_metrics({"val_loss": 3.3, "epoch": 0}, step)
+    logger.save()
+    (run,) = import_path(tmp_path / "logs", tmp_path / "out").runs
+    assert (run.run_id, run.rows, run.importer) == ("mine-version_0", 20, "lightning")
+    columns = read_trace(tmp_path / "out").to_numpy()
+    assert [str(x) for x in columns["loss"].tolist()] == [str(x) for x in losses]
+    assert columns["lr"].tolist() == [1e-3] * 20
+    assert columns["nonfinite"].tolist() == [float(step == 8) for step in range(20)]
