@@ -10,6 +10,7 @@ import io
 import re
 import threading
 import warnings
+from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
@@ -32,7 +33,7 @@ def inline_svg(figure: Figure, prefix: str, text: str) -> str:
     """
     written = io.StringIO()
     # ids from what is drawn, not at random: the same runs make the same page
-    settings = {"svg.fonttype": "none", "svg.hashsalt": "lbw-sim"}
+    settings: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "lbw-sim"}
     with _SETTINGS, matplotlib.rc_context(settings), warnings.catch_warnings():
         # the page's fonts draw the text, not matplotlib's
         warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)

@@ -25,6 +25,7 @@ from lbw_sim.score import RunScore, find_alarms, match, unsafe_rows
 from lbw_sim.score.control import ControlSummary, control_summary
 from lbw_sim.trace import Label, SegmentMeta, Trace
 from lbw_sim.trace.limitations import limitations
+from lbw_sim.trace.scrub import KEPT
 from lbw_sim.values import Posture, Reason, Regime
 
 Columns = dict[str, NDArray[Any]]
@@ -33,14 +34,15 @@ View = Literal["recorded", "replayed"]
 ROWS_AT_ONCE = 1_000_000
 """Rows of several runs that are in memory together: some 300 MB. A longer run is alone."""
 
-PUBLIC = (
-    "imported", "importer", "rows", "cadence", "cadence_steps", "first_step", "first_fall", "attempts", "loss_is",
-    "loss_decimals", "loss_precision", "finite_losses", "nonfinite_losses", "missing_losses", "zero_losses",
-    "repeated_losses", "nan_filtered", "grad_norm_is", "tokens_are", "sampled", "lost", "source_columns",
-    "architecture", "model", "method", "peak_lr", "lr", "seed", "steps", "fault", "lbw_sim", "torch", "numpy", "prose",
-    "code", "corpus", "world_size", "unproven", "scales",
+EXPERIMENT = frozenset(
+    {
+        "architecture", "model", "method", "peak_lr", "steps", "fault", "corpus", "prose", "code", "unproven", "lost",
+        "source_columns",
+    }
 )  # fmt: skip
-"""Provenance that says nothing about where a run was made. All else is left out unless it is asked for."""
+"""Provenance that says what was tried."""
+PUBLIC = (KEPT | EXPERIMENT) - {"python", "device"}
+"""Provenance that tells nothing of where a run was made. All else is left out unless it is asked for."""
 
 _PATH = re.compile(r"(?:[A-Za-z]:[\\/]|[A-Za-z][A-Za-z0-9+.-]*://|~/|\.{1,2}/|/)[^\s,;'\"]*[\\/][^\s,;'\"]*")
 
@@ -284,7 +286,9 @@ def _findings(
         first_step=int(steps[0]),
         last_step=int(steps[-1]),
         channels=trace.channels,
-        labels=trace.labels,
+        labels=tuple(
+            label if environment else label._replace(note=without_paths(label.note)) for label in trace.labels
+        ),
         judged=bool(trace.labels) and scorable(trace),
         scorable=scorable(trace),
         vitals=vitals(columns),

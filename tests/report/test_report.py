@@ -104,7 +104,8 @@ def hostile_runs(tmp_path_factory: pytest.TempPathFactory) -> list[Trace]:
     }  # fmt: skip
     record(
         folder, "a", falling(bump=200), spec=spec, event="<b>$x$ $\\frac$",
-        labels=(Label(200, 211, "spike", note=HOSTILE),), architecture=HOSTILE, method=HOSTILE, peak_lr=1e-3, **more,
+        labels=(Label(200, 211, "spike", note=f"{HOSTILE} in /scratch/me/log"),),
+        architecture=HOSTILE, method=HOSTILE, peak_lr=1e-3, **more,
     )  # fmt: skip
     record(folder, "b", falling(seed=1), architecture=HOSTILE, method=HOSTILE, peak_lr=1e-2, **more)
     return read_traces(folder)
@@ -176,7 +177,15 @@ def test_the_same_runs_make_the_same_page(hostile_runs: list[Trace]) -> None:
 
 
 def test_host_paths_and_environment_are_left_out_unless_asked_for(hostile: str, hostile_runs: list[Trace]) -> None:
-    private = ("secret-machine", "/home/somebody", "/mnt/disk", "Linux-x86_64", "3.99.0", str(SHIPPED.parent))
+    private = (
+        "secret-machine",
+        "/home/somebody",
+        "/mnt/disk",
+        "/scratch/me",
+        "Linux-x86_64",
+        "3.99.0",
+        str(SHIPPED.parent),
+    )
     assert not any(word in hostile for word in private)
     assert "not all could be read: 3 rows of (path)" in hostile
     assert "4 entries that may tell where the run was made left out" in hostile

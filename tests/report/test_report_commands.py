@@ -42,7 +42,7 @@ def test_report_writes_one_file_of_several_arguments(tmp_path: Path) -> None:
 
 def test_report_of_a_guard_in_replay_with_curves_of_it(tmp_path: Path) -> None:
     page = tmp_path / "report.html"
-    lbw("report", RUN, CALM, "-o", page, "-g", "zscore", "--rule", "never", "--curves", "--details", "0")
+    report([RUN, CALM], out=page, guard="zscore", rule=["never"], curves=True, details=0)
     text = page.read_text(encoding="utf-8")
     assert "zscore, replayed" in text
     assert 'id="run-1"' not in text
