@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 Values = NDArray[np.float64]
 
+ABSURD = 1e100
+"""Beyond this it is no loss, and its logarithms and ratios overflow."""
 LONG_ROWS = 5_000
 """From here on medians are worth loading pandas for."""
 
@@ -88,16 +90,18 @@ def loss_axis(curves: Iterable[Values]) -> LossAxis:
     everything. A loss that falls 30-fold and more is shown up to its start. What lies outside is left out.
     """
     finite = [values[np.isfinite(values)] for values in curves]
-    finite = [values for values in finite if len(values)]
+    smallest = min((float(values.min()) for values in finite if len(values)), default=math.nan)
+    largest = max((float(values.max()) for values in finite if len(values)), default=math.nan)
+    finite = [kept for values in finite if len(kept := values[np.abs(values) < ABSURD])]
     if not finite:
-        return LossAxis(0.0, 1.0, False, math.nan, math.nan)
-    smallest = min(float(values.min()) for values in finite)
-    largest = max(float(values.max()) for values in finite)
+        return LossAxis(0.0, 1.0, False, smallest, largest)
     shown = [values[len(values) // 100 :] for values in finite]
     best = min(float(np.quantile(values, 0.001)) for values in shown)
     first = max(float(values[:3].max()) for values in finite)
     start = max(float(values[:3].max()) for values in shown)
     room = start + 0.35 * (start - best)
+    if 0.0 < best < 1.0 / ABSURD:
+        best = 0.0
     if best > 0.0:
         room = max(start * min(start / best, 4.0) ** 0.35, 4.0 * best, first if first > 30.0 * best else 0.0)
     elif start == best:

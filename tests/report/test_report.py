@@ -330,6 +330,20 @@ def test_a_long_run_is_drawn_small_and_its_one_row_spike_is_still_there(tmp_path
     assert "above the frame: up to 9" in drawing
 
 
+def test_odd_runs_make_a_page_too(tmp_path: Path) -> None:
+    odd = {
+        "one": np.array([3.0]), "two": np.array([3.0, 2.0]), "constant": np.full(150, 2.0), "nan": np.full(150, nan),
+        "infinite": np.concatenate([falling(100), np.full(50, np.inf)]), "negative": np.linspace(1.0, -3.0, 150),
+        "zero": np.zeros(150), "huge": np.concatenate([np.full(75, 1e300), np.full(75, 1e-300)]),
+    }  # fmt: skip
+    for run_id, loss in odd.items():
+        labels = (Label(100, 149, "nonfinite"), Label(5_000, 6_000, "spike")) if run_id == "infinite" else ()
+        record(tmp_path, run_id, loss, labels=labels, peak_lr="no number")
+    report = build_report(read_traces(tmp_path), ReportOptions(rules=RULES, moments=1))
+    assert set(Page(report.html).text.split()) >= set(odd)
+    assert len(report.detailed) == len(odd)
+
+
 def test_a_grid_of_learning_rates_becomes_a_table_and_a_figure(tmp_path: Path) -> None:
     for method, ends in {"adamw": (2.0, 4.0), "guard": (2.5, nan)}.items():
         for peak_lr, end in zip((1e-3, 1e-2), ends, strict=True):
