@@ -104,7 +104,9 @@ def import_path(
             progress(number, len(units))
     if not done and passed and not Path(path).is_dir():
         raise TraceError("; ".join(item.reason for item in passed))
-    return Imports(tuple(done), tuple(passed))
+    # the folder that was walked is known, and reasons may be handed on
+    above = f"{path}{os.sep}"
+    return Imports(tuple(done), tuple(item._replace(reason=item.reason.replace(above, "")) for item in passed))
 
 
 def _runs(importer: Importer, files: Sequence[Path], columns: Mapping[str, str], name: str) -> Iterator[LoggedRun]:
