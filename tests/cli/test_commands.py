@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 LBW = [sys.executable, "-m", "lbw_sim"]
-COMMANDS = ("demo", "record", "show", "label", "replay", "score", "verify", "plot", "components")
+COMMANDS = ("demo", "record", "show", "label", "replay", "score", "verify", "plot", "components", "import", "scrub")
 
 RULE = '''
 from typing import NamedTuple
@@ -163,6 +163,8 @@ def test_an_analyzer_dropped_into_a_folder_is_listed_checked_replayed_and_scored
     [
         (["show", "no-such-folder"], "no such"),
         (["score", "{empty}"], "holds no run"),
+        (["import", "no-such-file"], "no such file or folder"),
+        (["import", "{empty}"], "no run was found in"),
         (["replay", "{traces}", "-g", "defualt"], "Did you mean 'default'?"),
         (["plot", "{traces}", "--run", "nobody"], "no run named 'nobody'"),
         (["plot", "{traces}", "--format", "gif"], "no figure format named 'gif'"),

@@ -6,8 +6,10 @@ import bz2
 import gzip
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -19,7 +21,8 @@ from lbw_sim.replay import verify
 from lbw_sim.trace import Label, read_trace, read_traces
 from lbw_sim.trace.importers import Imported, import_path
 from lbw_sim.trace.importers.hand_labels import read_hand_labels
-from lbw_sim.trace.importers.logged import run_id_from
+from lbw_sim.trace.importers.logged import LoggedRun, Rows, run_id_from
+from lbw_sim.trace.importers.record import record
 
 REAL_RUNS = Path(__file__).parents[3] / "shared" / "data" / "real-runs"
 
@@ -124,6 +127,15 @@ def test_a_file_of_several_runs_is_taken_apart_by_its_column_of_names(tmp_path: 
     assert columns(tmp_path / "out", "a-b")["elapsed_s"] == [0.0, 1.0, 2.0]
 
 
+def test_a_panel_that_wandb_exported_holds_a_run_per_column_and_is_a_sample(tmp_path: Path) -> None:
+    names = ["owl 1 - train/loss", "owl 1 - train/loss__MIN", "owl 1 - train/loss__MAX", "fox - 2 - train/loss"]
+    text = '"Step",' + ",".join(f'"{name}"' for name in names) + '\n"0","5.5","5.5","5.5",""\n"7","4.5","4","5","3.5"\n'
+    runs = import_path(write(tmp_path / "panel.csv", text), tmp_path / "out").runs
+    assert [(run.run_id, run.rows) for run in runs] == [("owl-1", 2), ("fox---2", 1)]
+    assert columns(tmp_path / "out", "owl-1")["loss"] == [5.5, 4.5]
+    assert runs[0].suspicions[0].startswith("a sample of the logged rows and not all of them")
+
+
 def test_nan_and_infinity_are_measured_and_an_empty_cell_is_not(tmp_path: Path) -> None:
     text = "step,loss,grad_norm\n0,2.0,1.0\n1,nan,1.0\n2,-inf,1.0\n3,,1.0\n4,2.0,inf\n5,N/A,nan\n"
     imported = import_csv(write(tmp_path / "run.csv", text), tmp_path / "out")
@@ -144,6 +156,7 @@ def test_a_file_without_a_single_loss_was_nan_throughout(tmp_path: Path) -> None
 
 def test_rows_that_are_no_steps_are_left_out(tmp_path: Path) -> None:
     lines = [{"step": 1, "loss": 2.5, "lr": 0.1}, {"step": 1, "eval_loss": 2.0}, {"step": 2, "loss": 2.4, "lr": 0.1}]
+    lines.append({"step": 9, "eval_loss": 1.0})
     write(tmp_path / "run.jsonl", "\n".join(json.dumps(line) for line in lines))
     assert import_csv(tmp_path / "run.jsonl", tmp_path / "out").rows == 2
     assert columns(tmp_path / "out")["step"] == [1, 2]
@@ -157,6 +170,17 @@ def test_a_step_that_does_not_rise_starts_a_new_attempt_and_the_last_one_counts(
     assert imported.suspicions == (
         "the step does not rise at row 4: step 3 -> 2 (1 in all): the last row of a step counts",
     )
+    assert verify(read_trace(tmp_path / "out")).rows == 5
+
+
+def test_attempts_go_on_over_the_edges_of_chunks(tmp_path: Path) -> None:
+    def rows() -> Iterator[Rows]:
+        for step, loss in ((1, 5.0), (2, 4.0), (2, 3.5), (1, 3.0), (2, 2.5)):
+            yield Rows(np.array([step]), {"loss": np.array([loss])}, {"loss": np.array([True])})
+
+    record(LoggedRun("run", "here", {"loss": "loss"}, rows), tmp_path / "out", importer="test")
+    assert columns(tmp_path / "out", lineage="all")["attempt"] == [0, 0, 1, 2, 2]
+    assert columns(tmp_path / "out")["loss"] == [3.0, 2.5]
     assert verify(read_trace(tmp_path / "out")).rows == 5
 
 

@@ -98,6 +98,13 @@ def test_a_view_in_place_of_the_table_is_never_run(tmp_path: Path) -> None:
         import_path(file, tmp_path / "out")
 
 
+def test_a_virtual_table_is_not_read(tmp_path: Path) -> None:
+    script = "CREATE VIRTUAL TABLE metrics USING fts5(key, value, timestamp, run_uuid, step, is_nan)"
+    file = database(tmp_path / "virtual.db", script, "metrics", [("loss", 2.5, 0, "u", 1, 0)])
+    with pytest.raises(TraceError, match="not recognised"):
+        import_path(file, tmp_path / "out")
+
+
 def test_a_run_name_is_data_and_not_sql(tmp_path: Path) -> None:
     name = "x'; DROP TABLE metrics; --"
     rows: list[tuple[object, ...]] = [(i, "2025-01-01", name, i, json.dumps({"loss": 2.5})) for i in range(1, 4)]

@@ -88,6 +88,13 @@ def test_what_megatron_averages_and_leaves_out_is_said(tmp_path: Path) -> None:
     assert "1 rows have no loss" not in run.suspicions, "its gradient norm was nan: the step is known to be broken"
 
 
+def test_a_line_of_nothing_but_digits_takes_no_longer_than_another(tmp_path: Path) -> None:
+    line = "step:1/9 train_loss:2.5 train_time:"
+    (tmp_path / "train.log").write_text("\n".join(line + filler * 60_000 for filler in ("7", ",", " ", "-", "7.")))
+    (run,) = import_path(tmp_path / "train.log", tmp_path / "out", source="modded_nanogpt").runs
+    assert run.rows == 5
+
+
 def test_a_text_without_training_steps_is_not_recognised_and_said_to_be_none_when_forced(tmp_path: Path) -> None:
     file = tmp_path / "notes.txt"
     file.write_text("the loss was fine\n")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import struct
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import pytest
@@ -67,6 +69,37 @@ def test_a_torn_or_flipped_wandb_file_is_read_as_far_as_it_goes(offline: Path, t
     (run,) = import_path(tmp_path / "flipped.wandb", tmp_path / "out").runs
     assert run.rows == 39
     assert any("1 records fail their checksum" in text for text in run.suspicions)
+
+
+@pytest.mark.parametrize("left", [0, 1, 6, 7])
+def test_a_record_of_wandb_begins_a_block_where_the_last_one_left_no_room(left: int, tmp_path: Path) -> None:
+    def framed(data: bytes) -> bytes:
+        return struct.pack("<IHB", crc32(data, crc32(b"\x01")), len(data), 1) + data
+
+    def row(step: int) -> bytes:
+        items = b"".join(
+            b"\x0a" + bytes([len(name) + len(text) + 5]) + b"\x0a" + bytes([len(name)]) + name
+            + b"\x82\x01" + bytes([len(text)]) + text
+            for name, text in ((b"loss", b"2.5"), (b"_step", str(step).encode()))
+        )  # fmt: skip
+        return b"\x12" + bytes([len(items)]) + items
+
+    begun = b":W&B\xe1\xbe\x00" + framed(row(1))
+    room = (32 << 10) - len(begun) - 7 - left
+    # another kind of record, of the length that leaves so much
+    begun += framed(
+        b"\x22" + bytes([room - 4 & 0x7F | 0x80, room - 4 >> 7 & 0x7F | 0x80, room - 4 >> 14]) + bytes(room - 4)
+    )
+    data = begun + (bytes(left) if left < 7 else b"") + framed(row(2))
+    if left == 7:
+        # room for a head and nothing else: an empty first part, as LevelDB's writer does
+        whole = row(2)
+        data = begun + struct.pack("<IHB", crc32(b"", crc32(b"\x02")), 0, 2)
+        data += struct.pack("<IHB", crc32(whole, crc32(b"\x04")), len(whole), 4) + whole
+    (tmp_path / "run.wandb").write_bytes(data)
+    (run,) = import_path(tmp_path / "run.wandb", tmp_path / "out").runs
+    assert run.suspicions == ()
+    assert read_trace(tmp_path / "out").to_numpy()["step"].tolist() == [1, 2]
 
 
 def test_an_export_of_wandb_is_known_and_a_sample_of_500_rows_suspected(tmp_path: Path) -> None:
@@ -133,6 +166,29 @@ def test_the_state_of_a_real_trainer_comes_back_and_says_what_it_hides(tmp_path:
     for texts in (each, means):
         assert any("the logger does not show nan" in text for text in texts)
     assert "8 losses are exactly 0: a nan may have been logged as 0" in each, "the Trainer logged the nan as 0.0"
+
+
+def test_a_trainer_state_is_read_entry_by_entry_and_a_cut_one_as_far_as_it_goes(tmp_path: Path) -> None:
+    history = [{"step": step, "loss": 2.5 - step / 1e5, "note": "x" * 100} for step in range(1, 5000)]
+    text = json.dumps({"a": '"log_history": [1]', "log_history": history, "logging_steps": 1.0, "max_steps": 9})
+    file = tmp_path / "run" / "trainer_state.json"
+    file.parent.mkdir()
+    file.write_text(text)
+    (run,) = import_path(file, tmp_path / "out").runs
+    assert (run.rows, run.suspicions[0][:28]) == (4999, "the logger does not show nan")
+    file.write_text(text[: len(text) // 2])
+    (run,) = import_path(file, tmp_path / "cut").runs
+    assert 2000 < run.rows < 3000
+    assert any("it ends within its history" in said for said in run.suspicions)
+    for broken, message in [
+        ('{"log_history": [{"step": 1, "loss": 2.5}, 7]}', "holds '7' where an object belongs"),
+        ('{"log_history": [{"step": 1, "loss": oops}]}', "is not JSON at character"),
+        ('{"log_history": [' + "[" * 300_000, "is not JSON at character|ends within"),
+        ('{"log_history": 3}', "holds no log_history"),
+    ]:
+        file.write_text(broken)
+        with pytest.raises(TraceError, match=message):
+            import_path(file, tmp_path / "no")
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")

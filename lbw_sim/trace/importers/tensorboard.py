@@ -7,6 +7,7 @@ before it is kept; so is everything beside a record that fails its checksum.
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -38,6 +39,8 @@ _LARGEST_SCALAR_RECORD = 1 << 20
 _RECORDS_AT_ONCE = 20_000
 _BYTES_AT_ONCE = 8 << 20
 _LONGEST_TAG = 1000
+# how SummaryWriter names a folder by itself; what follows the date is the name of the machine
+_DATE_AND_HOST = re.compile(r"([A-Z][a-z]{2}\d\d_\d\d-\d\d-\d\d)_")
 _CANDIDATES = frozenset(name for names in SYNONYMS.values() for name in names)
 # TensorFlow's numbers for float32, float64, int32, int64, float16
 _DTYPES = {1: "<f4", 2: "<f8", 3: "<i4", 9: "<i8", 19: "<f2"}
@@ -59,13 +62,15 @@ class _Reader:
 
     def read(self, path: Path, segment: int) -> None:
         """One event file. Raises OSError."""
+        # the file's own name holds the name of the machine
+        where = f"event file {segment + 1}"
         with open(path, "rb") as file:
-            for data in _records(file, path.name, self.lost):
+            for data in _records(file, where, self.lost):
                 try:
                     if not self._plain_scalar(data, segment):
                         self._event(data, segment)
                 except (WireError, IndexError, struct.error, ValueError, OverflowError):
-                    self._lose(f"{path.name}: records that are no events")
+                    self._lose(f"{where}: records that are no events")
                 if self._full:
                     self._lose(f"more than {MOST_POINTS} numbers; those that follow are not read")
                     return
@@ -248,6 +253,8 @@ def is_event_file(path: Path, head: bytes) -> bool:
 def _runs(files: Sequence[Path], columns: Mapping[str, str]) -> Iterator[LoggedRun]:
     files = sorted(files, key=lambda path: path.name)
     folder = files[0].resolve().parent.name
+    if match := _DATE_AND_HOST.match(folder):
+        folder = match[1]
     reader = _Reader(columns)
     for segment, path in enumerate(files):
         reader.read(path, segment)

@@ -21,11 +21,12 @@ from lbw_sim.trace.importers.logged import Importer, LoggedRun, rows_of, run_id_
 
 LONGEST_LINE = 1 << 16
 _COLOURS = re.compile(r"\x1b\[[0-9;]{0,16}m")
-_NUMBER = r"[-+]?(?:\d[\d,]*\.?\d*(?:[eE][-+]?\d+)?|nan|inf(?:inity)?|-nan)"
+# bounded, or a line of digits alone would take the square of its length
+_NUMBER = r"[-+]?(?:\d[\d,]{0,30}\.?\d{0,30}(?:[eE][-+]?\d{1,4})?|nan|inf(?:inity)?|-nan)"
 
 
 def _find(name: str, before: str, after: str = "") -> str:
-    return rf"{before}\s*(?P<{name}>{_NUMBER}){after}"
+    return rf"{before}\s{{0,20}}(?P<{name}>{_NUMBER}){after}"
 
 
 @dataclass(frozen=True, kw_only=True)
