@@ -1,8 +1,8 @@
-"""What importing 300,000 TensorBoard scalars costs, beside a plain read of the file and TensorBoard's own reader.
+"""What importing 300,000 TensorBoard scalars costs, beside one CRC-32 over the file and beside TensorBoard's reader.
 
     python benchmarks/import_tensorboard.py [steps]
 
-One core. Times are of this machine; the ratios travel. TensorBoard's reader is timed where it is installed.
+Processor time of one core, of this machine; the ratios travel. TensorBoard's reader is timed where it is installed.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from zlib import crc32
 
 from lbw_sim.trace import read_trace
 from lbw_sim.trace.importers import import_path
@@ -59,17 +60,17 @@ def main(steps: int) -> None:
             run.mkdir()
             file = run / "events.out.tfevents.1700000000.machine"
             write_events(file, steps, tensors)
-            start = time.perf_counter()
-            file.read_bytes()
-            plain_s = time.perf_counter() - start
-            start = time.perf_counter()
+            start = time.process_time()
+            crc32(file.read_bytes())
+            plain_s = time.process_time() - start
+            start = time.process_time()
             (imported,) = import_path(run, Path(scratch) / "traces").runs
-            import_s = time.perf_counter() - start
+            import_s = time.process_time() - start
             channels = read_trace(Path(scratch) / "traces").channels
             scalars = imported.rows * sum(name in channels for name in ("loss", "lr", "grad_norm"))
             print(
                 f"{'tensors' if tensors else 'plain  '} {scalars:,} scalars of {file.stat().st_size / 1e6:.1f} MB: "
-                f"import {import_s:.2f} s, plain read {plain_s:.3f} s (x {import_s / plain_s:.0f})",
+                f"import {import_s:.2f} s, read and crc32 of the file {plain_s:.3f} s (x {import_s / plain_s:.0f})",
                 end="",
             )
             try:
@@ -77,10 +78,10 @@ def main(steps: int) -> None:
             except ImportError:
                 print()
                 continue
-            start = time.perf_counter()
+            start = time.process_time()
             accumulator = EventAccumulator(str(run), size_guidance={"scalars": 0, "tensors": 0})
             accumulator.Reload()
-            theirs_s = time.perf_counter() - start
+            theirs_s = time.process_time() - start
             print(f", EventAccumulator {theirs_s:.2f} s (import takes {import_s / theirs_s:.2f} of it)")
 
 

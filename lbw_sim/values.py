@@ -10,6 +10,8 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import NamedTuple
 
+from lbw_sim.notebook import facts
+
 nan = float("nan")
 
 
@@ -161,3 +163,18 @@ class Decision(NamedTuple):
     """The `Reason` that had the last word."""
     rollback_steps: int = 0
     """How many steps to go back; 0 unless the posture is ROLLBACK."""
+
+    def _repr_html_(self) -> str:
+        """For notebooks: codes as words."""
+        rows = [
+            ("regime", _name(Regime, self.regime)),
+            ("posture", _name(Posture, self.posture)),
+            ("scale", f"{self.scale:g}"),
+            ("control energy so far", f"{self.energy:g}"),
+            ("last word", _name(Reason, self.reason)),
+        ]
+        return facts("Decision", rows)
+
+
+def _name(words: type[IntEnum], code: int) -> str:
+    return words(code).name if code in words._value2member_map_ else f"{code}, which is none"

@@ -9,6 +9,7 @@ import typer
 from lbw_sim import __version__
 from lbw_sim.cli import (
     backtest,
+    compare,
     components,
     demo,
     import_,
@@ -16,6 +17,7 @@ from lbw_sim.cli import (
     plot,
     record,
     replay,
+    report,
     score,
     scrub,
     show,
@@ -50,7 +52,23 @@ def _options(
     pass
 
 
-for module in (demo, record, watch, import_, show, label, replay, score, backtest, verify, plot, scrub, components):
+for module in (
+    demo,
+    record,
+    watch,
+    import_,
+    show,
+    label,
+    replay,
+    score,
+    compare,
+    report,
+    backtest,
+    verify,
+    plot,
+    scrub,
+    components,
+):
     name = module.__name__.rpartition(".")[2]
     # `import` is a word of Python's own
     app.command(name.rstrip("_"))(getattr(module, name))

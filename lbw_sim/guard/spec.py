@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 import tomllib
+from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from lbw_sim.errors import LbwError, SpecError, unknown_name
 from lbw_sim.guard.envelope import Envelope
 from lbw_sim.guard.guard import Guard
 from lbw_sim.guard.registry import component
+from lbw_sim.notebook import facts
 from lbw_sim.params import build, meta, params_of, parts_of
 
 FORMAT = 1
@@ -154,8 +156,28 @@ class GuardSpec:
                     changes[f"{path}.{name}"] = round(value) if info.integer else value
         return self.with_changes(changes, f"{self.name} x {factor:g}")
 
+    def differences(self, other: GuardSpec) -> list[tuple[str, object, object]]:
+        """(dotted path, value here, value there) of everything that differs; None where one has nothing there.
+
+        >>> ours = GuardSpec.load("zscore")
+        >>> ours.differences(ours.with_changes({"envelope.min_scale": 0.2}))
+        [('envelope.min_scale', 0.1, 0.2)]
+        """
+        ours, theirs = _flat(self.tables), _flat(other.tables)
+        paths = dict.fromkeys([*ours, *theirs])
+        return [(p, ours.get(p), theirs.get(p)) for p in paths if ours.get(p) != theirs.get(p)]
+
     def __hash__(self) -> int:
         return hash(self.fingerprint)
+
+    def _repr_html_(self) -> str:
+        """For notebooks: every parameter."""
+        return facts(f"guard {self.name}, fingerprint {self.fingerprint}", _flat(self.tables).items())
+
+    def __rich_repr__(self) -> Iterator[tuple[str, object]]:
+        yield "name", self.name
+        yield "fingerprint", self.fingerprint
+        yield from self.tables.items()
 
 
 def preset_names() -> list[str]:
@@ -166,6 +188,14 @@ def preset_names() -> list[str]:
     """
     folder = resources.files("lbw_sim.guard") / "presets"
     return sorted(entry.name[: -len(".toml")] for entry in folder.iterdir() if entry.name.endswith(".toml"))
+
+
+def _flat(table: dict[str, Any], at: str = "") -> dict[str, object]:
+    """Dotted path -> value of nested tables."""
+    flat: dict[str, object] = {}
+    for key, value in table.items():
+        flat |= _flat(value, f"{at}{key}.") if isinstance(value, dict) else {f"{at}{key}": value}
+    return flat
 
 
 def _describe(part: object) -> dict[str, Any]:

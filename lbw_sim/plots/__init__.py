@@ -3,10 +3,27 @@
 No pyplot and no global state, so figures can be made in servers and threads; nothing is ever shown on a screen.
 """
 
-from lbw_sim.plots.canvas import save
+from lbw_sim.plots.canvas import Picture, save
 from lbw_sim.plots.comparison import comparison_figure
 from lbw_sim.plots.detection import detection_figure
+from lbw_sim.plots.inline import colour_variables, inline_svg
+from lbw_sim.plots.moment import moment_figure, moment_info
+from lbw_sim.plots.multiples import stamp_figure, stamp_info
 from lbw_sim.plots.outcome import outcome_figure
-from lbw_sim.plots.run import run_figure
+from lbw_sim.plots.run import plot_trace, run_figure
 
-__all__ = ["comparison_figure", "detection_figure", "outcome_figure", "run_figure", "save"]
+__all__ = [
+    "Picture",
+    "colour_variables",
+    "comparison_figure",
+    "detection_figure",
+    "inline_svg",
+    "moment_figure",
+    "moment_info",
+    "outcome_figure",
+    "plot_trace",
+    "run_figure",
+    "save",
+    "stamp_figure",
+    "stamp_info",
+]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
+from typing import NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -14,18 +16,45 @@ YELLOW, BLUE, VERMILLION, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
 """Okabe and Ito's palette, told apart with any colour vision (jfly.uni-koeln.de/color)."""
 GREY = "#777777"
 PALE = "#BBBBBB"
+WHITE = "#FFFFFF"
+GRID, LANE = "#E6E6E6", "#EEEEEE"
+CALM = "#BFE3D7"
+
+DARK = {
+    BLACK: "#E4E6E9", WHITE: "#14171B", GREY: "#9AA1A9", PALE: "#5F666E", GRID: "#2B3036", LANE: "#23282D",
+    CALM: "#1E4A3E", ORANGE: "#F2B134", SKY: "#8ACBF2", GREEN: "#30C79B", YELLOW: "#CDBF2E", BLUE: "#4FA9E2",
+    VERMILLION: "#FF8A45", PURPLE: "#E3A0C5",
+}  # fmt: skip
+"""What each colour of a figure becomes on a dark page; figures use no other colours."""
 
 LINE_COLOURS = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, BLACK, SKY)
 """For lines and points; yellow is too faint on white."""
 
 TEXT = 9.0
 """Points; legible when the figure is 900 px wide."""
+WIDTH = 9.0
+"""Inches."""
 SUFFIXES = (".png", ".svg", ".pdf")
 
 
-def new_figure(height: float, width: float = 9.0) -> Figure:
+def new_figure(height: float, width: float = WIDTH) -> Figure:
     """A blank figure, in inches; 100 dots per inch, so 9 inches are 900 px."""
     return Figure(figsize=(width, height), dpi=100, layout="constrained")
+
+
+def plain(text: str) -> str:
+    """Text from a file, to be drawn as it is: no formulas, no line breaks, no control characters.
+
+    >>> plain("run $x$\\n2")
+    'run \\\\$x\\\\$ 2'
+    """
+    # a lone $ is drawn as it is; two of them would start a formula, and may fail to parse
+    return printable(text).replace("$", r"\$")
+
+
+def printable(text: str) -> str:
+    """Text with a blank for every line break and control character."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
 def dress(ax: Axes, x_label: str = "", y_label: str = "") -> None:
@@ -34,7 +63,7 @@ def dress(ax: Axes, x_label: str = "", y_label: str = "") -> None:
     ax.set_ylabel(y_label, fontsize=TEXT)
     ax.tick_params(labelsize=TEXT)
     ax.spines[["top", "right"]].set_visible(False)
-    ax.grid(True, color="#E6E6E6", linewidth=0.6)
+    ax.grid(True, color=GRID, linewidth=0.6)
     ax.set_axisbelow(True)
 
 
@@ -59,3 +88,19 @@ def save(figure: Figure, path: str | Path, *, dots_per_inch: int = 150) -> Path:
     except OSError as error:
         raise ScoreError(f"cannot write the figure {path}: {error}") from None
     return path
+
+
+class Picture(NamedTuple):
+    """A figure that shows itself in a notebook, whatever else is installed or switched on there."""
+
+    figure: Figure
+
+    def save(self, path: str | Path) -> Path:
+        """Write it; see `save`. Raises ScoreError."""
+        return save(self.figure, path)
+
+    def _repr_svg_(self) -> str:
+        """For notebooks."""
+        text = io.StringIO()
+        self.figure.savefig(text, format="svg", metadata={"Date": None})
+        return text.getvalue()

@@ -12,11 +12,13 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from lbw_sim.errors import ScoreError
-from lbw_sim.plots.canvas import GREY, LINE_COLOURS, PALE, TEXT, dress, new_figure
+from lbw_sim.plots.canvas import GREY, LINE_COLOURS, PALE, TEXT, WIDTH, dress, new_figure, plain
 from lbw_sim.plots.loss_axis import LossAxis, loss_axis, median_rows, running_median, set_loss_axis, spread
+from lbw_sim.plots.thinning import changes, thin_rows
 
 NAMED_RUNS = 10
 """More lines than this cannot be told apart: the others are drawn grey and without a name."""
+UNNAMED_BUCKETS = 100
 DASHES = ("-", "--", ":")
 
 
@@ -72,10 +74,12 @@ def comparison_info(runs: Mapping[str, Mapping[str, NDArray[Any]]], title: str =
     return ComparisonInfo(title, tuple(lines[:NAMED_RUNS]), tuple(lines[NAMED_RUNS:]), axis, "; ".join(notes))
 
 
-def comparison_figure(runs: Mapping[str, Mapping[str, NDArray[Any]]], title: str = "") -> Figure:
+def comparison_figure(
+    runs: Mapping[str, Mapping[str, NDArray[Any]]], title: str = "", *, width: float = WIDTH
+) -> Figure:
     """Smoothed losses of several runs with their names at the right, and their scales. Raises ScoreError."""
     info = comparison_info(runs, title)
-    figure = new_figure(5.8)
+    figure = new_figure(5.8, width)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3.2, 1.2])
     draw_losses(info, upper)
     draw_scales(info, lower)
@@ -90,9 +94,11 @@ def draw_losses(info: ComparisonInfo, ax: Axes) -> None:
     dress(ax, y_label="loss, running median [nats]")
     set_loss_axis(ax, info.axis)
     for line in info.unnamed:
-        ax.plot(line.steps, line.loss, color=PALE, linewidth=0.8, zorder=1)
+        rows = thin_rows(line.loss, UNNAMED_BUCKETS)
+        ax.plot(line.steps[rows], line.loss[rows], color=PALE, linewidth=0.8, zorder=1)
     for place, line in enumerate(info.lines):
-        ax.plot(line.steps, line.loss, linewidth=1.4, label=line.name, zorder=2, **_look(place))
+        rows = thin_rows(line.loss)
+        ax.plot(line.steps[rows], line.loss[rows], linewidth=1.4, label=plain(line.name), zorder=2, **_look(place))
     height = ax.transLimits.transform
     ends = []
     for line in info.lines:
@@ -104,14 +110,14 @@ def draw_losses(info: ComparisonInfo, ax: Axes) -> None:
         name = f"{line.name} ({line.fate})" if line.fate else line.name
         # a thin leader from where the line ends to where its name had to move
         ax.annotate(
-            name, (line.steps[-1], want), xycoords=ax.get_xaxis_transform(), xytext=(1.035, at),
+            plain(name), (line.steps[-1], want), xycoords=ax.get_xaxis_transform(), xytext=(1.035, at),
             textcoords="axes fraction", fontsize=TEXT, color=look["color"], va="center", annotation_clip=False,
             arrowprops={
                 "arrowstyle": "-", "color": look["color"], "linestyle": ":", "linewidth": 1.0,
                 "shrinkA": 0, "shrinkB": 0, "relpos": (0.0, 0.5),
             },
         )  # fmt: skip
-    ax.set_title(info.title, loc="left", fontsize=TEXT + 2, pad=20 if info.note else 6)
+    ax.set_title(plain(info.title), loc="left", fontsize=TEXT + 2, pad=20 if info.note else 6)
     if info.note:
         ax.annotate(
             info.note, (0.0, 1.0), xycoords="axes fraction", xytext=(0, 5), textcoords="offset points",
@@ -125,9 +131,11 @@ def draw_scales(info: ComparisonInfo, ax: Axes) -> None:
     ax.set_ylim(0.0, 1.08)
     ax.set_yticks([0.0, 0.5, 1.0])
     for line in info.unnamed:
-        ax.plot(line.steps, line.scale, color=PALE, linewidth=0.8, drawstyle="steps-post", zorder=1)
+        rows = changes(line.scale, UNNAMED_BUCKETS)
+        ax.plot(line.steps[rows], line.scale[rows], color=PALE, linewidth=0.8, drawstyle="steps-post", zorder=1)
     for place, line in enumerate(info.lines):
-        ax.plot(line.steps, line.scale, linewidth=1.2, drawstyle="steps-post", zorder=2, **_look(place))
+        rows = changes(line.scale)
+        ax.plot(line.steps[rows], line.scale[rows], linewidth=1.2, drawstyle="steps-post", zorder=2, **_look(place))
 
 
 def _fate(line: RunLine, axis: LossAxis, last_step: int) -> str:

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from matplotlib.transforms import Bbox
 
-from lbw_sim.plots.canvas import BLACK, BLUE, GREY, LINE_COLOURS, TEXT, dress, footnote, new_figure
+from lbw_sim.plots.canvas import BLACK, BLUE, GREY, LINE_COLOURS, TEXT, WHITE, WIDTH, dress, footnote, new_figure, plain
 from lbw_sim.score.detection import FALSE_ALARM_BUDGET_PER_10K, Interval, RunScore, bootstrap, pooled
 
 REFERENCES = ("never", "oracle", "random")
@@ -91,10 +91,11 @@ def detection_figure(
     *,
     seed: int,
     sweeps: Mapping[str, Sequence[Sequence[RunScore]]] | None = None,
+    width: float = WIDTH,
 ) -> Figure:
     """Recall against false alarms of several guards, with 95 % intervals; with `sweeps`, a curve through each."""
     info = detection_info(scores, title, seed=seed, sweeps=sweeps)
-    figure = new_figure(5.4)
+    figure = new_figure(5.4, width)
     draw_detection(info, figure.subplots())
     return figure
 
@@ -131,13 +132,13 @@ def draw_detection(info: DetectionInfo, ax: Axes) -> None:
         ax.plot((x, x), point.recall_interval, color=colour, linewidth=1.2, alpha=0.6)
         ax.plot(
             [x], [y], "D" if point.reference else "o", color=colour, markersize=6.5, clip_on=False, zorder=4,
-            markerfacecolor="white" if point.reference else colour,
+            markerfacecolor=WHITE if point.reference else colour,
         )  # fmt: skip
-    ax.set_title(info.title, loc="left", fontsize=TEXT + 2)
+    ax.set_title(plain(info.title), loc="left", fontsize=TEXT + 2)
     note = f"{info.events} events, {info.runs} runs; bars: 95 % bootstrap over runs within families"
     if info.undefined:
         note += f"; undefined: {', '.join(info.undefined)}"
-    footnote(ax, note)
+    footnote(ax, plain(note))
     _name_points(info, ax)
 
 
@@ -160,7 +161,7 @@ def _name_points(info: DetectionInfo, ax: Axes) -> None:
     for point in info.points:
         x, y = to_pixels((point.false_alarms_per_10k, point.recall))
         text = ax.annotate(
-            point.name, (point.false_alarms_per_10k, point.recall), xytext=(0, 0), textcoords="offset points",
+            plain(point.name), (point.false_alarms_per_10k, point.recall), xytext=(0, 0), textcoords="offset points",
             fontsize=TEXT, color=BLACK, annotation_clip=False, va="center", ha="center",
         )  # fmt: skip
         size = text.get_window_extent()

@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from lbw_sim.errors import ScoreError
-from lbw_sim.plots.canvas import GREY, LINE_COLOURS, TEXT, dress, footnote, new_figure
+from lbw_sim.plots.canvas import GREY, LINE_COLOURS, TEXT, WHITE, WIDTH, dress, footnote, new_figure, plain
 from lbw_sim.plots.loss_axis import LossAxis, loss_axis, set_loss_axis
 
 MARKERS = ("o", "s", "D", "P", "X", "v", "p")
@@ -102,10 +102,11 @@ def outcome_figure(
     title: str = "",
     *,
     initial_loss: float = math.nan,
+    width: float = WIDTH,
 ) -> Figure:
     """A line per method through the means over seeds, a dot per run. Raises ScoreError."""
     info = outcome_info(methods, lrs, seeds, final_losses, title, initial_loss=initial_loss)
-    figure = new_figure(5.0)
+    figure = new_figure(5.0, width)
     draw_outcome(info, figure.subplots())
     return figure
 
@@ -132,9 +133,9 @@ def draw_outcome(info: OutcomeInfo, ax: Axes) -> None:
         ax.plot([lr * shift for lr in line.lrs], line.means, linewidth=1.5, zorder=3, **look)
         ax.plot(
             [lr * shift for lr, _ in line.dots], [loss for _, loss in line.dots], marker, markersize=5.5, alpha=0.75,
-            markeredgecolor="white", markeredgewidth=0.3, zorder=4, **look,
+            markeredgecolor=WHITE, markeredgewidth=0.3, zorder=4, **look,
         )  # fmt: skip
-        handles.append(Line2D([], [], linewidth=1.5, marker=marker, markersize=5, label=line.method, **look))
+        handles.append(Line2D([], [], linewidth=1.5, marker=marker, markersize=5, label=plain(line.method), **look))
         above = [lr * shift for lr, loss in line.dots if loss > info.axis.high]
         ax.plot(above, [1.0] * len(above), "^", transform=edge, clip_on=False, markersize=7, zorder=4, **look)
         for lr, count in line.lost:
@@ -146,12 +147,28 @@ def draw_outcome(info: OutcomeInfo, ax: Axes) -> None:
                 )  # fmt: skip
     ax.xaxis.set_major_locator(FixedLocator(list(info.lrs)))
     ax.xaxis.set_minor_locator(NullLocator())
-    ax.xaxis.set_major_formatter(lambda tick, _: f"{tick:.3g}")
+    named = _apart(info.lrs, 9.0 * float(ax.figure.get_size_inches()[0]))  # type: ignore[union-attr]
+    ax.xaxis.set_major_formatter(lambda tick, _: f"{tick:.3g}" if tick in named else "")
     ax.legend(handles=handles, loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=TEXT, frameon=False)
-    ax.set_title(info.title, loc="left", fontsize=TEXT + 2, pad=22)
+    ax.set_title(plain(info.title), loc="left", fontsize=TEXT + 2, pad=22)
     told = ["a mark per run, the line through means over seeds"]
     if any(line.lost for line in info.lines):
         told.append("× no finite final loss, so no mean")
     if info.axis.cut:
         told.append(f"▲ {info.axis.cut}")
     footnote(ax, "; ".join(told))
+
+
+def _apart(lrs: Sequence[float], letters: float) -> set[float]:
+    """Those whose names do not run into one another on an axis that holds so many letters.
+
+    >>> sorted(_apart([1e-4, 1.1e-4, 1e-3], 60.0))
+    [0.0001, 0.001]
+    """
+    span = math.log(lrs[-1] / lrs[0]) or 1.0
+    named: list[float] = []
+    for lr in lrs:
+        room = (len(f"{lr:.3g}") + 2) / letters
+        if not named or math.log(lr / named[-1]) / span >= room:
+            named.append(lr)
+    return set(named)

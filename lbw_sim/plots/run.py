@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,20 +16,26 @@ from lbw_sim.errors import ScoreError, unknown_name
 from lbw_sim.plots.canvas import (
     BLACK,
     BLUE,
+    CALM,
     GREEN,
     GREY,
+    LANE,
     ORANGE,
     PALE,
     PURPLE,
     SKY,
     TEXT,
     VERMILLION,
+    WIDTH,
     YELLOW,
+    Picture,
     dress,
-    new_figure,
+    plain,
 )  # fmt: skip
 from lbw_sim.plots.loss_axis import LossAxis, loss_axis, median_rows, running_median, set_loss_axis
+from lbw_sim.plots.thinning import apart, changes, merge_spans, thin_rows
 from lbw_sim.score.detection import JudgedAlarm, find_alarms, score_regimes, unsafe_rows
+from lbw_sim.trace import Trace
 from lbw_sim.trace.labels import EVENT_KINDS, Label
 from lbw_sim.values import Posture, Regime
 
@@ -37,7 +43,7 @@ Values = NDArray[np.float64]
 
 REGIME_COLOURS = {
     Regime.WARMUP: PALE,
-    Regime.STABLE: "#BFE3D7",
+    Regime.STABLE: CALM,
     Regime.STRESSED: YELLOW,
     Regime.SPIKE: VERMILLION,
     Regime.OSCILLATION: PURPLE,
@@ -52,6 +58,7 @@ COLUMNS = (
     "step", "loss", "lr", "effective_lr", "nonfinite", "regime", "posture", "scale", "energy", "skipped",
     "rolled_back_to", "event",
 )  # fmt: skip
+LONGEST_NAME = 32
 MODES = ("active", "shadow")
 
 
@@ -103,16 +110,25 @@ class RunInfo(NamedTuple):
     applied_lr: Values
     """The recorded effective lr; in shadow mode scale × lr, which was not applied."""
     energy: Values
+    rules: tuple[Lane, ...] = ()
+    """Alarms of other guards along the same record."""
 
 
 def run_info(
-    columns: Mapping[str, NDArray[Any]], labels: Iterable[Label] = (), title: str = "", *, mode: str = "active"
+    columns: Mapping[str, NDArray[Any]],
+    labels: Iterable[Label] = (),
+    title: str = "",
+    *,
+    mode: str = "active",
+    rules: Mapping[str, Sequence[tuple[int, int]]] | None = None,
+    judge: bool = True,
 ) -> RunInfo:
     """Prepare the figure of one lineage of a trace. Raises ScoreError.
 
     `columns`: as `Trace.to_numpy()` gives; `labels`: of the run, any order. Alarms are judged by the labels as
     `lbw_sim.score.detection` does, and left unjudged without any. `mode`: that of the trace; in shadow mode the figure
-    says that the scale was not applied.
+    says that the scale was not applied. `rules`: name -> (first row, last row) of each alarm of another guard.
+    `judge`: False leaves alarms unjudged all the same.
     """
     missing = [name for name in COLUMNS if name not in columns]
     if missing:
@@ -158,7 +174,7 @@ def run_info(
         lanes=(
             *_label_lanes(labels),
             *_mark_lanes(steps, after, columns["event"]),
-            *_alarm_lanes(steps, after, alarms, judged=bool(labels), regimes=regimes),
+            *_alarm_lanes(steps, after, alarms, judged=judge and bool(labels), regimes=regimes),
             *_regime_lanes(bands, regimes),
             *_act_lanes(columns, steps, after, mode),
         ),
@@ -166,27 +182,64 @@ def run_info(
         lr=lr,
         applied_lr=scale * lr if mode == "shadow" else np.asarray(columns["effective_lr"], dtype=float),
         energy=np.asarray(columns["energy"], dtype=float),
+        rules=tuple(
+            Lane(name, f"{len(found)}", tuple((float(steps[a]), float(after[b])) for a, b in found), GREY)
+            for name, found in (rules or {}).items()
+        ),
     )
 
 
 def run_figure(
-    columns: Mapping[str, NDArray[Any]], labels: Iterable[Label] = (), title: str = "", *, mode: str = "active"
+    columns: Mapping[str, NDArray[Any]],
+    labels: Iterable[Label] = (),
+    title: str = "",
+    *,
+    mode: str = "active",
+    rules: Mapping[str, Sequence[tuple[int, int]]] | None = None,
+    judge: bool = True,
+    width: float = WIDTH,
 ) -> Figure:
-    """Loss, timeline, scale, learning rate and control energy of one run over its steps. Raises ScoreError."""
-    info = run_info(columns, labels, title, mode=mode)
-    with_lr = bool(np.isfinite(info.lr).any())
-    heights = [3.4, 0.2 * len(info.lanes) + 0.1, 1.1, *([1.1] if with_lr else []), 1.0]
-    figure = new_figure(sum(heights) + 0.9)
-    axes = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
-    draw_loss(info, axes[0])
-    draw_timeline(info, axes[1])
-    draw_scale(info, axes[2])
-    if with_lr:
-        draw_lr(info, axes[3])
-    draw_energy(info, axes[-1])
+    """Loss, timeline, scale, learning rate and control energy of one run over its steps. Raises ScoreError.
+
+    `width`: in inches. The others are as in `run_info`. Long runs are thinned out, extremes kept.
+    """
+    info = run_info(columns, labels, title, mode=mode, rules=rules, judge=judge)
+    panels: list[tuple[float, Callable[[RunInfo, Axes], None]]] = [
+        (3.4 if width >= WIDTH else 2.6, draw_loss),
+        (0.2 * len(info.lanes) + 0.1, draw_timeline),
+    ]
+    if info.rules:
+        panels.append((0.2 * len(info.rules) + 0.1, draw_rules))
+    # of a guard that asked for nothing all along, a straight line is enough
+    asked = bool(info.scale.min() < 1.0)
+    panels.append((0.9 if asked else 0.5, draw_scale))
+    if np.isfinite(info.lr).any():
+        panels.append((0.9, draw_lr))
+    if asked:
+        panels.append((0.9, draw_energy))
+    heights = [height for height, _ in panels]
+    # places by hand: to find them out, everything would have to be drawn twice
+    names = [len(lane.name) for lane in (*info.lanes, *info.rules)]
+    left = max(0.75, 0.15 + 0.067 * min(LONGEST_NAME, max(names)))
+    top = (0.35 if info.title else 0.0) + (0.45 if info.events else 0.28) + (0.0 if width >= WIDTH else 0.17)
+    gap, bottom = 0.13, 0.45
+    height = sum(heights) + gap * (len(heights) - 1) + top + bottom
+    figure = Figure(figsize=(width, height), dpi=100)
+    margins = {
+        "left": left / width, "right": 1.0 - 0.55 / width, "top": 1.0 - top / height, "bottom": bottom / height,
+        "hspace": gap * len(heights) / sum(heights),
+    }  # fmt: skip
+    axes = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights, gridspec_kw=margins)
+    for (_, draw), ax in zip(panels, axes, strict=True):
+        draw(info, ax)
     axes[-1].set_xlabel("step", fontsize=TEXT)
     axes[-1].set_xlim(float(info.steps[0]), float(_row_ends(info.steps)[-1]))
     return figure
+
+
+def plot_trace(trace: Trace) -> Picture:
+    """The figure of a recorded run, as it was recorded; `Trace.plot` is the same. Raises TraceError, ScoreError."""
+    return Picture(run_figure(trace.to_numpy(), trace.labels, trace.run_id, mode=trace.meta.mode))
 
 
 def draw_loss(info: RunInfo, ax: Axes) -> None:
@@ -196,21 +249,26 @@ def draw_loss(info: RunInfo, ax: Axes) -> None:
     for regime, colour in REGIME_COLOURS.items():
         spans = [(start, end) for code, start, end in info.bands if code == regime]
         if spans and regime != Regime.STABLE:
-            _fill(ax, spans, 0.0, 1.0, colour, alpha=0.22, whole_height=True)
-    ax.plot(info.steps, info.loss, color=GREY, linewidth=0.6, alpha=0.6, label="loss")
-    ax.plot(info.steps, info.loss_median, color=BLACK, linewidth=1.3, label=f"running median, {info.median_rows} rows")
+            _fill(ax, spans, 0.0, 1.0, colour, _hair(info), alpha=0.22, whole_height=True)
+    rows = thin_rows(info.loss)
+    ax.plot(info.steps[rows], info.loss[rows], color=GREY, linewidth=0.6, alpha=0.6, label="loss")
+    rows = thin_rows(info.loss_median)
+    name = f"running median, {info.median_rows} rows"
+    ax.plot(info.steps[rows], info.loss_median[rows], color=BLACK, linewidth=1.3, label=name)
     edge = ax.get_xaxis_transform()
-    name = info.axis.cut or None
+    cut = info.axis.cut or None
     for outside, height, marker in ((info.steps_above, 0.985, "^"), (info.steps_below, 0.015, "v")):
+        outside = apart(outside, 2.0 * _hair(info))
         if len(outside):
             ax.plot(
                 outside, np.full(len(outside), height), marker, transform=edge, color=VERMILLION, markersize=4,
-                label=name, clip_on=False,
+                label=cut, clip_on=False,
             )  # fmt: skip
-            name = None
+            cut = None
     if len(info.steps_nonfinite):
+        crosses = apart(info.steps_nonfinite, 2.0 * _hair(info))
         ax.plot(
-            info.steps_nonfinite, np.full(len(info.steps_nonfinite), 0.03), "x", transform=edge, color=BLACK,
+            crosses, np.full(len(crosses), 0.03), "x", transform=edge, color=BLACK,
             markersize=5, label=f"not finite ({len(info.steps_nonfinite)} steps)", clip_on=False,
         )  # fmt: skip
     if not np.isfinite(info.loss).any():
@@ -220,22 +278,32 @@ def draw_loss(info: RunInfo, ax: Axes) -> None:
     # above the frame and the event names, where it covers no line
     ax.legend(
         loc="lower left", bbox_to_anchor=(-0.01, 1.075 if info.events else 1.0), fontsize=TEXT - 1, frameon=False,
-        ncols=4, borderpad=0.1, borderaxespad=0.1, columnspacing=1.5,
+        ncols=4 if _wide(ax) else 2, borderpad=0.1, borderaxespad=0.1, columnspacing=1.5,
     )  # fmt: skip
-    title = info.title + (" · shadow: scale not applied" if info.mode == "shadow" else "")
-    ax.set_title(title, loc="left", fontsize=TEXT + 2, pad=38 if info.events else 20)
+    title = info.title + (" · shadow: scale not applied" if info.mode == "shadow" and info.title else "")
+    ax.set_title(plain(title), loc="left", fontsize=TEXT + 2, pad=38 if info.events else 20)
 
 
 def draw_timeline(info: RunInfo, ax: Axes) -> None:
     """One named line per kind of label, verdict and regime."""
+    draw_lanes(info.lanes, ax, _hair(info))
+
+
+def draw_rules(info: RunInfo, ax: Axes) -> None:
+    """One line per other guard: when it would have been in alarm."""
+    draw_lanes(info.rules, ax, _hair(info))
+
+
+def draw_lanes(lanes: Sequence[Lane], ax: Axes, hair: float) -> None:
+    """One named line each. `hair`: steps too few to be seen apart."""
     dress(ax)
     ax.grid(False, axis="y")
-    ax.set_ylim(len(info.lanes) - 0.4, -0.6)
-    ax.set_yticks(range(len(info.lanes)), [lane.name for lane in info.lanes], fontsize=TEXT - 1)
+    ax.set_ylim(len(lanes) - 0.4, -0.6)
+    ax.set_yticks(range(len(lanes)), [plain(short(lane.name)) for lane in lanes], fontsize=TEXT - 1)
     ax.tick_params(axis="y", length=0)
-    for place, lane in enumerate(info.lanes):
-        ax.axhline(place, color="#EEEEEE", linewidth=0.6, zorder=0)
-        _fill(ax, lane.spans, place - 0.34, place + 0.34, lane.colour, hollow=lane.hollow)
+    for place, lane in enumerate(lanes):
+        ax.axhline(place, color=LANE, linewidth=0.6, zorder=0)
+        _fill(ax, lane.spans, place - 0.34, place + 0.34, lane.colour, hair, hollow=lane.hollow)
         ax.annotate(
             lane.note, (1.0, place), xycoords=ax.get_yaxis_transform(), xytext=(4, 0), textcoords="offset points",
             fontsize=TEXT - 1, va="center", color=GREY, annotation_clip=False,
@@ -244,22 +312,27 @@ def draw_timeline(info: RunInfo, ax: Axes) -> None:
 
 def draw_scale(info: RunInfo, ax: Axes) -> None:
     """Factor on the learning rate, in [0, 1]."""
-    dress(ax, y_label="scale")
+    shadow = info.mode == "shadow"
+    dress(ax, y_label="scale,\nnot applied" if shadow and info.scale.min() < 1.0 else "scale")
     ax.set_ylim(0.0, 1.08)
     ax.set_yticks([0.0, 0.5, 1.0])
-    dashes = "--" if info.mode == "shadow" else "-"
-    ax.plot(info.steps, info.scale, color=BLUE, linewidth=1.2, linestyle=dashes, drawstyle="steps-post")
-    if info.mode == "shadow":
-        _say(ax, "shadow: what the guard would have done; not applied")
+    rows = changes(info.scale)
+    ax.plot(
+        info.steps[rows], info.scale[rows], color=BLUE, linewidth=1.2, linestyle="--" if shadow else "-",
+        drawstyle="steps-post",
+    )  # fmt: skip
 
 
 def draw_lr(info: RunInfo, ax: Axes) -> None:
     """Learning rate before and after scaling."""
     dress(ax, y_label="lr")
     shadow = info.mode == "shadow"
-    ax.plot(info.steps, info.lr, color=GREY, linewidth=2.4, alpha=0.5, label="lr, as applied" if shadow else "lr")
+    rows = changes(info.lr)
+    name = "lr, as applied" if shadow else "lr"
+    ax.plot(info.steps[rows], info.lr[rows], color=GREY, linewidth=2.4, alpha=0.5, label=name)
+    rows = changes(info.applied_lr)
     ax.plot(
-        info.steps, info.applied_lr, color=BLUE, linewidth=1.1, drawstyle="steps-post",
+        info.steps[rows], info.applied_lr[rows], color=BLUE, linewidth=1.1, drawstyle="steps-post",
         linestyle="--" if shadow else "-", label="scale × lr, not applied" if shadow else "effective lr",
     )  # fmt: skip
     ax.set_ylim(0.0, 1.35 * float(np.nanmax(info.lr)) or 1.0)
@@ -270,13 +343,33 @@ def draw_lr(info: RunInfo, ax: Axes) -> None:
 
 def draw_energy(info: RunInfo, ax: Axes) -> None:
     """Control energy so far."""
-    dress(ax, y_label="control energy\nΣ (1 − scale)²")
-    dashes = "--" if info.mode == "shadow" else "-"
-    ax.plot(info.steps, info.energy, color=BLACK, linewidth=1.2, linestyle=dashes, drawstyle="steps-post")
+    shadow = info.mode == "shadow"
+    dress(ax, y_label="energy, not\napplied" if shadow else "control energy\nΣ (1 − scale)²")
+    rows = changes(info.energy)
+    ax.plot(
+        info.steps[rows], info.energy[rows], color=BLACK, linewidth=1.2, linestyle="--" if shadow else "-",
+        drawstyle="steps-post",
+    )  # fmt: skip
     ax.set_ylim(0.0, 1.08 * float(np.max(info.energy)) or 1.0)
     ax.yaxis.set_major_locator(MaxNLocator(3))
-    if info.mode == "shadow":
-        _say(ax, "shadow: not applied")
+
+
+def short(name: str) -> str:
+    """A name that fits beside a lane.
+
+    >>> short("a" * 40)
+    'aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa…'
+    """
+    return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"
+
+
+def _hair(info: RunInfo) -> float:
+    """Steps that are less than a dot wide."""
+    return (float(info.steps[-1]) - float(info.steps[0])) / 1500.0
+
+
+def _wide(ax: Axes) -> bool:
+    return bool(ax.figure.get_size_inches()[0] >= WIDTH)  # type: ignore[union-attr]
 
 
 def _row_ends(steps: NDArray[Any]) -> NDArray[Any]:
@@ -361,12 +454,12 @@ def _spans_of(mask: NDArray[np.bool_], steps: NDArray[Any], after: NDArray[Any])
 
 
 def _fill(
-    ax: Axes, spans: Iterable[tuple[float, float]], low: float, high: float, colour: str, *,
+    ax: Axes, spans: Iterable[tuple[float, float]], low: float, high: float, colour: str, hair: float, *,
     hollow: bool = False, alpha: float = 1.0, whole_height: bool = False,
 ) -> None:  # fmt: skip
     """Boxes over spans of steps, never thinner than a hair: one row in 20,000 must still be seen."""
     boxes = PolyCollection(
-        [[(start, low), (end, low), (end, high), (start, high)] for start, end in spans],
+        [[(start, low), (end, low), (end, high), (start, high)] for start, end in merge_spans(spans, hair)],
         facecolors="none" if hollow else colour,
         edgecolors=colour,
         linewidths=0.8,
@@ -384,8 +477,9 @@ def _name_events(info: RunInfo, ax: Axes) -> None:
     first = float(info.steps[0])
     width = max(1.0, float(info.steps[-1]) - first)
     starts = [max(0.0, (event.start_step - first) / width) for event in info.events]
-    # 0.009 of the frame's width per letter
-    ends = [start + 0.009 * len(event.name) for start, event in zip(starts, info.events, strict=True)]
+    # share of the frame's width per letter
+    letter = 0.009 if _wide(ax) else 0.014
+    ends = [start + letter * len(event.name) for start, event in zip(starts, info.events, strict=True)]
     fit = all(end <= start for end, start in zip(ends, [*starts[1:], 1.02], strict=False))
     covered = -np.inf
     for event in info.events:
@@ -401,10 +495,3 @@ def _name_events(info: RunInfo, ax: Axes) -> None:
                 event.name, (event.start_step, height), xycoords=edge, xytext=(0, 3), textcoords="offset points",
                 fontsize=TEXT - 1, color=colour, annotation_clip=False,
             )  # fmt: skip
-
-
-def _say(ax: Axes, text: str) -> None:
-    ax.text(
-        0.008, 0.1, text, transform=ax.transAxes, fontsize=TEXT - 1, color=VERMILLION,
-        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1.5},
-    )  # fmt: skip

@@ -18,9 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lbw_sim.guard import Guard, GuardSpec
+from lbw_sim.notebook import grid
 from lbw_sim.replay import kernels
 from lbw_sim.replay.inlining import CannotInline
-from lbw_sim.replay.reference import DECIDED, decide
+from lbw_sim.replay.reference import DECIDED, alarm_rows, decide
 from lbw_sim.trace import Trace
 from lbw_sim.values import UNSAFE_REGIMES, Posture
 
@@ -78,6 +79,17 @@ class Replays(NamedTuple):
         """(first row, last row) of each alarm of one guard, in order; at most `max_alarms`."""
         found = self.alarm_rows[self.alarm_starts[guard] : self.alarm_starts[guard + 1]]
         return [(int(first), int(last)) for first, last in found]
+
+    def _repr_html_(self) -> str:
+        """For notebooks: a line per guard."""
+        rows = []
+        for place, spec in enumerate(self.specs):
+            listed = self.alarms(place)
+            first = self.steps[listed[0][0]] if listed else "–"
+            unsafe, energy = int(self.unsafe_steps[place]), f"{self.requested_energy[place]:.1f}"
+            rows.append((spec.name, int(self.alarm_counts[place]), first, unsafe, energy))
+        title = f"{self.run_id}, {len(self.steps)} rows, open loop"
+        return grid(title, ["guard", "alarms", "first at step", "unsafe steps", "energy asked for"], rows)
 
 
 class _Summary(NamedTuple):
@@ -403,8 +415,7 @@ def _reference(guard: Guard, columns: Columns, rows: bool, max_alarms: int) -> _
     }
     regime, posture, scale = arrays["regime"], arrays["posture"], arrays["scale"]
     unsafe = np.isin(regime, [int(r) for r in UNSAFE_REGIMES])
-    edges = np.diff(unsafe.astype(np.int8), prepend=0, append=0)
-    alarms = np.stack([np.flatnonzero(edges == 1), np.flatnonzero(edges == -1) - 1], axis=1).astype(np.int64)
+    alarms = alarm_rows(regime)
     counted = {
         "first_regime": float(regime[alarms[0, 0]]) if len(alarms) else -1.0,
         "switches": float((regime[1:] != regime[:-1]).sum()),

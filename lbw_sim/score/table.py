@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rich import box
-from rich.table import Table
+from rich.table import Table as RichTable
 
+from lbw_sim.notebook import grid
 from lbw_sim.score.control import ControlSummary
 from lbw_sim.score.detection import (
     DetectionCounts,
@@ -136,14 +137,35 @@ def markdown(rows: Sequence[Mapping[str, object]], columns: Sequence[Column]) ->
     return "\n".join(lines)
 
 
-def rich_table(rows: Sequence[Mapping[str, object]], columns: Sequence[Column], title: str = "") -> Table:
+def rich_table(rows: Sequence[Mapping[str, object]], columns: Sequence[Column], title: str = "") -> RichTable:
     """The same for a terminal."""
-    table = Table(title=title or None, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table = RichTable(title=title or None, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for column in columns:
         table.add_column(column.title, justify="right" if column.format else "left", no_wrap=True)
     for row in rows:
         table.add_row(*(column.cell(row) for column in columns))
     return table
+
+
+class Table(NamedTuple):
+    """Rows and how they are shown: prints with rich, and shows itself in a notebook.
+
+    >>> columns = [Column("guard", "guard"), Column("recall", "recall", ".2f")]
+    >>> table = Table([{"guard": "never", "recall": 0.0}], columns)
+    >>> table._repr_html_()
+    '<table><tr><th>guard</th><th>recall</th></tr><tr><td>never</td><td>0.00</td></tr></table>'
+    """
+
+    rows: Sequence[Mapping[str, object]]
+    columns: Sequence[Column] = DETECTION_COLUMNS
+
+    def _repr_html_(self) -> str:
+        """For notebooks."""
+        head = [column.title.replace("\n", " ") for column in self.columns]
+        return grid("", head, [[column.cell(row) for column in self.columns] for row in self.rows])
+
+    def __rich__(self) -> RichTable:
+        return rich_table(self.rows, self.columns)
 
 
 def shown(value: object, spec: str = "") -> str:

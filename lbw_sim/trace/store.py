@@ -11,12 +11,13 @@ import contextlib
 import dataclasses
 import os
 import posixpath
+import tomllib
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 from pyarrow import fs as arrow_fs
 
 from lbw_sim.errors import TraceError
+from lbw_sim.notebook import facts
 from lbw_sim.trace import parquet
 from lbw_sim.trace.journal import DamagedHeaderError, JournalReader, TraceWarning
 from lbw_sim.trace.labels import MAX_BYTES, Label, parse_labels
@@ -31,6 +33,9 @@ from lbw_sim.trace.layout import LABELS, run_folder_name, run_id_of, segment_nam
 from lbw_sim.trace.limitations import Limitation, limitations
 from lbw_sim.trace.recovery import recover_run
 from lbw_sim.trace.schema import SegmentMeta, columns
+
+if TYPE_CHECKING:
+    from lbw_sim.plots import Picture
 
 Lineage = Literal["final", "all"]
 
@@ -123,6 +128,27 @@ class Trace:
             for name in self._all.column_names
             if name in seen and ((name == "loss" and broken) or not bool(np.isnan(self._all[name].to_numpy()).all()))
         )
+
+    def plot(self) -> Picture:
+        """The run as a figure: loss, regimes, alarms, scale and control energy. Shows itself in a notebook.
+
+        Needs matplotlib, loaded here. Raises TraceError, ScoreError.
+        """
+        # upwards, and the one place where that is so: on the trace is where a user looks for it
+        from lbw_sim.plots import plot_trace
+
+        return plot_trace(self)
+
+    def _repr_html_(self) -> str:
+        """For notebooks: what the run is, without its rows being loaded."""
+        lost = sum(segment.meta.lost_rows or 0 for segment in self.segments)
+        guard = f"{tomllib.loads(self.meta.spec_toml).get('name', 'unnamed')}, {self.meta.mode}"
+        rows: list[tuple[str, object]] = [
+            ("rows", f"{sum(segment.rows for segment in self.segments):,}"), ("segments", len(self.segments)),
+            ("guard", guard), ("fingerprint", self.meta.fingerprint), ("ended", self.meta.ended), ("lost rows", lost),
+            ("labels", "; ".join(f"{x.kind} {x.start_step}–{x.end_step}" for x in self.labels[:20]) or "none"),
+        ]  # fmt: skip
+        return facts(f"run {self.run_id}", rows)
 
     def __repr__(self) -> str:
         rows = sum(segment.rows for segment in self.segments)

@@ -12,7 +12,8 @@ import pytest
 
 LBW = [sys.executable, "-m", "lbw_sim"]
 COMMANDS = (
-    "demo", "record", "watch", "show", "label", "replay", "score", "backtest", "verify", "plot", "components",
+    "demo", "record", "watch", "import", "show", "label", "replay", "score", "compare", "report", "backtest", "verify",
+    "plot", "scrub", "components",
 )  # fmt: skip
 
 RULE = '''
@@ -165,6 +166,8 @@ def test_an_analyzer_dropped_into_a_folder_is_listed_checked_replayed_and_scored
     [
         (["show", "no-such-folder"], "no such"),
         (["score", "{empty}"], "holds no run"),
+        (["import", "no-such-file"], "no such file or folder"),
+        (["import", "{empty}"], "no run was found in"),
         (["replay", "{traces}", "-g", "defualt"], "Did you mean 'default'?"),
         (["plot", "{traces}", "--run", "nobody"], "no run named 'nobody'"),
         (["plot", "{traces}", "--format", "gif"], "no figure format named 'gif'"),

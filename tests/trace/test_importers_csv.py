@@ -127,6 +127,15 @@ def test_a_file_of_several_runs_is_taken_apart_by_its_column_of_names(tmp_path: 
     assert columns(tmp_path / "out", "a-b")["elapsed_s"] == [0.0, 1.0, 2.0]
 
 
+def test_a_panel_that_wandb_exported_holds_a_run_per_column_and_is_a_sample(tmp_path: Path) -> None:
+    names = ["owl 1 - train/loss", "owl 1 - train/loss__MIN", "owl 1 - train/loss__MAX", "fox - 2 - train/loss"]
+    text = '"Step",' + ",".join(f'"{name}"' for name in names) + '\n"0","5.5","5.5","5.5",""\n"7","4.5","4","5","3.5"\n'
+    runs = import_path(write(tmp_path / "panel.csv", text), tmp_path / "out").runs
+    assert [(run.run_id, run.rows) for run in runs] == [("owl-1", 2), ("fox---2", 1)]
+    assert columns(tmp_path / "out", "owl-1")["loss"] == [5.5, 4.5]
+    assert runs[0].suspicions[0].startswith("a sample of the logged rows and not all of them")
+
+
 def test_nan_and_infinity_are_measured_and_an_empty_cell_is_not(tmp_path: Path) -> None:
     text = "step,loss,grad_norm\n0,2.0,1.0\n1,nan,1.0\n2,-inf,1.0\n3,,1.0\n4,2.0,inf\n5,N/A,nan\n"
     imported = import_csv(write(tmp_path / "run.csv", text), tmp_path / "out")

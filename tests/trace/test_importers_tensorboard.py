@@ -120,6 +120,16 @@ def test_one_folder_per_run_and_the_tags_of_the_hugging_face_trainer_are_known(t
     assert [trace.run_id for trace in read_traces(tmp_path / "out")] == ["b-runs", "runs"]
 
 
+def test_more_numbers_than_memory_is_bounded_for_are_left_and_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lbw_sim.trace.importers.tensorboard.MOST_POINTS", 5)
+    write_run(tmp_path / "run")
+    (run,) = import_path(tmp_path / "run", tmp_path / "out").runs
+    assert run.rows == 3
+    assert "more than 5 numbers; those that follow are not read" in run.suspicions[0]
+
+
 def test_the_name_of_the_machine_in_names_of_folder_and_file_is_not_kept(tmp_path: Path) -> None:
     file = write_run(tmp_path / "Nov24_21-59-03_secrethost")
     file = file.rename(file.with_name("events.out.tfevents.1700000000.secrethost.1.0"))

@@ -168,6 +168,29 @@ def test_the_state_of_a_real_trainer_comes_back_and_says_what_it_hides(tmp_path:
     assert "8 losses are exactly 0: a nan may have been logged as 0" in each, "the Trainer logged the nan as 0.0"
 
 
+def test_a_trainer_state_is_read_entry_by_entry_and_a_cut_one_as_far_as_it_goes(tmp_path: Path) -> None:
+    history = [{"step": step, "loss": 2.5 - step / 1e5, "note": "x" * 100} for step in range(1, 5000)]
+    text = json.dumps({"a": '"log_history": [1]', "log_history": history, "logging_steps": 1.0, "max_steps": 9})
+    file = tmp_path / "run" / "trainer_state.json"
+    file.parent.mkdir()
+    file.write_text(text)
+    (run,) = import_path(file, tmp_path / "out").runs
+    assert (run.rows, run.suspicions[0][:28]) == (4999, "the logger does not show nan")
+    file.write_text(text[: len(text) // 2])
+    (run,) = import_path(file, tmp_path / "cut").runs
+    assert 2000 < run.rows < 3000
+    assert any("it ends within its history" in said for said in run.suspicions)
+    for broken, message in [
+        ('{"log_history": [{"step": 1, "loss": 2.5}, 7]}', "holds '7' where an object belongs"),
+        ('{"log_history": [{"step": 1, "loss": oops}]}', "is not JSON at character"),
+        ('{"log_history": [' + "[" * 300_000, "is not JSON at character|ends within"),
+        ('{"log_history": 3}', "holds no log_history"),
+    ]:
+        file.write_text(broken)
+        with pytest.raises(TraceError, match=message):
+            import_path(file, tmp_path / "no")
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 def test_lines_of_one_step_of_lightnings_logger_become_one_row(tmp_path: Path) -> None:
     pytest.importorskip("lightning")

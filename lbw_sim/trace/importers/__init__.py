@@ -73,7 +73,8 @@ def import_path(
 
     `path` is a file, a folder, or an address such as `wandb://entity/project/run`. `source` forces an importer,
     `columns` maps trace columns to names in the source, `labels` are by run id, `progress` hears of sources done and in
-    all. In a folder a file that cannot be imported is passed over; one that was named alone raises TraceError.
+    all. What cannot be imported is passed over; TraceError is raised when that leaves nothing of a path that is no
+    folder.
     """
     known = importers()
     if source is not None and source not in known:
@@ -82,7 +83,6 @@ def import_path(
     passed: list[PassedOver] = []
     taken: set[str] = set()
     units = list(_units(path, source, passed))
-    alone = not Path(path).is_dir()
     for number, (importer, files, name) in enumerate(units, start=1):
         try:
             for run in _runs(importer, files, columns or {}, name):
@@ -94,18 +94,19 @@ def import_path(
                             run, out, importer=importer.name, run_id=run_id, labels=(labels or {}).get(run_id)
                         )
                 except TraceError as error:
-                    if alone and len(units) == 1 and not done:
-                        raise
                     passed.append(PassedOver(name, str(error)))
                 else:
                     done.append(imported)
         except TraceError as error:
-            if alone:
-                raise
+            # the runs of a database that came before it stay
             passed.append(PassedOver(name, str(error)))
         if progress is not None:
             progress(number, len(units))
-    return Imports(tuple(done), tuple(passed))
+    if not done and passed and not Path(path).is_dir():
+        raise TraceError("; ".join(item.reason for item in passed))
+    # the folder that was walked is known, and reasons may be handed on
+    above = f"{path}{os.sep}"
+    return Imports(tuple(done), tuple(item._replace(reason=item.reason.replace(above, "")) for item in passed))
 
 
 def _runs(importer: Importer, files: Sequence[Path], columns: Mapping[str, str], name: str) -> Iterator[LoggedRun]:

@@ -24,6 +24,8 @@ from numpy.typing import NDArray
 from lbw_sim.errors import TraceError
 from lbw_sim.trace.importers.logged import (
     COMPRESSED,
+    STEP_CHANNELS,
+    SYNONYMS,
     Importer,
     LoggedRun,
     Rows,
@@ -78,6 +80,12 @@ def open_runs(path: Path, columns: Mapping[str, str]) -> Iterator[LoggedRun]:
     """The runs in a file. Raises TraceError."""
     kind = _format(path)
     there = names_of(path, kind)
+    if panels := {} if columns else _panels(there):
+        for title, mapping in panels.items():
+            rows = partial(read_rows, path, kind, mapping)
+            facts: dict[str, str | int | float | None] = {"sampled": int(any(n.endswith("__MIN") for n in there))}
+            yield LoggedRun(run_id_from(title), path.name, mapping, rows, facts=facts, files=[path])
+        return
     mapping = find_columns(there, columns, path)
     by = next((name for name in there if plain(name) in RUN_COLUMNS and there.count(name) == 1), None)
     names = _distinct(path, kind, by) if by is not None else []
@@ -110,6 +118,22 @@ def read_rows(path: Path, kind: str, mapping: Mapping[str, str], only: tuple[str
             row += size
 
     return joined(each())
+
+
+def _panels(there: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Run -> columns, in the layout in which W&B exports a panel: a column `<run> - <metric>` for every run.
+
+    >>> _panels(["Step", "owl-1 - train/loss", "owl-1 - train/loss__MIN", "fox-2 - train/loss"])
+    {'owl-1': {'step': 'Step', 'loss': 'owl-1 - train/loss'}, 'fox-2': {'step': 'Step', 'loss': 'fox-2 - train/loss'}}
+    """
+    found: dict[str, dict[str, str]] = {}
+    step = next((name for name in there if plain(name) in SYNONYMS["step"]), None)
+    for name in there:
+        title, dash, metric = name.rpartition(" - ")
+        trace_name = next((own for own in STEP_CHANNELS if plain(metric) in SYNONYMS[own]), None)
+        if step is not None and dash and trace_name is not None:
+            found.setdefault(title, {"step": step}).setdefault(trace_name, name)
+    return {title: mapping for title, mapping in found.items() if "loss" in mapping}
 
 
 def _distinct(path: Path, kind: str, column: str) -> list[str]:

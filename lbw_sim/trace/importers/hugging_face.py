@@ -7,15 +7,22 @@ checkpoints of one run the last one holds everything, and only that is imported.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lbw_sim.errors import TraceError
-from lbw_sim.trace.importers.logged import Importer, LoggedRun, find_columns, rows_of, run_id_from
+from lbw_sim.trace.importers.logged import MOST_NAMES, Importer, LoggedRun, find_columns, rows_of, run_id_from
 
 MAX_BYTES = 64 << 20
+_WINDOW = 1 << 18
+"""Longest entry, in characters."""
+# a quote inside of a JSON text has a backslash before it
+_HISTORY = re.compile(r'(?<!\\)"log_history"\s{0,20}:\s{0,20}\[')
+_LOGGING_STEPS = re.compile(r'(?<!\\)"logging_steps"\s{0,20}:\s{0,20}(\d{1,12}(?:\.\d{1,12})?)')
+_BETWEEN = re.compile(r"[\s,]*")
 
 
 def _unit(path: Path) -> Path:
@@ -23,19 +30,49 @@ def _unit(path: Path) -> Path:
     return folder.parent if folder.name.startswith("checkpoint-") else folder
 
 
-def _load(path: Path) -> dict[str, Any]:
+def _text(path: Path) -> tuple[str, int]:
+    """The file, and where its history begins. Raises TraceError."""
     with open(path, "rb") as file:
         data = file.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
         raise TraceError(f"{path}: longer than {MAX_BYTES} bytes")
-    try:
-        found = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise TraceError(f"{path} is not JSON: {str(error)[:200]}") from None
-    history = found.get("log_history") if isinstance(found, dict) else None
-    if not isinstance(history, list) or not all(isinstance(entry, dict) for entry in history):
+    text = data.decode("utf-8", "replace")
+    match = _HISTORY.search(text)
+    if match is None:
         raise TraceError(f"{path}: holds no log_history, a list of objects")
-    return dict(found)
+    return text, match.end()
+
+
+def entries(text: str, start: int, where: str, lost: list[str]) -> Iterator[dict[str, Any]]:
+    """The entries of the history, one at a time, so that a big file is not a big heap of objects. Raises TraceError.
+
+    >>> list(entries('[{"step": 1, "loss": NaN}, {"step": 2}', 1, "x", []))
+    [{'step': 1, 'loss': nan}, {'step': 2}]
+    """
+    decode = json.JSONDecoder().raw_decode
+    lost.clear()
+    window, at = text[start : start + _WINDOW], 0
+    while True:
+        at = _BETWEEN.match(window, at).end()  # type: ignore[union-attr]
+        if at < len(window) and window[at] == "]":
+            return
+        try:
+            entry, at = decode(window, at)
+        except (ValueError, RecursionError) as error:
+            if at:
+                # the window ends within an entry
+                start += at
+                window, at = text[start : start + _WINDOW], 0
+                continue
+            if len(text) - start < _WINDOW and "]" not in window:
+                lost.append(f"{where}: it ends within its history")
+                return
+            raise TraceError(f"{where} is not JSON at character {start}: {str(error)[:200]}") from None
+        if not isinstance(entry, dict):
+            raise TraceError(f"{where}: its log_history holds {str(entry)[:40]!r} where an object belongs")
+        # the summary at the end repeats the step of the last row
+        if "train_runtime" not in entry:
+            yield entry
 
 
 def _last(files: Sequence[Path]) -> Path:
@@ -51,20 +88,24 @@ def _last(files: Sequence[Path]) -> Path:
 
 def _runs(files: Sequence[Path], columns: Mapping[str, str]) -> Iterator[LoggedRun]:
     path = _last(files)
-    state = _load(path)
-    # the summary at the end repeats the step of the last row
-    history = [entry for entry in state["log_history"] if "train_runtime" not in entry]
-    names = list(dict.fromkeys(name for entry in history for name in entry))
-    mapping = find_columns(names, columns, path)
-    every = state.get("logging_steps")
+    text, start = _text(path)
+    lost: list[str] = []
+    history = partial(entries, text, start, str(path), lost)
+    names: dict[str, None] = {}
+    for entry in history():
+        names |= dict.fromkeys(entry)
+        if len(names) > MOST_NAMES:
+            raise TraceError(f"{path}: more than {MOST_NAMES} different names were logged")
+    mapping = find_columns(list(names), columns, path)
+    every = _LOGGING_STEPS.search(text)
     facts: dict[str, str | int | float | None] = {
-        "loss_is": "step" if every == 1 else "window_mean",
+        "loss_is": "step" if every is not None and float(every[1]) == 1.0 else "window_mean",
         "nan_filtered": 1,
         "grad_norm_is": "before_clipping",
     }
     run_id = run_id_from(_unit(path.resolve()))
-    rows = partial(rows_of, lambda: iter(history), mapping, str(path))
-    yield LoggedRun(run_id, path.name, mapping, rows, facts=facts, files=[path])
+    rows = partial(rows_of, history, mapping, str(path))
+    yield LoggedRun(run_id, path.name, mapping, rows, facts=facts, lost=lost, files=[path])
 
 
 HUGGING_FACE = Importer(
