@@ -239,8 +239,13 @@ def _ask(
 ) -> Iterator[tuple[tuple[RuleResult, ...], tuple[Refused, ...]]]:
     """What every rule says of every run. A rule runs along with the others also where it lacks a channel, because runs
     are fastest together; what it says there is dropped."""
-    needs = {name: spec.build().needs for name, spec in rules.items()}
-    for trace, found in zip(batch, replay_many(loaded, list(rules.values()), engine=engine), strict=True):
+    guards = {name: spec.build() for name, spec in rules.items()}
+    needs = {name: guard.needs for name, guard in guards.items()}
+    extra = {channel for guard in guards.values() for channel in guard.extra_channels}
+    padded = [
+        {**dict.fromkeys(extra, np.full(len(columns["step"]), np.nan)), **columns} for columns in loaded
+    ]  # nobody measured them there
+    for trace, found in zip(batch, replay_many(padded, list(rules.values()), engine=engine), strict=True):
         results: list[RuleResult] = []
         refused: list[Refused] = []
         for place, name in enumerate(rules):
