@@ -245,7 +245,8 @@ def _overview(
                 element(
                     "p",
                     "Recall and delay count labelled events. False alarms begin on rows that are clean of any label; "
-                    "baited ones on changes that are labelled benign; latched is the share of clean rows in alarm.",
+                    "baited ones on changes that are labelled benign; latched is the share of clean rows in alarm. A "
+                    "run without labels counts as one without events.",
                     class_="quiet",
                 ),
                 sections.figure(Html(svg), "Event recall against false alarms, as replayed.", "middle"),

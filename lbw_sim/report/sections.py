@@ -152,7 +152,8 @@ def in_short(runs: Sequence[RunFindings], scores: Mapping[str, Sequence[RunScore
     high = [run for run in runs if run.vitals.recovered_share < END_SHARE]
     high.sort(key=lambda run: run.vitals.recovered_share)
     if high:
-        text = f"{count(len(high), 'run')} end well above their own lowest loss, the worst first: "
+        ends = "ends well above its" if len(high) == 1 else "end well above their"
+        text = f"{count(len(high), 'run')} {ends} own lowest loss{', the worst first' if len(high) > 1 else ''}: "
         said.append([text, named(high), "."])
     grown = sorted((run for run in runs if run.vitals.grad_growth >= GROWTH), key=lambda run: -run.vitals.grad_growth)
     if grown:
