@@ -61,6 +61,8 @@ def test_the_code_of_a_page_runs_from_top_to_bottom(page: Path, tmp_path: Path) 
         capture_output=True,
         text=True,
         check=False,
+        stdin=subprocess.DEVNULL,
+        timeout=300,  # a command that waits for something is a fault of the page
     )
     assert done.returncode == 0, done.stderr
 
