@@ -83,7 +83,7 @@ def _found(facts: Provenance) -> Iterator[Limitation]:
         return int(value) if isinstance(value, (int, float)) and abs(value) < 2.0**53 else 0
 
     gap, rows, decimals = count("cadence_steps"), count("rows"), facts.get("loss_decimals")
-    unlikely = frozenset({"score"})
+    no_score = frozenset({"score"})
     if facts.get("loss_is") == "window_mean" and gap != 1:
         window = f"{gap} steps" if gap else "steps"
         one = f"1/{gap}" if gap else "a part"
@@ -91,13 +91,13 @@ def _found(facts: Provenance) -> Iterator[Limitation]:
             "windowed",
             f"each loss is the mean of the {window} since the row before: a spike of one step shows {one} of its "
             f"height, and a step of a guard is a row here",
-            unlikely,
+            no_score,
         )
     elif gap > 1:
         yield Limitation("gaps", f"logged {facts.get('cadence')}: what happened between is not seen")
     if facts.get("sampled") == 1:
         yield Limitation(
-            "sampled", "a sample of the logged rows and not all of them: spikes between them are gone", unlikely
+            "sampled", "a sample of the logged rows and not all of them: spikes between them are gone", no_score
         )
     elif rows == SAMPLE_ROWS and (gap > 1 or facts.get("cadence") == "irregular"):
         yield Limitation(
