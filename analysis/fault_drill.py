@@ -39,7 +39,8 @@ DRILLED_GUARDS = DRILLED[2:]
 NAMES = {"adamw": "AdamW", "clip": "clip 1.0"}
 LR, STEPS, ONSET = 5e-3, 400, 200
 RATES, RATE_STEPS = (3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0), 300
-ARCHITECTURES = ("post_ln", "pre_ln")
+SHOWN = {"post_ln": "post-LN", "pre_ln": "pre-LN"}
+ARCHITECTURES = tuple(SHOWN)
 FAULTS: dict[str, Callable[[], Fault | None]] = {
     "none": lambda: None,
     "lr × 10": lambda: faults.lr_bump(ONSET, 10.0),
@@ -225,7 +226,7 @@ class Study:
 
 def fault_table(study: Study, architecture: str) -> list[str]:
     lines = [
-        f"| {architecture.replace('_', '-')} | " + " | ".join(FAULTS) + " |",
+        f"| {SHOWN[architecture]} | " + " | ".join(FAULTS) + " |",
         "|---|" + "---|" * len(FAULTS),
     ]
     for method in DRILLED:
@@ -279,7 +280,7 @@ def bars(study: Study) -> list[str]:
         f"**No fault, active, within {100 * LIMIT:g} % of AdamW's final loss** (same seed; mean over {len(SEEDS)} "
         f"seeds, the worst seed in brackets):",
         "",
-        "| guard | " + " | ".join(f"{a.replace('_', '-')}, {case}" for a in ARCHITECTURES for case in BENIGN) + " |",
+        "| guard | " + " | ".join(f"{SHOWN[a]}, {case}" for a in ARCHITECTURES for case in BENIGN) + " |",
         "|---|" + "---|" * (len(ARCHITECTURES) * len(BENIGN)),
     ]
     missed = []
@@ -290,7 +291,7 @@ def bars(study: Study) -> list[str]:
                 changes = study.change(architecture, case, method)
                 cells.append(f"{percent(statistics.mean(changes))} ({percent(max(changes))})")
                 if case == "none" and not max(map(abs, changes)) <= LIMIT:
-                    missed.append(f"{name_of(method)} on {architecture.replace('_', '-')} ({cells[-1]})")
+                    missed.append(f"{name_of(method)} on {SHOWN[architecture]} ({cells[-1]})")
         lines.append(f"| {name_of(method)} | " + " | ".join(cells) + " |")
     lines += ["", f"Not met without a fault: {'; '.join(missed)}." if missed else "Met by every guard without a fault."]
     ramp = []
@@ -314,7 +315,7 @@ def findings(study: Study) -> list[str]:
         for architecture in ARCHITECTURES:
             for case in FAULTS:
                 changes = study.change(architecture, case, method)
-                where = f"{case} ({architecture.replace('_', '-')})"
+                where = f"{case} ({SHOWN[architecture]})"
                 mine = study.losses("faults", architecture, case, method)
                 if any(math.isnan(change) for change in changes):
                     if not any(math.isnan(loss) for loss in mine):
@@ -354,7 +355,7 @@ def findings(study: Study) -> list[str]:
     )
     lines.append(
         f"- The worst single run against AdamW with the same fault and seed: {name_of(worst[1])}, {worst[2]}, "
-        f"{worst[3].replace('_', '-')}: {percent(worst[0])}."
+        f"{SHOWN[worst[3]]}: {percent(worst[0])}."
     )
     return lines
 
