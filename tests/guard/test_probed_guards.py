@@ -41,7 +41,7 @@ def canary(losses: list[float]) -> list[Signals]:
 
 
 def test_a_canary_alarm_needs_two_evaluations_in_a_row_and_comes_once() -> None:
-    rule = CanaryRise(limit_share=0.02, confirm=2)
+    rule = CanaryRise(limit_share=0.02, confirm=2, jitter_share=1.0)
     single = canary([2.0, 2.05, 2.0, 2.05, 2.0])
     assert regimes(rule, single) == ["STABLE", "STRESSED", "STABLE", "STRESSED", "STABLE"]
     lasting = canary([2.0, 2.05, 2.05, 2.05, 2.05, 2.05])

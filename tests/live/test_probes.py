@@ -294,3 +294,30 @@ def test_probes_leave_gradients_and_the_optimizers_memory_alone() -> None:
     for name, held in state["state"].items():
         for key, value in held.items():
             assert torch.equal(optimizer.state_dict()["state"][name][key], value)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_no_probe_waits_for_the_gpu() -> None:
+    model = noisy_model().cuda()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    batch = tuple(part.cuda() for part in batch_of(0))
+    probes = [
+        GradNorm(optimizer),
+        UpdateNorm(optimizer),
+        RobustRms(optimizer, every_steps=1),
+        Canary(model, lambda: loss_of(model, batch), every_steps=1),
+        PairedProbe(model, lambda given: loss_of(model, given), every_steps=1, span_steps=1),
+        InitialWeightRms(model),
+    ]
+    for step in range(4):
+        optimizer.zero_grad()
+        loss_of(model, batch).backward()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            for probe in probes:
+                probe.before_step(step, batch)
+            optimizer.step()
+            for probe in probes:
+                probe.after_step(step)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
