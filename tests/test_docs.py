@@ -39,7 +39,8 @@ for language, block in re.findall(r"^```(python|sh|toml)\n(.*?)^```", open(sys.a
                 # in this process: a new one for each would cost a second
                 done = CliRunner().invoke(app, words[1:])
                 # compare answers as diff does: 1 where there is a difference
-                assert done.exit_code in ((0, 1) if words[1] == "compare" else (0,)), f"{line}: {done.output} {done.exception!r}"
+                allowed = (0, 1) if words[1] == "compare" else (0,)
+                assert done.exit_code in allowed, f"{line}: {done.output} {done.exception!r}"
             elif words and words[0] not in ("make", "pip", "."):
                 subprocess.run(["bash", "-euo", "pipefail", "-c", line], check=True, stdout=subprocess.DEVNULL)
 """
