@@ -90,6 +90,12 @@ class LiveGuard:
         own = self._guard.extra_channels
         self._channels = own + tuple(c for c in probes.channels if c not in (*own, "grad_norm", "update_norm"))
         columns(self._channels)
+        if silent := [channel for channel in own if channel not in probes.channels]:
+            logger.warning(
+                "lbw-sim: guard %r reads %s, and no probe delivers that: unless the loop passes it to observe(), it is "
+                "no evidence, and what depends on it never happens",
+                spec.name, ", ".join(silent),
+            )  # fmt: skip
         self._probes = probes
         self._snapshots = snapshots
         self._ranks = _ranks(process_group, ("grad_norm", "update_norm", _FOUND_INF, *self._channels))

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from lbw_sim.guard import Guard
+from lbw_sim.guard import Guard, GuardSpec
 from lbw_sim.live import Snapshots, attach, live_guard, mailbox, probing, snapshots
 from lbw_sim.live.actuator import Actuator
 from lbw_sim.trace import Recorder, read_trace
@@ -117,3 +117,8 @@ def test_a_channel_that_nobody_declared_is_left_out_and_said_once(caplog: pytest
             run.optimizer.step()
         assert live.grounded is None
     assert caplog.text.count("'gradnorm'") == 1
+
+
+def test_a_guard_whose_probe_was_forgotten_says_so_before_training(caplog: pytest.LogCaptureFixture) -> None:
+    with attach(make_run().optimizer, GuardSpec.load("paired_rollback")):
+        assert "'paired_rollback' reads probe_gain, and no probe delivers that" in caplog.text
