@@ -90,6 +90,7 @@ class LiveGuard:
         own = self._guard.extra_channels
         self._channels = own + tuple(c for c in probes.channels if c not in (*own, "grad_norm", "update_norm"))
         columns(self._channels)
+        self._own_channels = len(own)
         if silent := [channel for channel in own if channel not in probes.channels]:
             logger.warning(
                 "lbw-sim: guard %r reads %s, and no probe delivers that: unless the loop passes it to observe(), it is "
@@ -492,7 +493,7 @@ class LiveGuard:
 
     def _own(self, now: Telemetry) -> Telemetry:
         """The telemetry as the guard knows it: without the channels that only the trace holds."""
-        own = len(self._guard.extra_channels)
+        own = self._own_channels
         return now if len(now.extra) == own else now._replace(extra=now.extra[:own])
 
     def _filled(self, now: Telemetry, numbers: Mapping[str, float]) -> Telemetry:
@@ -518,6 +519,8 @@ class LiveGuard:
 
     def _heed(self, numbers: dict[str, float]) -> dict[str, float]:
         """Look at what the other ranks sent along about themselves."""
+        if self._ranks is None:
+            return numbers
         if numbers.get(FAULTS, 0.0) > 0.0:
             self.ground(self._trouble or LiveError("the guard of another rank is in trouble"), everywhere=False)
         if numbers.get(DISAGREEMENT, 0.0) != 0.0:
