@@ -46,6 +46,10 @@ class StressError(LbwError):
     """A stress experiment was asked for something that it cannot run."""
 
 
+class SimulateError(LbwError):
+    """A plant cannot be calibrated or flown on what was given, or a plant file does not describe one."""
+
+
 class ScoreError(LbwError):
     """A run cannot be judged or drawn: rows out of order, a column missing, or a label that no scorer knows."""
 

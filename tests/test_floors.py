@@ -19,12 +19,14 @@ MAY_IMPORT = {
     "guard": {"errors", "values", "params"},
     "trace": {"errors", "values", "params", "guard"},
     "replay": {"errors", "values", "params", "guard", "trace"},
+    "simulate": {"errors", "values", "params", "guard", "trace", "replay"},
     "score": {"errors", "values", "trace"},
     "live": {"errors", "values", "guard", "trace"},
     "stress": {"errors", "values", "guard", "trace", "live"},
     "plots": {"errors", "values", "trace", "score"},
     "demo": {"errors", "values", "guard", "trace", "replay", "score", "stress", "plots"},
-    "cli": {"demo", "errors", "values", "params", "guard", "trace", "replay", "score", "live", "stress", "plots"},
+    "cli": {"demo", "errors", "values", "params", "guard", "trace", "replay", "simulate", "score", "live", "stress"}
+    | {"plots"},
 }
 HEAVY = {"torch": {"live", "stress"}, "matplotlib": {"plots"}}
 STANDARD_LIBRARY_ONLY = {"errors", "values", "params", "guard"}

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from lbw_sim import __version__
-from lbw_sim.cli import components, demo, import_, label, plot, record, replay, score, show, verify
+from lbw_sim.cli import calibrate, components, demo, import_, label, plot, record, replay, score, show, simulate, verify
 
 app = typer.Typer(
     name="lbw",
@@ -36,7 +36,7 @@ def _options(
     pass
 
 
-for module in (demo, record, import_, show, label, replay, score, verify, plot, components):
+for module in (demo, record, import_, show, label, replay, score, verify, plot, calibrate, simulate, components):
     name = module.__name__.rpartition(".")[2]
     # `import` is a word of Python's own
     app.command(name.rstrip("_"))(getattr(module, name))

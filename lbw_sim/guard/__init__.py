@@ -4,7 +4,7 @@ from lbw_sim.guard.envelope import Envelope
 from lbw_sim.guard.guard import Guard, GuardState, state_from_data, state_to_data
 from lbw_sim.guard.registry import components, load_plugin
 from lbw_sim.guard.spec import GuardSpec, preset_names
-from lbw_sim.params import analyzer, param, part, policy, sensor
+from lbw_sim.params import analyzer, param, part, plant, policy, sensor
 
 __all__ = [
     "Envelope",
@@ -16,6 +16,7 @@ __all__ = [
     "load_plugin",
     "param",
     "part",
+    "plant",
     "policy",
     "preset_names",
     "sensor",
