@@ -28,8 +28,8 @@ def calibrate(
 ) -> None:
     """Fit a plant to recorded runs; say how well it predicts runs that it has not seen.
 
-    Without --held-out, groups of runs are left out in turn. Runs at one fixed learning rate do not identify a plant: record
-    excitation runs (lbw record --excite). Needs scipy: pip install 'lbw-sim[tune]'.
+    Without --held-out, groups of runs are left out in turn. Runs at one fixed learning rate do not identify a plant:
+    record excitation runs (lbw record --excite). Needs scipy: pip install 'lbw-sim[tune]'.
     """
     from lbw_sim.guard import load_plugin
     from lbw_sim.score import Column
@@ -73,7 +73,7 @@ def calibrate(
     assert spec.fitted is not None
     low, high, steps, rise, fall, scale = spec.fitted
     typer.echo(
-        f"{len(spec.training)} runs fitted: learning rate {low:.3g} to {high:.3g}, up to {steps} steps, from step to step up to "
-        f"× {rise:.3g} and ÷ {fall:.3g}, scale down to {scale:.3g}."
+        f"{len(spec.training)} runs fitted: learning rate {low:.3g} to {high:.3g}, up to {steps} steps, from step to step "
+        f"up to × {rise:.3g} and ÷ {fall:.3g}, scale down to {scale:.3g}."
     )
     typer.echo(f"{out}: plant {spec.fingerprint}. Next: lbw simulate --plant {out} --guard default")

@@ -21,8 +21,8 @@ def simulate(
         list[str],
         typer.Option(
             "--schedule",
-            help="constant:LR, cosine:PEAK (linear warm-up, down to a tenth), or a run's folder whose learning rates are "
-            "taken; repeat.",
+            help="constant:LR, cosine:PEAK (linear warm-up, down to a tenth), or a run's folder whose rates are taken; "
+            "repeat.",
         ),
     ] = ["cosine:0.01"],
     steps: Annotated[int, typer.Option(help="Steps of constant and cosine.")] = 400,
@@ -41,8 +41,8 @@ def simulate(
 ) -> None:
     """Fly guards on a plant (closed loop): what acting would have done, as far as the plant can tell.
 
-    Says how each rollout ended, its final expected loss, control energy, steps damped, and whether it left the range for which
-    the plant was calibrated: beyond that range there is no measurement behind any number.
+    Says how each rollout ended, its final expected loss, control energy, steps damped, and whether it left the range
+    for which the plant was calibrated: beyond that range there is no measurement behind any number.
     """
     import numpy as np
 

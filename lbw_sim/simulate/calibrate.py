@@ -24,8 +24,8 @@ from lbw_sim.simulate.rollout import loop_kernel
 from lbw_sim.simulate.spec import FittedRange, PlantSpec, RunError
 from lbw_sim.trace import Trace
 
-LANES = 16
-"""Parameter vectors side by side; more than a Jacobian of any plant here needs."""
+LANES = 8
+"""Parameter vectors side by side."""
 BINS = 100
 """Bins per run: more would only fit noise."""
 STEP = 1e-4

@@ -6,6 +6,7 @@ simulated loss: what a run shows here really happened. It keeps no snapshots, so
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import threading
 import time
@@ -21,6 +22,7 @@ from torch import Tensor
 from lbw_sim.errors import StressError
 from lbw_sim.stress.adamw import BatchedAdamW
 from lbw_sim.stress.corpus import Codes, corpus, random_labels, training_windows, validation_windows
+from lbw_sim.stress.excitation import EXCITATION_CHANNELS
 from lbw_sim.stress.plan import RunPlan, RunResult, check_run_ids
 from lbw_sim.stress.schedule import scheduled_lr
 from lbw_sim.stress.tiny_gpt import BATCH, CONTEXT, PARAMETERS, SIZES, initial_weights, losses
@@ -111,10 +113,12 @@ class _Run:
         )
 
     def lr(self, step: int) -> float:
-        """Scheduled learning rate, a fault's bump included."""
+        """Scheduled learning rate, excitation and a fault's bump included."""
         plan, fault = self.plan, self.plan.fault
         restart = fault.onset_step if fault is not None and fault.restarts_schedule else None
         lr = scheduled_lr(step, plan.steps, plan.lr, restart)
+        if plan.excitation is not None:
+            lr *= plan.excitation.factor_at(step, plan.seed)[0]
         return lr * fault.lr_factor if fault is not None and fault.active(step) else lr
 
     def corpus_name(self, step: int) -> str:
@@ -157,6 +161,11 @@ class _Run:
         if self.recorder is not None:
             fault = self.plan.fault
             event = fault.name if fault is not None and fault.active(telemetry.step) else ""
+            excitation = self.plan.excitation
+            if excitation is not None:
+                telemetry = telemetry._replace(extra=excitation.factor_at(telemetry.step, self.plan.seed))
+                if excitation.active(telemetry.step) and not event:
+                    event = f"excite_{excitation.kind}"
             self.recorder.append(
                 telemetry, self.decision, elapsed_s=elapsed_s, effective_lr=lr, skipped=self.skip, event=event
             )
@@ -215,7 +224,13 @@ def _record(plan: RunPlan, folder: Path, facts: Provenance) -> Recorder:
         "steps": plan.steps,
         "fault": None if fault is None else fault.name,
     }
-    recorder = Recorder.open(folder, plan.run_id, spec=plan.spec, mode=plan.mode, provenance=facts | more)
+    channels: tuple[str, ...] = ()
+    if plan.excitation is not None:
+        channels = EXCITATION_CHANNELS
+        more |= {f"excitation_{key}": value for key, value in dataclasses.asdict(plan.excitation).items()}
+    recorder = Recorder.open(
+        folder, plan.run_id, spec=plan.spec, mode=plan.mode, provenance=facts | more, extra_channels=channels
+    )
     if fault is not None:
         write_labels(folder / run_folder_name(plan.run_id), [fault.label(plan.steps, guarded=plan.mode == "active")])
     return recorder

@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 
 from lbw_sim.errors import LbwError, StressError, unknown_name
 from lbw_sim.guard import GuardSpec
+from lbw_sim.stress.excitation import Excitation
 from lbw_sim.stress.faults import Fault
 from lbw_sim.stress.tiny_gpt import ARCHITECTURES
 
@@ -46,6 +47,8 @@ class RunPlan:
     """With `static_cap`."""
     scales: tuple[float, ...] = ()
     """With `playback`: one factor on the learning rate per step."""
+    excitation: Excitation | None = None
+    """Program on top of the schedule, whatever the method."""
 
     @property
     def mode(self) -> Literal["active", "shadow"]:

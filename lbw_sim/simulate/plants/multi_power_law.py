@@ -29,7 +29,7 @@ class MultiPowerLaw:
 
     S1 is the sum of learning rates, `start_lr_sum` of the warm-up included; S_k that from step k on. The sum over all
     past k is kept as a bank of exponentials (`simulate.forgetting`); `tests/simulate` measures its error against the
-    direct sum: below 1e-5 of the gain. A skipped step counts for nothing.
+    direct sum: below 1e-5 of B times the falls. A skipped step counts for nothing.
 
     Cannot represent: divergence, spikes or damage. Fitted on cosine and constant schedules it predicts a sudden cut to
     a third within some 10 to 35 % of its effect, and a cut to a tenth hardly at all (docs/results/lr_cut_effect.md).
@@ -43,7 +43,7 @@ class MultiPowerLaw:
     amplitude: float = param(0.5, low=0.0, high=100.0, unit="nats", doc="A: loss above the floor at S1 = 1", log=True)
     exponent: float = param(0.5, low=0.01, high=3.0, doc="α")
     annealing_gain: float = param(500.0, low=0.0, high=1e6, unit="nats", doc="B: gain of a unit of fall", log=True)
-    pace: float = param(1.0, low=1e-4, high=1e4, doc="C", log=True)
+    pace: float = param(1.0, low=1e-9, high=1e6, doc="C", log=True)
     annealing_exponent: float = param(0.5, low=0.05, high=2.0, doc="β")
     lr_exponent: float = param(0.5, low=0.0, high=1.5, doc="γ: a fall to a lower learning rate pays out sooner in S")
     start_lr_sum: float = param(0.3, low=1e-9, high=1e6, doc="S1 before the first step, as of a warm-up", log=True)

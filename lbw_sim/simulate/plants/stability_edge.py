@@ -47,12 +47,12 @@ class StabilityEdge:
     amplitude: float = param(1.0, low=0.0, high=100.0, unit="nats", doc="A: loss above the floor at the start")
     exponent: float = param(0.5, low=0.01, high=3.0, doc="α")
     start_sharpness: float = param(1000.0, low=1e-3, high=1e9, doc="preconditioned sharpness at the start", log=True)
-    sharpening: float = param(1.0, low=0.0, high=1e4, doc="relative growth of the sharpness per unit of lr")
+    sharpening: float = param(0.2, low=0.0, high=1e4, doc="relative growth of the sharpness per unit of lr")
     relief: float = param(
-        100.0, low=0.0, high=1e8, doc="relative fall of the sharpness per unit of lr and swing", log=True
+        20.0, low=0.0, high=1e8, doc="relative fall of the sharpness per unit of lr and swing", log=True
     )
-    kick: float = param(1e-6, low=1e-12, high=1.0, doc="square of what noise adds to the swing in a step", log=True)
-    swing_loss: float = param(1.0, low=0.0, high=1e6, unit="nats", doc="loss of a unit of swing", log=True)
+    kick: float = param(1e-8, low=1e-12, high=1.0, doc="square of what noise adds to the swing in a step", log=True)
+    swing_loss: float = param(10.0, low=0.0, high=1e6, unit="nats", doc="loss of a unit of swing", log=True)
     noise_sd: float = param(0.03, low=0.0, high=10.0, unit="nats", doc="standard deviation of a batch's difficulty")
 
     def init(self) -> StabilityEdgeState:
