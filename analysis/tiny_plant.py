@@ -6,6 +6,8 @@ Trains everything itself. Calibration runs and judged runs share neither seed no
 (no guard): it asks whether a plant knows what learning rates do, not yet how it ranks guards.
 """
 
+# ruff: noqa: E501  (the page is prose: its lines are as long as they are)
+
 from __future__ import annotations
 
 import argparse
@@ -57,9 +59,7 @@ class Judged(NamedTuple):
 
 def fleet(folder: Path, architecture: str, judged: bool) -> list[Record]:
     """Train and read back; the run id says what each run was."""
-    programs, seeds, lrs = (
-        (JUDGED_PROGRAMS, JUDGED_SEEDS, JUDGED_LRS) if judged else (PROGRAMS, SEEDS, LRS)
-    )
+    programs, seeds, lrs = (JUDGED_PROGRAMS, JUDGED_SEEDS, JUDGED_LRS) if judged else (PROGRAMS, SEEDS, LRS)
     plans = [
         RunPlan(
             run_id=f"{program}_lr{lr:g}_s{seed}", architecture=architecture, lr=lr, seed=seed, steps=STEPS, excitation=made
@@ -174,7 +174,9 @@ def main() -> None:
                                 f"{max(really[i] for i in those):.2f})"
                             )
                         details.append(f"| {program} | " + " | ".join(cells) + " |")
-            lines.append(row("undisturbed runs at neighbouring rates, no plant", interpolated(training, judged), really))
+            lines.append(
+                row("undisturbed runs at neighbouring rates, no plant", interpolated(training, judged), really)
+            )
             lines += ["", details[0], ""]
             lines += ["Predicted final loss by `lasting_damage` (really: lowest to highest of the seeds):", ""]
             lines += ["| | " + " | ".join(f"{lr:g}" for lr in JUDGED_LRS) + " |", "|---" * (len(JUDGED_LRS) + 1) + "|"]

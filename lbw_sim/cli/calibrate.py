@@ -73,7 +73,7 @@ def calibrate(
     assert spec.fitted is not None
     low, high, steps, rise, fall, scale = spec.fitted
     typer.echo(
-        f"{len(spec.training)} runs fitted: learning rate {low:.3g} to {high:.3g}, up to {steps} steps, from step to step "
-        f"up to × {rise:.3g} and ÷ {fall:.3g}, scale down to {scale:.3g}."
+        f"{len(spec.training)} runs fitted: learning rate {low:.3g} to {high:.3g}, up to {steps} steps, "
+        f"from step to step up to × {rise:.3g} and ÷ {fall:.3g}, scale down to {scale:.3g}."
     )
     typer.echo(f"{out}: plant {spec.fingerprint}. Next: lbw simulate --plant {out} --guard default")

@@ -69,7 +69,8 @@ def simulate(
         Column("schedule", "schedule"), Column("guard", "guard"), Column("rollouts", "rollouts", "d"),
         Column("completed", "com-\npleted", "d"), Column("diverged", "di-\nverged", "d"), Column("cut", "cut", "d"),
         Column("dead", "dead", "d"), Column("final_loss", "final loss,\nmedian", ".3f"), Column("low", "5 %", ".3f"),
-        Column("high", "95 %", ".3f"), Column("energy", "energy", ".1f"), Column("damped_steps", "steps\ndamped", ".0f"),
+        Column("high", "95 %", ".3f"), Column("energy", "energy", ".1f"),
+        Column("damped_steps", "steps\ndamped", ".0f"),
         Column("left_range", "left\nrange", "d"), Column("why", "how"),
     ]  # fmt: skip
     print_table(rows, columns)

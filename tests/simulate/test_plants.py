@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 
@@ -50,7 +51,7 @@ def test_noisy_quadratic_settles_where_the_arithmetic_says_and_diverges_beyond_t
 def test_tissue_law_is_its_formula(lrs: list[float]) -> None:
     law = TissueLaw(memory=0.99)
     momentum = annealing = 0.0
-    for before, now in zip(lrs, lrs[1:], strict=False):
+    for before, now in pairwise(lrs):
         momentum = 0.99 * momentum + (before - now)
         annealing += momentum
     direct = law.floor + law.amplitude * (law.start_lr_sum + math.fsum(lrs)) ** -law.exponent
@@ -69,7 +70,7 @@ def test_multi_power_law_is_its_sum_over_all_past_steps(
         gain += (lrs[k - 1] - lrs[k]) * (1.0 - (1.0 + pace * lrs[k] ** -gamma * since) ** -beta)
     direct = law.floor + law.amplitude * (law.start_lr_sum + math.fsum(lrs)) ** -law.exponent
     error = flown(law, lrs)[-1].loss - (direct - 500.0 * gain)
-    assert abs(error) < 1e-5 * 500.0 * math.fsum(abs(a - b) for a, b in zip(lrs, lrs[1:], strict=False))
+    assert abs(error) < 1e-5 * 500.0 * math.fsum(abs(a - b) for a, b in pairwise(lrs))
 
 
 @pytest.mark.parametrize("lrs", [COSINE, CUT, RISE], ids=["cosine", "cut", "rise"])
@@ -85,7 +86,7 @@ def test_the_stability_edge_spikes_comes_back_and_spikes_again() -> None:
     plant = StabilityEdge(amplitude=0.0, start_sharpness=700.0)
     losses = [measured.loss - plant.floor for measured in flown(plant, [0.05] * 3_000, walk=1.0)]
     high = [loss > 0.05 for loss in losses]
-    spikes = sum(now and not before for before, now in zip(high, high[1:], strict=False))
+    spikes = sum(now and not before for before, now in pairwise(high))
     assert spikes >= 10
     assert sum(high) < 0.2 * len(high)
     # a sharpness of 700 is far below the edge, 38 / 0.01

@@ -64,7 +64,8 @@ def test_every_way_out_of_the_calibrated_range_is_named_and_a_plant_without_one_
     plant = PlantSpec.load("tissue_law")
     fitted = dataclasses.replace(plant, fitted=FittedRange(1e-3, 1e-2, 50, 2.0, 2.0, 1.0))
     schedules = {
-        "inside": np.full(50, 2e-3), "late": np.full(60, 2e-3), "below": np.full(50, 9e-4), "above": np.full(50, 1.1e-2),
+        "inside": np.full(50, 2e-3), "late": np.full(60, 2e-3), "below": np.full(50, 9e-4),
+        "above": np.full(50, 1.1e-2),
         "sudden": np.array([2e-3, 5e-3]), "gentle": np.array([2e-3, 3.9e-3, 2e-3]), "both": np.array([2e-3, 2e-2]),
     }  # fmt: skip
     found = rollouts([fitted, plant], [GuardSpec.load("never")], schedules, drawn_noise(1, 60))

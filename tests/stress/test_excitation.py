@@ -52,5 +52,5 @@ def test_an_excited_run_carries_its_program_and_verifies(tmp_path: Path) -> None
 def test_a_program_that_makes_no_sense_is_refused() -> None:
     with pytest.raises(StressError, match="Did you mean 'bump'"):
         Excitation(kind="bum")
-    with pytest.raises(StressError, match="factor=0.5 above 1"):
+    with pytest.raises(StressError, match=r"factor=0\.5 above 1"):
         Excitation(kind="drop", factor=0.5)
