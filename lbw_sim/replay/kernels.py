@@ -679,6 +679,11 @@ def start(layout: Layout, guards: Sequence[Any]) -> Start:
     for lane in range(lanes):
         # lanes without a candidate repeat the first one: zeros would divide by zero, slowly
         guard = guards[lane if lane < len(guards) else 0]
+        if guard is guards[0] and lane > 0 and not layout.windows:
+            # many seeds of one candidate: setting it up costs as much as some hundred steps
+            table[:, lane] = table[:, 0]
+            unfit.append(unfit[0])
+            continue
         for row, path in enumerate(layout.parameters):
             value: Any = guard
             for name in path.split("."):

@@ -293,7 +293,13 @@ def _fly(
             raise KeyboardInterrupt
         length = min(BLOCK_ROWS, steps - begin)
         for number, (table, columns) in enumerate(tables):
-            table[begin : begin + length].take(columns, axis=1, out=inputs[number, :length], mode="clip")
+            block, first = table[begin : begin + length], int(columns[0])
+            if (columns == first).all():
+                inputs[number, :length] = block[:, first : first + 1]
+            elif (columns == np.arange(first, first + lanes)).all():
+                inputs[number, :length] = block[:, first : first + lanes]
+            else:
+                block.take(columns, axis=1, out=inputs[number, :length], mode="clip")
         kernel(
             inputs, 0, length, start.buffer, start.win, start.place, *(out[begin * lanes :] for out in outputs)
         )  # fmt: skip
