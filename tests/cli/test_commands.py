@@ -11,7 +11,19 @@ from pathlib import Path
 import pytest
 
 LBW = [sys.executable, "-m", "lbw_sim"]
-COMMANDS = ("demo", "record", "show", "label", "replay", "score", "verify", "plot", "calibrate", "simulate", "components")
+COMMANDS = (
+    "demo",
+    "record",
+    "show",
+    "label",
+    "replay",
+    "score",
+    "verify",
+    "plot",
+    "calibrate",
+    "simulate",
+    "components",
+)
 
 RULE = '''
 from typing import NamedTuple

@@ -11,6 +11,7 @@ import pytest
 from lbw_sim.errors import ChannelError, SimulateError
 from lbw_sim.guard import GuardSpec
 from lbw_sim.guard.registry import components
+from lbw_sim.replay import kernels
 from lbw_sim.simulate import FittedRange, PlantSpec, Rollouts, drawn_noise, rollouts
 from lbw_sim.simulate.loop import Loop, StepInputs
 from lbw_sim.simulate.rollout import RESULTS
@@ -120,3 +121,11 @@ def test_the_loop_reports_every_result_that_rollouts_promise() -> None:
     # the first batch is measured before any update
     assert output.effective_lr == 1e-3
     assert state.plant == loop.plant.init()
+
+
+def test_a_long_step_is_cut_into_lane_loops_that_a_compiler_still_puts_into_lanes() -> None:
+    loop = Loop(guard=GuardSpec.load("default").build(), plant=PlantSpec.load("lasting_damage").build())
+    text = kernels.loop_source(loop, StepInputs, RESULTS, {}, 32).text
+    pieces = text.split("    for row in range(begin, end):")[1].split("for lane in range(32):")[1:]
+    assert len(pieces) >= 3
+    assert max(piece.count("\n") for piece in pieces) < 300
