@@ -27,8 +27,8 @@ def plant(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A plant fitted by the command to shipped runs, one of them held out."""
     file = tmp_path_factory.mktemp("plant") / "tiny.toml"
     text = lbw(
-        "calibrate", SHIPPED, "--run", "dither", "--run", "drop", "--held-out", "lr0.01_dither", "--plant", "tissue_law",
-        "--fix", "start_lr_sum=0.05", "--draws", 2, "-o", file,
+        "calibrate", SHIPPED, "--run", "dither", "--run", "drop", "--held-out", "lr0.01_dither",
+        "--plant", "tissue_law", "--fix", "start_lr_sum=0.05", "--draws", 2, "-o", file,
     ).stdout  # fmt: skip
     assert "postln_lr0.01_dither4_s7" in text
     assert "2 runs fitted" in text
