@@ -12,6 +12,8 @@ from lbw_sim.errors import ChannelError, SimulateError
 from lbw_sim.guard import GuardSpec
 from lbw_sim.guard.registry import components
 from lbw_sim.replay import kernels
+from lbw_sim.replay.inlining import Line
+from lbw_sim.replay.kernels import _bodies, _Store
 from lbw_sim.simulate import FittedRange, PlantSpec, Rollouts, drawn_noise, rollouts
 from lbw_sim.simulate.loop import Loop, StepInputs
 from lbw_sim.simulate.rollout import RESULTS
@@ -129,3 +131,21 @@ def test_a_long_step_is_cut_into_lane_loops_that_a_compiler_still_puts_into_lane
     pieces = text.split("    for row in range(begin, end):")[1].split("for lane in range(32):")[1:]
     assert len(pieces) >= 3
     assert max(piece.count("\n") for piece in pieces) < 300
+
+
+def test_no_piece_of_a_step_overwrites_what_a_later_piece_still_reads() -> None:
+    pieces = [
+        [Line("v1", "now0 * p0")],
+        [Line("v2", "s0 + v1"), Line("v3", "v2 > 1.0")],
+        [Line("v4", "select(v3, s1, v1)")],
+    ]
+    stores = [_Store("buffer[2 + lane] = v1", {"v1"}, "s0"), _Store("buffer[4 + lane] = s0", {"s0"}, "s1")]
+    bodies, spilled = _bodies(
+        pieces, stores, {"p0": 0, "s0": 1, "s1": 2}, {"now0": "now0 = inputs[0, row, lane]"}, 3, 2
+    )
+    assert [any("= v1" in line and "[2 " in line for line in body) for body in bodies] == [False, False, True]
+    # the copy of s0 has to wait for the last reader of s1, and s0 for the copy
+    assert [line for line in bodies[2] if "buffer[4 + lane] = " in line] == ["buffer[4 + lane] = s0"]
+    # v1 and the boolean v3 cross; v2 and v4 are needed where they are made
+    assert spilled == 2
+    assert "v3 = buffer[8 + lane] != 0.0" in bodies[2]
