@@ -91,7 +91,7 @@ class Lanes:
         lanes = self.source.layout.lanes  # a guard with windows takes one at a time, whatever was asked for
         self.kernel, self.seen = kernels.compiled(self.source.text), seen
         self.extract = None if bare else kernels.compiled(kernels.extraction())
-        self.starts = [compiled._start(self.source.layout, guards[i : i + lanes]) for i in range(0, len(guards), lanes)]
+        self.starts = [kernels.start(self.source.layout, guards[i : i + lanes]) for i in range(0, len(guards), lanes)]
         self.words = np.empty(lanes * -(-ROWS // kernels.WORD_ROWS))
         self.alarms = np.empty((lanes, compiled.MAX_ALARMS, 2), np.int64)
         self.energy = np.empty(len(guards))

@@ -50,6 +50,10 @@ class EvidenceError(LbwError):
     """A back-test report is damaged, is of another guard, or cannot be read: it allows nothing."""
 
 
+class SimulateError(LbwError):
+    """A plant cannot be calibrated or flown on what was given, or a plant file does not describe one."""
+
+
 class ScoreError(LbwError):
     """A run cannot be judged or drawn: rows out of order, a column missing, or a label that no scorer knows."""
 

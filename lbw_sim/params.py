@@ -44,7 +44,7 @@ class ComponentMeta(NamedTuple):
     """What a component class declares about itself."""
 
     kind: str
-    """`sensor`, `analyzer`, `policy` or `envelope`."""
+    """`sensor`, `analyzer`, `policy`, `envelope` or `plant`."""
     name: str
     """The class name in snake case: what a spec file calls it."""
     version: int
@@ -54,7 +54,7 @@ class ComponentMeta(NamedTuple):
     uses: tuple[str, ...]
     """Those that it reads when they are there."""
     emits: tuple[str, ...]
-    """Signals that a sensor fills."""
+    """Signals that a sensor fills; telemetry channels that a plant delivers."""
     extra: tuple[str, ...]
     """Further telemetry channels, by name, that a sensor finds in `Telemetry.extra`, in this order."""
 
@@ -89,7 +89,7 @@ def _component(
         for method in ("init", "step"):
             if not callable(getattr(cls, method, None)):
                 raise ComponentError(f"{kind} {name!r} has no method {method}(); every component has init and step")
-        for signal in emits + (needs + uses if kind == "analyzer" else ()):
+        for signal in (() if kind == "plant" else emits) + (needs + uses if kind == "analyzer" else ()):
             if signal not in Signals._fields:
                 raise ComponentError(f"{kind} {name!r}: " + unknown_name("signal", signal, Signals._fields))
 
@@ -135,11 +135,22 @@ def envelope(*, version: int) -> Callable[[type[T]], type[T]]:
     return _component("envelope", version, (), (), (), ())
 
 
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+def plant(*, version: int, emits: tuple[str, ...] = ("loss",)) -> Callable[[type[T]], type[T]]:
+    """Make a plant, a model of training: `step(state, action, noise) -> (state, Measured)`.
+
+    The step takes the update that `action` says and shows the loss of the next batch on the weights that came of it.
+    """
+    return _component("plant", version, (), (), emits, ())
+
+
 def meta(component: object) -> ComponentMeta:
     """What a component, or its class, declares about itself. Raises ComponentError for anything else."""
     found = getattr(component, "__component__", None)
     if not isinstance(found, ComponentMeta):
-        raise ComponentError(f"{component!r} is not a component; decorate its class with @sensor, @analyzer or @policy")
+        raise ComponentError(
+            f"{component!r} is not a component; decorate its class with @sensor, @analyzer, @policy or @plant"
+        )
     return found
 
 

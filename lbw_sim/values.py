@@ -176,5 +176,37 @@ class Decision(NamedTuple):
         return facts("Decision", rows)
 
 
+class Action(NamedTuple):
+    """What was really done to the weights in one optimizer step: what a plant answers to."""
+
+    effective_lr: float
+    """Scheduled learning rate × scale."""
+    skipped: float = 0.0
+    """1.0: the update was dropped, weights and moments stayed; 0.0: it was taken."""
+
+
+class Noise(NamedTuple):
+    """The chance in one step, handed in from outside: a plant draws nothing itself. Both of mean 0 and variance 1."""
+
+    batch: float = 0.0
+    """Difficulty of the step's batch: drawn, or recorded. Runs on one data order share it."""
+    walk: float = 0.0
+    """Drives what is random in the weights; of this run alone."""
+
+
+class Measured(NamedTuple):
+    """What a plant shows of the weights after an update, on the next batch."""
+
+    loss: float
+    """Training loss of that batch; nats. Infinite once the run is out of bounds."""
+    expected_loss: float
+    """The same without the batch's difficulty."""
+    grad_norm: float = nan
+    nonfinite: float = 0.0
+    """1.0 when the loss is not finite."""
+    dead: float = 0.0
+    """1.0: damaged for good, whatever the learning rate does from here on. Never goes back to 0."""
+
+
 def _name(words: type[IntEnum], code: int) -> str:
     return words(code).name if code in words._value2member_map_ else f"{code}, which is none"

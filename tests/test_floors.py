@@ -20,6 +20,7 @@ MAY_IMPORT = {
     "guard": {"errors", "notebook", "values", "params"},
     "trace": {"errors", "notebook", "values", "params", "guard"},
     "replay": {"errors", "notebook", "values", "params", "guard", "trace"},
+    "simulate": {"errors", "values", "params", "guard", "trace", "replay"},
     "score": {"errors", "notebook", "values", "trace"},
     "backtest": {"errors", "values", "params", "guard", "trace", "replay", "score"},
     "watch": {"errors", "values", "trace", "score"},
@@ -36,6 +37,7 @@ MAY_IMPORT = {
         "guard",
         "trace",
         "replay",
+        "simulate",
         "score",
         "backtest",
         "watch",
@@ -102,13 +104,14 @@ def test_module_imports_only_from_lower_floors(path: Path) -> None:
         ("import lbw_sim", {"torch", "pandas", "scipy", "matplotlib", "pyarrow", "numpy", "typer"}),
         ("import lbw_sim.trace", {"torch", "pandas", "scipy", "matplotlib"}),
         ("import lbw_sim.replay", {"torch", "pandas", "scipy", "matplotlib", "numba", "llvmlite"}),
+        ("import lbw_sim.simulate", {"torch", "pandas", "scipy", "matplotlib", "numba", "llvmlite"}),
         (
             "import sys; sys.argv = ['lbw', '--help']; import lbw_sim.cli\n"
             "try: lbw_sim.cli.main()\nexcept SystemExit: pass",
             {"torch", "pandas", "scipy", "matplotlib", "pyarrow", "numpy"},
         ),
     ],
-    ids=["lbw_sim", "trace", "replay", "lbw --help"],
+    ids=["lbw_sim", "trace", "replay", "simulate", "lbw --help"],
 )
 def test_import_stays_light(command: str, unwanted: set[str]) -> None:
     code = f"{command}\nimport sys; print('LOADED', *sorted({unwanted!r} & set(sys.modules)))"

@@ -17,23 +17,26 @@ RUNS = {run["run_id"]: run for run in MANIFEST["runs"]}
 
 
 def test_manifest_and_folder_hold_the_same_runs() -> None:
-    assert [trace.run_id for trace in read_traces(FOLDER)] == sorted(RUNS)
+    for group in {run["folder"] for run in RUNS.values()}:
+        there = [name for name, run in RUNS.items() if run["folder"] == group]
+        assert [trace.run_id for trace in read_traces(FOLDER / group)] == sorted(there)
 
 
 @pytest.mark.parametrize("run_id", RUNS)
 def test_replay_equals_flight_to_the_last_bit(run_id: str) -> None:
-    trace = read_trace(FOLDER / "tiny", run_id)
+    trace = read_trace(FOLDER / RUNS[run_id]["folder"], run_id)
     assert verify(trace) == (run_id, 1, RUNS[run_id]["steps"], 0)
 
 
 @pytest.mark.parametrize("run_id", RUNS)
 def test_files_labels_and_marks_are_what_the_manifest_says(run_id: str) -> None:
-    run, folder = RUNS[run_id], FOLDER / "tiny" / f"run_id={run_id}"
+    run, folder = RUNS[run_id], FOLDER / RUNS[run_id]["folder"] / f"run_id={run_id}"
     assert {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in folder.iterdir()} == run["sha256"]
     trace = read_trace(folder)
     assert trace.meta.fingerprint == run["fingerprint"]
     assert trace.meta.mode == run["mode"]
     assert "host" not in trace.meta.provenance
     marks = set(trace.to_numpy()["event"]) - {""}
-    assert marks == ({run["fault"]} if run["fault"] else set())
+    program = {f"excite_{run['excitation']['kind']}"} if run["excitation"] else set()
+    assert marks == ({run["fault"]} if run["fault"] else program)
     assert [label.note for label in trace.labels] == ([run["fault"]] if run["fault"] else [])

@@ -9,6 +9,7 @@ import typer
 from lbw_sim import __version__
 from lbw_sim.cli import (
     backtest,
+    calibrate,
     compare,
     components,
     demo,
@@ -21,6 +22,7 @@ from lbw_sim.cli import (
     score,
     scrub,
     show,
+    simulate,
     verify,
     watch,
 )
@@ -66,6 +68,8 @@ for module in (
     backtest,
     verify,
     plot,
+    calibrate,
+    simulate,
     scrub,
     components,
 ):

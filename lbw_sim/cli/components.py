@@ -16,7 +16,7 @@ def components(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """List sensors, analyzers and policies with their parameters and ranges."""
+    """List sensors, analyzers, policies and plants with their parameters and ranges."""
     from lbw_sim.guard import components as registered
     from lbw_sim.guard import load_plugin
     from lbw_sim.guard.conformance import check_component
@@ -25,7 +25,9 @@ def components(
 
     for path in plugin or ():
         load_plugin(path)
-    classes = [cls for kind in ("sensor", "analyzer", "policy") for cls in registered(kind).values()] + [Envelope]
+    classes = [cls for kind in ("sensor", "analyzer", "policy", "plant") for cls in registered(kind).values()] + [
+        Envelope
+    ]
     if check:
         for cls in classes:
             check_component(cls())

@@ -17,7 +17,13 @@ def record(
     fault: Annotated[list[str], typer.Option(help="Injected fault, or none; repeat. See docs/quickstart.md.")] = [
         "none"
     ],
-    onset: Annotated[int, typer.Option(help="Step of the fault.")] = 200,
+    onset: Annotated[int, typer.Option(help="Step of the fault, and of bump, ramp and drop.")] = 200,
+    excite: Annotated[
+        list[str] | None,
+        typer.Option(help="Program on the learning rate, to identify a plant: bump, ramp, drop, dither; repeat."),
+    ] = None,
+    excite_factor: Annotated[float, typer.Option(help="How far a program moves the learning rate.")] = 4.0,
+    excite_steps: Annotated[int, typer.Option(help="Length of bump and ramp; steps between two draws of dither.")] = 20,
     seed: Annotated[list[int], typer.Option(help="Seed of weights and data; repeat.")] = [0],
     steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 400,
     method: Annotated[
@@ -29,16 +35,17 @@ def record(
 ) -> None:
     """Train tiny byte-level GPTs for real, through a guard, and record every step as Parquet.
 
-    One run per combination of architecture, learning rate, fault and seed. To record a training loop of your own, see
+    One run per combination of architecture, learning rate, fault, excitation and seed. Excited runs carry the factor
+    and the probability of its choice as extra channels. To record a training loop of your own, see
     `lbw_sim.live.attach` in the README.
     """
-    from lbw_sim.stress import RunPlan, train
+    from lbw_sim.stress import Excitation, RunPlan, train
     from lbw_sim.stress import fault as make_fault
 
     spec = load_guards([guard], plugin)[0]
     plans = [
         RunPlan(
-            run_id=f"{arch.replace('_', '')}_lr{rate:g}_{kind}_{method}_s{s}",
+            run_id=f"{arch.replace('_', '')}_lr{rate:g}_{kind}_{f'{program}_' if program else ''}{method}_s{s}",
             architecture=arch,
             lr=rate,
             seed=s,
@@ -46,10 +53,14 @@ def record(
             method=method,
             fault=None if kind == "none" else make_fault(kind, onset),
             spec=spec,
+            excitation=None
+            if not program
+            else Excitation(kind=program, onset_step=onset, length_steps=excite_steps, factor=excite_factor),
         )
         for arch in architecture
         for rate in lr
         for kind in fault
+        for program in excite or [""]
         for s in seed
     ]
     with stages() as progress:

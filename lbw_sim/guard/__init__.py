@@ -5,7 +5,7 @@ from lbw_sim.guard.evidence import BacktestReport, require_backtest
 from lbw_sim.guard.guard import Guard, GuardState, state_from_data, state_to_data
 from lbw_sim.guard.registry import components, load_plugin
 from lbw_sim.guard.spec import GuardSpec, preset_names
-from lbw_sim.params import analyzer, param, part, policy, sensor
+from lbw_sim.params import analyzer, param, part, plant, policy, sensor
 
 __all__ = [
     "BacktestReport",
@@ -18,6 +18,7 @@ __all__ = [
     "load_plugin",
     "param",
     "part",
+    "plant",
     "policy",
     "preset_names",
     "require_backtest",

@@ -15,7 +15,7 @@ from lbw_sim.errors import ComponentError
 from lbw_sim.guard.envelope import Envelope
 from lbw_sim.guard.guard import state_from_data, state_to_data
 from lbw_sim.params import meta, params_of
-from lbw_sim.values import Assessment, Posture, Regime, Request, Signals, Telemetry
+from lbw_sim.values import Action, Assessment, Noise, Posture, Regime, Request, Signals, Telemetry
 
 STEPS = 400
 """Length of each input that a component is driven with."""
@@ -26,7 +26,7 @@ def check_component(component: object, seed: int = 0) -> None:
 
     Checked: a docstring and a documented range for every parameter; same input, same output; a state of plain finite
     numbers that survives JSON; resumed from a saved state equals uninterrupted; finite, valid output under nan, inf,
-    level shifts and constants; every decision inside the envelope.
+    level shifts and constants; every decision inside the envelope; a dead plant stays dead.
 
     >>> from lbw_sim.guard.analyzers.cusum import Cusum
     >>> check_component(Cusum())
@@ -54,7 +54,8 @@ def _drive(component: Any, kind: str, inputs: list[tuple[Any, ...]]) -> Iterator
         yield f"init() gives a {type(state).__name__}, not a NamedTuple of numbers"
         return
     half = len(inputs) // 2
-    outputs, saved = [], "null"
+    outputs: list[Any] = []
+    saved = "null"
     for number, arguments in enumerate(inputs):
         if number == half:
             saved = json.dumps(state_to_data(state))
@@ -66,6 +67,9 @@ def _drive(component: Any, kind: str, inputs: list[tuple[Any, ...]]) -> Iterator
             return
         if repr(state_to_data(state)) != before:
             yield f"step {number}: changed the state that it was given"
+            return
+        if kind == "plant" and outputs and outputs[-1].dead == 1.0 and output.dead != 1.0:
+            yield f"step {number}: was dead and is alive again"
             return
         state = state_after
         if not _all_finite(state_to_data(state)):
@@ -113,6 +117,11 @@ def _wrong_output(kind: str, output: Any) -> str:
         return f"signals {', '.join(bad)} are infinite; nan says 'no evidence'" if bad else ""
     if kind == "analyzer" and output.regime not in set(Regime):
         return f"regime {output.regime!r} is none of {', '.join(Regime.__members__)}"
+    if kind == "plant":
+        if (output.nonfinite == 1.0) == math.isfinite(output.loss):
+            return f"loss {output.loss} with nonfinite {output.nonfinite}"
+        if output.dead not in (0.0, 1.0):
+            return f"dead is {output.dead}, not 0.0 or 1.0"
     if kind == "policy":
         if output.posture not in set(Posture):
             return f"posture {output.posture!r} is none of {', '.join(Posture.__members__)}"
@@ -136,6 +145,18 @@ def _inputs(kind: str, extra: int, seed: int) -> Iterator[tuple[str, list[tuple[
                 label,
                 [
                     (Assessment(rng.choice(list(Regime)), loss), rng.choice([1.0, 0.5, 0.1, rng.random()]))
+                    for loss in losses
+                ],
+            )
+        elif kind == "plant":
+            # a loss in nats is an absurd learning rate: a hundredth of it is high, a thousandth ordinary
+            yield (
+                label,
+                [
+                    (
+                        Action(loss * rng.choice([1e-2, 1e-3, 1e-4]), float(rng.random() < 0.05)),
+                        Noise(rng.choice([rng.gauss(0.0, 1.0), loss - 2.0]), rng.gauss(0.0, 1.0)),
+                    )
                     for loss in losses
                 ],
             )

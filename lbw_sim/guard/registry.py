@@ -22,7 +22,13 @@ from lbw_sim.errors import ComponentError, unknown_name
 from lbw_sim.params import ComponentMeta
 
 logger = logging.getLogger("lbw_sim")
-_FOLDERS = {"sensor": "sensors", "analyzer": "analyzers", "policy": "policies"}
+_FOLDERS = {
+    "sensor": "lbw_sim.guard.sensors",
+    "analyzer": "lbw_sim.guard.analyzers",
+    "policy": "lbw_sim.guard.policies",
+    # by name: plants stand on a higher floor, and are imported only when somebody asks for them
+    "plant": "lbw_sim.simulate.plants",
+}
 _plugins: dict[str, dict[str, type]] = {kind: {} for kind in _FOLDERS}
 
 
@@ -35,7 +41,7 @@ def _components_in(module: ModuleType) -> Iterator[tuple[ComponentMeta, type]]:
 
 @cache
 def _built_in(kind: str) -> dict[str, type]:
-    package = importlib.import_module(f"lbw_sim.guard.{_FOLDERS[kind]}")
+    package = importlib.import_module(_FOLDERS[kind])
     found = {}
     for entry in pkgutil.iter_modules(package.__path__):
         module = importlib.import_module(f"{package.__name__}.{entry.name}")
@@ -58,7 +64,7 @@ def _installed() -> tuple[ComponentMeta, ...]:
 
 
 def components(kind: str) -> dict[str, type]:
-    """All components of a kind (`sensor`, `analyzer`, `policy`) by name: built in, installed and plugged in.
+    """All components of a kind (`sensor`, `analyzer`, `policy`, `plant`) by name: built in, installed and plugged in.
 
     >>> "never" in components("analyzer")
     True
@@ -100,7 +106,7 @@ def load_plugin(path: str | Path) -> list[ComponentMeta]:
         registered += _register(module, f"plugin {file}")
     if not registered:
         raise ComponentError(
-            f"plugin {path}: defines no component; decorate a class with @sensor, @analyzer or @policy"
+            f"plugin {path}: defines no component; decorate a class with @sensor, @analyzer, @policy or @plant"
         )
     return registered
 

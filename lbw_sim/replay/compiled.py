@@ -177,16 +177,6 @@ def replay_bytes(
     return telemetry + threads * (words + LANES * 16 * alarms) + guards * candidate
 
 
-class _Start(NamedTuple):
-    """A kernel's memory before the first row."""
-
-    buffer: NDArray[np.float64]
-    win: NDArray[np.float64]
-    place: NDArray[np.int64]
-    unfit: NDArray[np.bool_]
-    """Which candidates the kernel's assumptions do not fit."""
-
-
 class _Chunk(NamedTuple):
     """Candidates of one structure that run side by side."""
 
@@ -195,7 +185,7 @@ class _Chunk(NamedTuple):
     guards: list[Guard]
     source: kernels.Source | None
     """None: plain Python."""
-    start: _Start | None
+    start: kernels.Start | None
 
 
 def _chunks(guards: Sequence[Guard], row_count: int, rows: bool, engine: Engine) -> list[_Chunk]:
@@ -219,7 +209,7 @@ def _chunks(guards: Sequence[Guard], row_count: int, rows: bool, engine: Engine)
         for first in range(0, len(members), together):
             chunk = members[first : first + together]
             those = [guards[member] for member in chunk]
-            chunks.append(_Chunk(chunk, those, source, _start(source.layout, those) if source else None))
+            chunks.append(_Chunk(chunk, those, source, kernels.start(source.layout, those) if source else None))
     return chunks
 
 
@@ -370,40 +360,6 @@ def _replace(found: _Summary, lane: int, by: _Summary) -> None:
 def _too_large(columns: Columns) -> bool:
     steps = columns["step"]
     return len(steps) > 0 and not (abs(float(steps.min())) < _WHOLE and abs(float(steps.max())) < _WHOLE)
-
-
-def _start(layout: kernels.Layout, guards: Sequence[Guard]) -> _Start:
-    """The memory of these candidates before the first row."""
-    lanes = layout.lanes
-    table = np.zeros((layout.rows, lanes))
-    unfit: list[bool] = []
-    win, place = np.zeros(0), np.zeros(0, np.int64)
-    for lane in range(lanes):
-        # lanes without a candidate repeat the first one: zeros would divide by zero, slowly
-        guard = guards[lane if lane < len(guards) else 0]
-        for row, path in enumerate(layout.parameters):
-            value: Any = guard
-            for name in path.split("."):
-                value = getattr(value, name)
-            table[row, lane] = value
-        state = guard.init()
-        numbers = list(kernels.numbers_of(state))
-        fits = True
-        for row, (i, (low, high, whole)) in enumerate(zip(layout.state, layout.bounds, strict=True)):
-            number = numbers[i]
-            table[len(layout.parameters) + row, lane] = number
-            fits = fits and low <= number <= high and (not whole or number == int(number))
-        if layout.windows:
-            windows = list(kernels.windows_of(state))
-            fits = fits and all(len(window) > 0 for window in windows)
-            # every number stands twice, so that the window is one piece wherever its first number is
-            win = np.concatenate([np.array(window * 2 or (0.0, 0.0), dtype=np.float64) for window in windows])
-            ends = np.cumsum([0, *(2 * max(1, len(window)) for window in windows)])
-            place = np.array([(ends[k], max(1, len(w)), ends[k]) for k, w in enumerate(windows)], np.int64).reshape(-1)
-        unfit.append(not fits)
-    for name, start in kernels.SUMMARY_START.items():
-        table[layout.summary_row(name)] = start
-    return _Start(table.reshape(-1), win, place, np.array(unfit))
 
 
 def _reference(guard: Guard, columns: Columns, rows: bool, max_alarms: int) -> _Summary:

@@ -435,8 +435,9 @@ class Inliner:
                 done = self._block(node.body, names)
                 if done.returned != "False":
                     raise self.refusal("return inside a loop")
-                names.clear()
-                names.update(done.names)
+                if done.names is not names:
+                    names.clear()
+                    names.update(done.names)
             return
         self._running_loop(node, over, names)
 
@@ -627,7 +628,7 @@ class Inliner:
                     name = f"p{len(self.parameters)}"
                     self.parameters[path] = Num(name, info.integer, float(info.low), float(info.high))
                 return self.parameters[path]
-            if hasattr(value, "__component__"):
+            if hasattr(value, "__component__") or (dataclasses.is_dataclass(value) and not isinstance(value, type)):
                 return Part(value, path)
             if value is None or isinstance(value, (bool, int, float, str, enum.Enum)):
                 return Const(value)

@@ -16,14 +16,19 @@ import dataclasses
 import hashlib
 import importlib.util
 import os
+import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from lbw_sim.guard import Guard
 from lbw_sim.guard.guard import GuardState
@@ -45,10 +50,13 @@ from lbw_sim.replay.inlining import (
 )
 from lbw_sim.values import UNSAFE_REGIMES, Posture, Regime, Telemetry, nan
 
-GENERATOR = 1
+_BOOLEAN = re.compile(r" ([<>]=?|[=!]=|[&|]) |^not ")
+GENERATOR = 2
 """Stands in every kernel's text, and so in its name."""
 WORD_ROWS = 48
 """Rows whose unsafe bits share one float64: whole numbers below 2**53 are exact."""
+LONGEST_PIECE = 150
+"""Lines of a step beyond which it is cut into pieces; measured in `benchmarks/rollout.py`."""
 LARGEST_CODE = 127
 """Enumeration codes are stored as int8."""
 SUMMARY = ("fault", "unsafe_bits", "first_regime", "previous_regime", "switches", "active_steps", "min_scale", "energy",
@@ -72,15 +80,19 @@ class Layout(NamedTuple):
     """How many windows the state holds."""
     derived: int
     """Rows for what the kernel itself computes from parameters alone, once and not at every step."""
+    summary: tuple[str, ...] = SUMMARY
+    """Rows for what the kernel sums up."""
+    spilled: int = 0
+    """Rows for what crosses from one piece of a long step to another."""
 
     @property
     def rows(self) -> int:
         """Rows of the buffer."""
-        return len(self.parameters) + len(self.state) + len(SUMMARY) + self.derived
+        return len(self.parameters) + len(self.state) + len(self.summary) + self.derived + self.spilled
 
     def summary_row(self, name: str) -> int:
-        """The row of one entry of `SUMMARY`."""
-        return len(self.parameters) + len(self.state) + SUMMARY.index(name)
+        """The row of one entry of `summary`."""
+        return len(self.parameters) + len(self.state) + self.summary.index(name)
 
 
 class Source(NamedTuple):
@@ -92,15 +104,16 @@ class Source(NamedTuple):
 
 def structure(guard: Guard) -> tuple[Any, ...]:
     """What guards have in common that share a kernel: component classes, delay and the shape of the state."""
-    return (guard.delay_steps, *(_class_tree(getattr(guard, k)) for k in GuardState._fields), _shape(guard.init()))
+    return (guard.delay_steps, *(class_tree(getattr(guard, k)) for k in GuardState._fields), _shape(guard.init()))
 
 
-def _class_tree(part: Any) -> tuple[Any, ...]:
+def class_tree(part: Any) -> tuple[Any, ...]:
+    """Class, wrapped components and fixed fields of a component: alike for two that can share a kernel."""
     found: list[Any] = [type(part)]
     for field in dataclasses.fields(part):
         value = getattr(part, field.name)
         if hasattr(value, "__component__"):
-            found.append((field.name, _class_tree(value)))
+            found.append((field.name, class_tree(value)))
         elif "param" not in field.metadata:
             found.append((field.name, repr(value)))
     return tuple(found)
@@ -124,6 +137,16 @@ def numbers_of(state: Any) -> Iterator[float]:
         yield state
 
 
+def number_places(state: Any) -> dict[str, int]:
+    """Field of the state that is one number -> its place among `numbers_of`."""
+    places, place = {}, 0
+    for name, value in zip(state._fields, state, strict=True):
+        if not isinstance(value, tuple):
+            places[name] = place
+        place += sum(1 for _ in numbers_of(value))
+    return places
+
+
 def windows_of(state: Any) -> Iterator[tuple[float, ...]]:
     """The windows of a state, depth first."""
     if isinstance(state, tuple):
@@ -142,6 +165,7 @@ class _Read(NamedTuple):
     after: list[Num]
     windows: list[Window]
     decision: dict[str, Num]
+    """The wanted fields of what the step gives."""
 
 
 _Bound = tuple[float, float, bool]
@@ -152,17 +176,21 @@ def source(guard: Guard, lanes: int, rows: bool) -> Source:
 
     `rows`: also write every decision, not only what they add up to.
     """
-    bounds = [(float(n), float(n), isinstance(n, int)) for n in numbers_of(guard.init())]
+    read, bounds = _settled(guard.init(), lambda bounds: _read(guard, bounds))
+    return _write(guard, read, bounds, lanes if not read.windows else 1, rows)
+
+
+def _settled(start: Any, reader: Callable[[Sequence[_Bound]], _Read]) -> tuple[_Read, list[_Bound]]:
+    """A step read on bounds of the state's numbers that the step itself keeps, from those of the first state on."""
+    bounds = [(float(n), float(n), isinstance(n, int)) for n in numbers_of(start)]
     for attempt in range(6):
-        read = _read(guard, bounds)
+        read = reader(bounds)
         widened = [_widened(old, new, attempt) for old, new in zip(bounds, read.after, strict=True)]
         if widened == bounds:
-            break
+            return read, bounds
         bounds = widened
-    else:
-        bounds = [(-inf, inf, False)] * len(bounds)
-        read = _read(guard, bounds)
-    return _write(guard, read, bounds, lanes if not read.windows else 1, rows)
+    bounds = [(-inf, inf, False)] * len(bounds)
+    return reader(bounds), bounds
 
 
 def _widened(old: _Bound, new: Num, attempt: int) -> _Bound:
@@ -174,6 +202,32 @@ def _widened(old: _Bound, new: Num, attempt: int) -> _Bound:
 
 def _read(guard: Guard, bounds: Sequence[_Bound]) -> _Read:
     """Read `Guard.seen` and `Guard.step` once."""
+    extra = meta(guard.sensor).extra
+    if extra and guard.delay_steps:
+        raise CannotInline(f"sensor {meta(guard.sensor).name!r}: extra channels with delay_steps = 1")
+    now, earlier = (
+        Record(
+            Telemetry,
+            (
+                *(Num(f"{prefix}{i}", name == "step") for i, name in enumerate(CHANNELS)),
+                Items(tuple(Num(f"{prefix}{len(CHANNELS) + i}") for i in range(len(extra)))),
+            ),
+        )
+        for prefix in ("now", "before")
+    )
+    whole_guard = Part(guard, "")
+
+    def call(inliner: Inliner, state: Any) -> Any:
+        seen = inliner.call(Guard.seen, [whole_guard, now, earlier])  # type: ignore[arg-type]
+        return inliner.call(Guard.step, [whole_guard, state, seen])  # type: ignore[arg-type]
+
+    return _read_step(guard.init(), bounds, call, ("regime", "posture", "scale", "energy", "reason"))
+
+
+def _read_step(
+    start: Any, bounds: Sequence[_Bound], call: Callable[[Inliner, Any], Any], wanted: Sequence[str]
+) -> _Read:
+    """Read a step that gives (state, output) once; `wanted`: fields of the output."""
     inliner = Inliner()
     before: list[Num] = []
     windows = 0
@@ -189,24 +243,9 @@ def _read(guard: Guard, bounds: Sequence[_Bound]) -> _Read:
         before.append(Num(f"s{len(before)}", whole, low, high))
         return before[-1]
 
-    state = abstract(guard.init())
-    extra = meta(guard.sensor).extra
-    if extra and guard.delay_steps:
-        raise CannotInline(f"sensor {meta(guard.sensor).name!r}: extra channels with delay_steps = 1")
-    now, earlier = (
-        Record(
-            Telemetry,
-            (
-                *(Num(f"{prefix}{i}", name == "step") for i, name in enumerate(CHANNELS)),
-                Items(tuple(Num(f"{prefix}{len(CHANNELS) + i}") for i in range(len(extra)))),
-            ),
-        )
-        for prefix in ("now", "before")
-    )
-    whole_guard = Part(guard, "")
-    seen = inliner.call(Guard.seen, [whole_guard, now, earlier])  # type: ignore[arg-type]
-    result = inliner.call(Guard.step, [whole_guard, state, seen])  # type: ignore[arg-type]
-    state_after, decision = result.values
+    state = abstract(start)
+    result = call(inliner, state)
+    state_after, output = result.values
     after: list[Num] = []
     after_windows: list[Window] = []
 
@@ -224,13 +263,13 @@ def _read(guard: Guard, bounds: Sequence[_Bound]) -> _Read:
             after.append(inliner.number(value))
 
     collect(state_after, state, "state")
-    fields = dict(zip(decision.cls._fields, decision.values, strict=True))
+    fields = dict(zip(output.cls._fields, output.values, strict=True))
     return _Read(
         inliner,
         before,
         after,
         after_windows,
-        {name: inliner.number(fields[name]) for name in ("regime", "posture", "scale", "energy", "reason")},
+        {name: inliner.number(fields[name]) for name in wanted},
     )
 
 
@@ -243,13 +282,72 @@ def _write(guard: Guard, read: _Read, bounds: Sequence[_Bound], lanes: int, rows
             inliner.faults.append(inliner.emit(f"not {within}"))
             inliner.faults.append(inliner.emit(f"round_trunc({code}) != {code}"))
     summary = _summary(inliner, decision)
-    outputs = {name: decision[name].code for name in (decision if rows else ())}
+    types = {name: "float64" if name in ("scale", "energy") else "int8" for name in (decision if rows else ())}
+    outputs = {name: (decision[name].code, kind) for name, kind in types.items()}
+    made = _arranged(read, bounds, lanes, summary, outputs, wanted=set())
+    telemetry = [
+        f"{prefix}{i} = seen[{i}, row{' + 1' if prefix == 'now' else ''}]"
+        for prefix in ("now", "before")
+        for i in range(len(CHANNELS) + len(meta(guard.sensor).extra))
+        if f"{prefix}{i}" in made.used
+    ]
+    uniform = "\n".join(f"            {line}" for line in telemetry)
+    names = [part.name for part in (meta(guard.sensor), meta(guard.analyzer), meta(guard.policy))]
+    text = _TEMPLATE.format(
+        names=", ".join(names),
+        prelude=_PRELUDE,
+        generator=GENERATOR,
+        versions=_versions(),
+        word_rows=WORD_ROWS,
+        lanes=lanes,
+        prologue=_indented(made.prologue, 8),
+        uniform=uniform,
+        body=_lane_loops(made.bodies, made.layout.lanes, 12),
+        bits=made.layout.summary_row("unsafe_bits") * lanes,
+        more_arguments="".join(f", {name}" for name in types),
+        more_types="".join(f", {kind}[::1]" for kind in types.values()),
+    )
+    return Source(text, made.layout)
 
+
+class _Arranged(NamedTuple):
+    """A step as lines on one flat buffer."""
+
+    layout: Layout
+    prologue: list[str]
+    """Run once per candidate, before the first step."""
+    bodies: list[list[str]]
+    """Run per step, each over all candidates before the next one."""
+    used: set[str]
+    """Every name that something asked for depends on, inputs included."""
+
+
+def _indented(lines: Sequence[str], columns: int) -> str:
+    return "\n".join(" " * columns + line for line in lines or ["pass"])
+
+
+def _arranged(
+    read: _Read,
+    bounds: Sequence[_Bound],
+    lanes: int,
+    summary: dict[str, str],
+    outputs: dict[str, tuple[str, str]],
+    wanted: set[str],
+    kept: Sequence[int] = (),
+    inputs: Mapping[str, str] = MappingProxyType({}),
+) -> _Arranged:
+    """Keep what is asked for, and give everything its place.
+
+    `summary`: entry -> its new value; `outputs`: array written at every step -> value and type; `wanted`: further names
+    that are asked for; `kept`: numbers of the state that stay in the buffer whether or not a step reads them; `inputs`:
+    name -> text by which a candidate loads it.
+    """
+    inliner = read.inliner
     # a number of the state is needed when something that is asked for depends on it, through any number of steps
-    wanted = {*summary.values(), *outputs.values()}
+    wanted = wanted | {*summary.values(), *(code for code, _ in outputs.values())}
     for window in read.windows:
         wanted |= {window.moved} | ({window.added.code} if window.added else set())
-    live: set[int] = set()
+    live: set[int] = set(kept)
     while True:
         needed = needed_by(inliner.lines, wanted | {read.after[i].code for i in live})
         found = {i for i, number in enumerate(read.before) if number.code in needed}
@@ -263,63 +361,172 @@ def _write(guard: Guard, read: _Read, bounds: Sequence[_Bound], lanes: int, rows
     parameters = {path: number.code for path, number in inliner.parameters.items() if number.code in used}
     derived, prologue = _derived(lines, set(parameters.values()), wanted)
     start_bounds = tuple(bounds[i] for i in state)
-    layout = Layout(lanes, tuple(parameters), state, start_bounds, len(read.windows), len(derived))
+    layout = Layout(lanes, tuple(parameters), state, start_bounds, len(read.windows), len(derived), tuple(summary))
     lines = pruned([line for line in lines if line.target not in derived], wanted)
-    in_loop = needed_by(lines, wanted)
 
-    all_loads = {code: f"{code} = buffer[{row * lanes} + lane]" for row, code in enumerate(parameters.values())}
-    first_derived = layout.rows - len(derived)
-    derived_at = {name: f"buffer[{(first_derived + i) * lanes} + lane]" for i, name in enumerate(derived)}
-    stores: list[str] = []
-    loads = [text for code, text in all_loads.items() if code in in_loop]
-    loads += [f"{name} = {place}" for name, place in derived_at.items() if name in in_loop]
-    for row, i in enumerate(state, start=len(parameters)):
-        loads.append(f"{read.before[i].code} = buffer[{row * lanes} + lane]")
-        if read.after[i].code != read.before[i].code:
-            stores.append(f"buffer[{row * lanes} + lane] = {read.after[i].code}")
+    places = {code: row for row, code in enumerate(parameters.values())}
+    places |= {name: layout.rows - len(derived) + i for i, name in enumerate(derived)}
+    places |= {read.before[i].code: row for row, i in enumerate(state, start=len(parameters))}
+    places |= {f"old_{name}0": layout.summary_row(name) for name in summary}
+    # text, names that it reads, name whose place it overwrites
+    stores: list[_Store] = []
+    for i in state:
+        before, after = read.before[i].code, read.after[i].code
+        if after != before:
+            stores.append(_Store(f"buffer[{places[before] * lanes} + lane] = {after}", {after}, before))
     for name, text in summary.items():
-        place = f"buffer[{layout.summary_row(name) * lanes} + lane]"
-        if f"old_{name}0" in used:
-            loads.append(f"old_{name}0 = {place}")
-        stores.append(f"{place} = {text}")
-    for name, code in outputs.items():
-        cast = code if name in ("scale", "energy") else f"int8({code})"
-        stores.append(f"{name}[row * {lanes} + lane] = {cast}")
+        stores.append(_Store(f"buffer[{layout.summary_row(name) * lanes} + lane] = {text}", {text}, f"old_{name}0"))
+    for name, (code, kind) in outputs.items():
+        cast = code if kind == "float64" else f"{kind}({code})"
+        stores.append(_Store(f"{name}[row * {lanes} + lane] = {cast}", {code}, ""))
+    pieces = [lines] if read.windows or any(line.body for line in lines) else _pieces(lines)
+    bodies, spilled = _bodies(pieces, stores, places, inputs, layout.rows, lanes)
     for k, window in enumerate(read.windows):
-        loads += [f"base{k} = place[{3 * k}]", f"length{k} = place[{3 * k + 1}]", f"first{k} = place[{3 * k + 2}]"]
+        bodies[0][:0] = [
+            f"base{k} = place[{3 * k}]",
+            f"length{k} = place[{3 * k + 1}]",
+            f"first{k} = place[{3 * k + 2}]",
+        ]
         if window.moved != "False" and window.added is not None:
-            stores += [
+            bodies[0] += [
                 f"if {window.moved}:",
                 f"    win[first{k}] = {window.added.code}",
                 f"    win[first{k} + length{k}] = {window.added.code}",
                 f"    place[{3 * k + 2}] = first{k} + 1 if first{k} + 1 < base{k} + length{k} else base{k}",
             ]
-    telemetry = [
-        f"{prefix}{i} = seen[{i}, row{' + 1' if prefix == 'now' else ''}]"
-        for prefix in ("now", "before")
-        for i in range(len(CHANNELS) + len(meta(guard.sensor).extra))
-        if f"{prefix}{i}" in used
-    ]
-    body = "\n".join(f"                {line}" for line in [*loads, *_rendered(lines), *stores])
-    before_all = [*all_loads.values(), *_rendered(prologue)]
-    before_all += [f"{place} = {name}" for name, place in derived_at.items()]
-    uniform = "\n".join(f"            {line}" for line in telemetry)
-    names = [part.name for part in (meta(guard.sensor), meta(guard.analyzer), meta(guard.policy))]
-    types = {name: "float64" if name in ("scale", "energy") else "int8" for name in outputs}
-    text = _TEMPLATE.format(
-        names=", ".join(names),
+    before_all = [f"{name} = buffer[{places[name] * lanes} + lane]" for name in parameters.values()]
+    before_all += _rendered(prologue)
+    before_all += [f"buffer[{places[name] * lanes} + lane] = {name}" for name in derived]
+    return _Arranged(layout._replace(spilled=spilled), before_all, bodies, used)
+
+
+class _Store(NamedTuple):
+    """One line that writes a value to its place."""
+
+    text: str
+    reads: set[str]
+    overwrites: str
+    """Name that is loaded from that place at the start of a step; empty: none."""
+
+
+def _pieces(lines: Sequence[Line]) -> list[Sequence[Line]]:
+    """A long step in pieces, each a loop over the lanes of its own, cut where the fewest values have to cross.
+
+    Beyond some 700 lines the compiler gives up on lanes, tenfold slower, and before that it runs out of registers.
+    """
+    count = -(-len(lines) // LONGEST_PIECE)
+    last_read = {name: i for i, line in enumerate(lines) for name in names_in(line.text)}
+    defined = {line.target: i for i, line in enumerate(lines)}
+    cuts = [0]
+    for piece in range(1, count):
+        ideal, slack = len(lines) * piece // count, len(lines) // (4 * count)
+        crossing = {
+            cut: sum(at < cut <= last_read.get(name, -1) for name, at in defined.items())
+            for cut in range(ideal - slack, ideal + slack + 1)
+        }
+        cuts.append(min(crossing, key=crossing.__getitem__))
+    return [lines[first:end] for first, end in zip(cuts, [*cuts[1:], len(lines)], strict=True)]
+
+
+def _bodies(
+    pieces: Sequence[Sequence[Line]],
+    stores: Sequence[_Store],
+    places: Mapping[str, int],
+    inputs: Mapping[str, str],
+    rows: int,
+    lanes: int,
+) -> tuple[list[list[str]], int]:
+    """The text of each piece: what it loads, computes and stores; and how many values cross from one to another.
+
+    `places`: name -> row of the buffer that it is loaded from; `inputs`: name -> text that it is loaded by; `rows`: of
+    the buffer so far.
+    """
+    defined = {line.target: piece for piece, lines in enumerate(pieces) for line in lines}
+    boolean = {line.target for lines in pieces for line in lines if _BOOLEAN.search(line.text)}
+    reads: list[set[str]] = [set().union(*(_read_by(line) for line in lines)) for lines in pieces]
+    at = [max((defined.get(name, 0) for name in store.reads), default=0) for store in stores]
+    moving = True
+    while moving:  # nothing is overwritten before its last reader
+        moving = False
+        for i, store in enumerate(stores):
+            readers = [piece for piece, names in enumerate(reads) if store.overwrites in names]
+            readers += [at[j] for j, other in enumerate(stores) if store.overwrites in other.reads and j != i]
+            earliest = max([at[i], *readers])
+            if earliest > at[i]:
+                at[i], moving = earliest, True
+    for i, store in enumerate(stores):
+        reads[at[i]] |= store.reads
+    spills = {
+        name: rows + i
+        for i, name in enumerate(
+            sorted(n for n, piece in defined.items() if any(n in names for names in reads[piece + 1 :]))
+        )
+    }
+    bodies = []
+    for piece, lines in enumerate(pieces):
+        body = [text for name, text in inputs.items() if name in reads[piece]]
+        body += [f"{name} = buffer[{row * lanes} + lane]" for name, row in places.items() if name in reads[piece]]
+        for name, row in spills.items():
+            if name in reads[piece] and defined[name] < piece:
+                test = " != 0.0" if name in boolean else ""
+                body.append(f"{name} = buffer[{row * lanes} + lane]{test}")
+        body += _rendered(lines)
+        body += [store.text for i, store in enumerate(stores) if at[i] == piece]
+        for name, row in spills.items():
+            if defined[name] == piece:
+                value = f"select({name}, 1.0, 0.0)" if name in boolean else name
+                body.append(f"buffer[{row * lanes} + lane] = {value}")
+        bodies.append(body)
+    return bodies, len(spills)
+
+
+def _lane_loops(bodies: Sequence[Sequence[str]], lanes: int, columns: int) -> str:
+    return "\n".join(f"{' ' * columns}for lane in range({lanes}):\n{_indented(body, columns + 4)}" for body in bodies)
+
+
+def loop_source(subject: Any, inputs: type, results: Sequence[str], outputs: Mapping[str, str], lanes: int) -> Source:
+    """The kernel of anything with `init() -> state` and `step(state, inputs) -> (state, output)`.
+
+    `subject`: a frozen dataclass of parameters and parts; `inputs`: the NamedTuple that a step is handed, a number of
+    each candidate; `results`: fields of the state that are read at the end; `outputs`: field of the output to write at
+    every step -> numba type. Raises CannotInline.
+
+    The kernel takes (inputs[name, row, lane], begin, end, buffer, win, place, *outputs) and flags in the summary entry
+    `fault` the candidates for which Python would have raised.
+    """
+    fields: tuple[str, ...] = inputs._fields  # type: ignore[attr-defined]
+    handed = Record(inputs, tuple(Num(f"now{i}") for i in range(len(fields))))
+
+    def call(inliner: Inliner, state: Any) -> Any:
+        return inliner.call(type(subject).step, [Part(subject, ""), state, handed])
+
+    start = subject.init()
+    read, bounds = _settled(start, lambda bounds: _read_step(start, bounds, call, tuple(outputs)))
+    lanes = lanes if not read.windows else 1
+    inliner = read.inliner
+    # the results have to be in the buffer, even those that no step reads
+    kept = [i for name, i in number_places(start).items() if name in results]
+    wanted = {read.after[i].code for i in kept}
+    written = {}
+    for name, kind in outputs.items():
+        found = read.decision[name]
+        if kind != "float64" and not (found.whole and found.low >= 0.0 and found.high <= LARGEST_CODE):
+            inliner.faults.append(inliner.emit(f"not ({found.code} >= 0.0) & ({found.code} <= {LARGEST_CODE}.0)"))
+        written[name] = (found.code, kind)
+    loaded = {f"now{i}": f"now{i} = inputs[{i}, row, lane]" for i in range(len(fields))}
+    made = _arranged(read, bounds, lanes, {"fault": _fault(inliner)}, written, wanted, kept, loaded)
+    text = _LOOP_TEMPLATE.format(
+        name=type(subject).__name__,
+        prelude=_PRELUDE,
         generator=GENERATOR,
         versions=_versions(),
-        word_rows=WORD_ROWS,
         lanes=lanes,
-        prologue="\n".join(f"        {line}" for line in before_all) or "        pass",
-        uniform=uniform,
-        body=body,
-        bits=layout.summary_row("unsafe_bits") * lanes,
-        more_arguments="".join(f", {name}" for name in types),
-        more_types="".join(f", {kind}[::1]" for kind in types.values()),
+        prologue=_indented(made.prologue, 8),
+        body=_lane_loops(made.bodies, made.layout.lanes, 8),
+        more_arguments="".join(f", {name}" for name in written),
+        more_types="".join(f", {kind}[::1]" for kind in outputs.values()),
     )
-    return Source(text, layout)
+    return Source(text, made.layout)
 
 
 def _derived(lines: Sequence[Line], parameters: set[str], wanted: set[str]) -> tuple[list[str], list[Line]]:
@@ -333,11 +540,22 @@ def _derived(lines: Sequence[Line], parameters: set[str], wanted: set[str]) -> t
         # a c is assigned more than once, a window is memory
         if not line.body and names and names <= fixed and not line.target.startswith(("c", "win[")):
             fixed.add(line.target)
-            if "/" in line.text or "sqrt" in line.text or names & costly:
+            # a boolean has no place in a buffer of float64, and costs nothing
+            if not _BOOLEAN.search(line.text) and ("/" in line.text or "sqrt" in line.text or names & costly):
                 costly.add(line.target)
     needed = wanted.union(*(_read_by(line) for line in lines if line.target not in costly))
     derived = [line.target for line in lines if line.target in costly & needed]
     return derived, pruned([line for line in lines if line.target in fixed], set(derived))
+
+
+def _fault(inliner: Inliner) -> str:
+    """Whether Python would have raised on this step or an earlier one."""
+    if not inliner.faults:
+        return "old_fault0"
+    raised = inliner.faults[0]
+    for other in inliner.faults[1:]:
+        raised = inliner.emit(f"{raised} | {other}")
+    return "1.0" if raised == "True" else inliner.emit(f"select({raised}, 1.0, old_fault0)")
 
 
 def _summary(inliner: Inliner, decision: dict[str, Num]) -> dict[str, str]:
@@ -352,12 +570,7 @@ def _summary(inliner: Inliner, decision: dict[str, Num]) -> dict[str, str]:
     def counted(name: str, test: str) -> str:
         return emit(f"old_{name}0 + {emit(f'select({test}, 1.0, 0.0)')}")
 
-    fault = "old_fault0"
-    if inliner.faults:
-        raised = inliner.faults[0]
-        for other in inliner.faults[1:]:
-            raised = emit(f"{raised} | {other}")
-        fault = "1.0" if raised == "True" else emit(f"select({raised}, 1.0, old_fault0)")
+    fault = _fault(inliner)
     first = emit(f"{emit('old_first_regime0 < 0.0')} & {unsafe}")
     lower = emit(f"{scale} < old_min_scale0")
     return {
@@ -387,8 +600,7 @@ def _rendered(lines: Sequence[Line]) -> Iterator[str]:
             yield f"{line.target} = {line.text}"
 
 
-_TEMPLATE = '''\
-"""{names}; {lanes} candidates. Generated by lbw-sim, generator {generator}; {versions}."""
+_PRELUDE = '''\
 import math
 
 from numba import boolean, float64, int8, int64, njit, types
@@ -404,7 +616,11 @@ def select(typing_context, test, yes, no):
     def codegen(context, builder, signature, arguments):
         return builder.select(*arguments)
     return float64(boolean, float64, float64), codegen
+'''
 
+_TEMPLATE = '''\
+"""{names}; {lanes} candidates. Generated by lbw-sim, generator {generator}; {versions}."""
+{prelude}
 
 @njit(
     types.void(float64[:, ::1], int64, int64, float64[::1], float64[::1], float64[::1], int64[::1]{more_types}),
@@ -419,7 +635,6 @@ def kernel(seen, begin, end, buffer, words, win, place{more_arguments}):
         stop = min(start + {word_rows}, end)
         for row in range(start, stop):
 {uniform}
-            for lane in range({lanes}):
 {body}
         for lane in range({lanes}):
             words[word * {lanes} + lane] = buffer[{bits} + lane]
@@ -427,6 +642,71 @@ def kernel(seen, begin, end, buffer, words, win, place{more_arguments}):
         word += 1
         start = stop
 '''
+
+
+_LOOP_TEMPLATE = '''\
+"""{name}; {lanes} candidates. Generated by lbw-sim, generator {generator}; {versions}."""
+{prelude}
+
+@njit(
+    types.void(float64[:, :, ::1], int64, int64, float64[::1], float64[::1], int64[::1]{more_types}),
+    cache=True, nogil=True, error_model="numpy",
+)
+def kernel(inputs, begin, end, buffer, win, place{more_arguments}):
+    for lane in range({lanes}):
+{prologue}
+    for row in range(begin, end):
+{body}
+'''
+
+
+class Start(NamedTuple):
+    """A kernel's memory before the first row."""
+
+    buffer: NDArray[np.float64]
+    win: NDArray[np.float64]
+    place: NDArray[np.int64]
+    unfit: NDArray[np.bool_]
+    """Which candidates the kernel's assumptions do not fit."""
+
+
+def start(layout: Layout, guards: Sequence[Any]) -> Start:
+    """The memory of these candidates (guards, or subjects of `loop_source`) before the first row."""
+    lanes = layout.lanes
+    table = np.zeros((layout.rows, lanes))
+    unfit: list[bool] = []
+    win, place = np.zeros(0), np.zeros(0, np.int64)
+    for lane in range(lanes):
+        # lanes without a candidate repeat the first one: zeros would divide by zero, slowly
+        guard = guards[lane if lane < len(guards) else 0]
+        if guard is guards[0] and lane > 0 and not layout.windows:
+            # many seeds of one candidate: setting it up costs as much as some hundred steps
+            table[:, lane] = table[:, 0]
+            unfit.append(unfit[0])
+            continue
+        for row, path in enumerate(layout.parameters):
+            value: Any = guard
+            for name in path.split("."):
+                value = getattr(value, name)
+            table[row, lane] = value
+        state = guard.init()
+        numbers = list(numbers_of(state))
+        fits = True
+        for row, (i, (low, high, whole)) in enumerate(zip(layout.state, layout.bounds, strict=True)):
+            number = numbers[i]
+            table[len(layout.parameters) + row, lane] = number
+            fits = fits and low <= number <= high and (not whole or number == int(number))
+        if layout.windows:
+            windows = list(windows_of(state))
+            fits = fits and all(len(window) > 0 for window in windows)
+            # every number stands twice, so that the window is one piece wherever its first number is
+            win = np.concatenate([np.array(window * 2 or (0.0, 0.0), dtype=np.float64) for window in windows])
+            ends = np.cumsum([0, *(2 * max(1, len(window)) for window in windows)])
+            place = np.array([(ends[k], max(1, len(w)), ends[k]) for k, w in enumerate(windows)], np.int64).reshape(-1)
+        unfit.append(not fits)
+    for name in layout.summary:
+        table[layout.summary_row(name)] = SUMMARY_START.get(name, 0.0)
+    return Start(table.reshape(-1), win, place, np.array(unfit))
 
 
 _EXTRACTION = '''\
@@ -528,4 +808,14 @@ def telemetry_before_the_first_step(extra: int) -> list[float]:
     return [float(getattr(Telemetry(-1), name)) for name in CHANNELS] + [nan] * extra
 
 
-__all__ = ["CannotInline", "Const", "Layout", "Source", "cache_folder", "compiled", "source", "structure"]
+__all__ = [
+    "CannotInline",
+    "Const",
+    "Layout",
+    "Source",
+    "cache_folder",
+    "compiled",
+    "loop_source",
+    "source",
+    "structure",
+]

@@ -1,6 +1,7 @@
 """Real training experiments: tiny models, faults on purpose, methods and controls, recorded as traces."""
 
 from lbw_sim.stress.controls import same_mean_lr
+from lbw_sim.stress.excitation import Excitation
 from lbw_sim.stress.faults import AFTERMATH_STEPS, FAULTS, Fault, fault
 from lbw_sim.stress.fleet import train
 from lbw_sim.stress.plan import METHODS, RunPlan, RunResult
@@ -11,6 +12,7 @@ __all__ = [
     "ARCHITECTURES",
     "FAULTS",
     "METHODS",
+    "Excitation",
     "Fault",
     "RunPlan",
     "RunResult",

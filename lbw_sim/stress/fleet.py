@@ -6,6 +6,7 @@ simulated loss: what a run shows here really happened. It keeps no snapshots, so
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import threading
 import time
@@ -21,6 +22,7 @@ from torch import Tensor
 from lbw_sim.errors import StressError
 from lbw_sim.stress.adamw import BatchedAdamW
 from lbw_sim.stress.corpus import Codes, corpus, random_labels, training_windows, validation_windows
+from lbw_sim.stress.excitation import EXCITATION_CHANNELS
 from lbw_sim.stress.plan import RunPlan, RunResult, check_run_ids
 from lbw_sim.stress.tiny_gpt import BATCH, CONTEXT, PARAMETERS, SIZES, initial_weights, losses
 from lbw_sim.trace.labels import write_labels
@@ -139,6 +141,11 @@ class _Run:
         if self.recorder is not None:
             fault = self.plan.fault
             event = fault.name if fault is not None and fault.active(telemetry.step) else ""
+            excitation = self.plan.excitation
+            if excitation is not None:
+                telemetry = telemetry._replace(extra=excitation.factor_at(telemetry.step, self.plan.seed))
+                if excitation.active(telemetry.step) and not event:
+                    event = f"excite_{excitation.kind}"
             self.recorder.append(
                 telemetry, self.decision, elapsed_s=elapsed_s, effective_lr=lr, skipped=self.skip, event=event
             )
@@ -197,7 +204,13 @@ def _record(plan: RunPlan, folder: Path, facts: Provenance) -> Recorder:
         "steps": plan.steps,
         "fault": None if fault is None else fault.name,
     }
-    recorder = Recorder.open(folder, plan.run_id, spec=plan.spec, mode=plan.mode, provenance=facts | more)
+    channels: tuple[str, ...] = ()
+    if plan.excitation is not None:
+        channels = EXCITATION_CHANNELS
+        more |= {f"excitation_{key}": value for key, value in dataclasses.asdict(plan.excitation).items()}
+    recorder = Recorder.open(
+        folder, plan.run_id, spec=plan.spec, mode=plan.mode, provenance=facts | more, extra_channels=channels
+    )
     if fault is not None:
         write_labels(folder / run_folder_name(plan.run_id), [fault.label(plan.steps, guarded=plan.mode == "active")])
     return recorder

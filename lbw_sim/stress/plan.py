@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 
 from lbw_sim.errors import LbwError, StressError, unknown_name
 from lbw_sim.guard import GuardSpec
+from lbw_sim.stress.excitation import Excitation
 from lbw_sim.stress.faults import Fault
 from lbw_sim.stress.schedule import scheduled_lr
 from lbw_sim.stress.tiny_gpt import ARCHITECTURES
@@ -47,6 +48,8 @@ class RunPlan:
     """With `static_cap`."""
     scales: tuple[float, ...] = ()
     """With `playback`: one factor on the learning rate per step."""
+    excitation: Excitation | None = None
+    """Program on top of the schedule, whatever the method."""
 
     @property
     def mode(self) -> Literal["active", "shadow"]:
@@ -54,9 +57,11 @@ class RunPlan:
         return "active" if self.method == "guard" else "shadow"
 
     def lr_at(self, step: int) -> float:
-        """Scheduled learning rate, a fault's bump included."""
+        """Scheduled learning rate, excitation and a fault's bump included."""
         restart = self.fault.onset_step if self.fault is not None and self.fault.restarts_schedule else None
         lr = scheduled_lr(step, self.steps, self.lr, restart)
+        if self.excitation is not None:
+            lr *= self.excitation.factor_at(step, self.seed)[0]
         return lr * self.fault.lr_factor if self.fault is not None and self.fault.active(step) else lr
 
     def corpus_at(self, step: int) -> str:

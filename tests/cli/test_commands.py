@@ -13,7 +13,7 @@ import pytest
 LBW = [sys.executable, "-m", "lbw_sim"]
 COMMANDS = (
     "demo", "record", "watch", "import", "show", "label", "replay", "score", "compare", "report", "backtest", "verify",
-    "plot", "scrub", "components",
+    "plot", "scrub", "components", "calibrate", "simulate",
 )  # fmt: skip
 
 RULE = '''

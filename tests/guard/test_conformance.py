@@ -13,7 +13,7 @@ from lbw_sim.guard.registry import components
 from lbw_sim.params import analyzer, meta
 from lbw_sim.values import Assessment, Signals
 
-ALL = [cls for kind in ("sensor", "analyzer", "policy") for cls in components(kind).values()] + [Envelope]
+ALL = [cls for kind in ("sensor", "analyzer", "policy", "plant") for cls in components(kind).values()] + [Envelope]
 
 
 @pytest.mark.parametrize("cls", ALL, ids=lambda cls: f"{meta(cls).kind}-{meta(cls).name}")

@@ -31,7 +31,7 @@ from lbw_sim.guard.sensors.raw import Raw
 from lbw_sim.guard.sensors.robust_loss import RobustLoss
 from lbw_sim.params import params_of, parts_of
 from lbw_sim.replay import CompileWarning, Replays, compiled, kernels, replay_bytes, replay_many
-from lbw_sim.replay.compiled import _seen, _start
+from lbw_sim.replay.compiled import _seen
 from lbw_sim.replay.inlining import CannotInline
 
 STRUCTURES: dict[str, tuple[Any, Any, Any]] = {
@@ -523,7 +523,7 @@ def test_unfit_starting_states_are_found(tmp_path: Path) -> None:
     specs = [spec_of("Start", start=s) for s in (0.0, -5.0, 3.0)]
     guards = [spec.build() for spec in specs]
     layout = kernels.source(guards[0], 1, rows=False).layout
-    assert [_start(layout, [guard]).unfit.tolist() for guard in guards] == [[False], [True], [False]]
+    assert [kernels.start(layout, [guard]).unfit.tolist() for guard in guards] == [[False], [True], [False]]
     assert _seen(telemetry(3, 0), ()).shape == (7, 4)
     with pytest.raises(ZeroDivisionError):
         list(replay_many([telemetry(20, 0)], specs, engine="compiled"))

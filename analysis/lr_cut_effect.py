@@ -1,0 +1,226 @@
+"""How well calibrated plants predict what a real cut of the learning rate does: makes docs/results/lr_cut_effect.md.
+
+    python analysis/lr_cut_effect.py FOLDER_OF_CURVES [--out docs/results/lr_cut_effect.md]
+
+FOLDER_OF_CURVES holds loss curves (step, lr, loss) of 25M and 100M language models from the study of the Multi-Power law,
+MIT licence, not part of this project. Fitted on cosine and constant schedules only; the runs whose rate was cut at step
+8,000 (`wsdcon_18/9/3`: to 0.6, 0.3 and 0.1) are judged and used for nothing else. The way of pooling the laws and of
+making intervals was written down before any of them was looked at.
+"""
+
+# ruff: noqa: E501  (the page is prose: its lines are as long as they are)
+
+from __future__ import annotations
+
+import argparse
+import csv
+import dataclasses
+import math
+import platform
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lbw_sim.simulate import PlantSpec, Record, calibrate, playback
+
+SIZES = ("25M", "100M")
+TRAINING = ("constant_24000", "constant_72000", "cosine_24000", "cosine_72000")
+ANNEALED = ("wsd_20000_24000", "wsdld_20000_24000")
+"""Held out as well: the whole curve, not the effect of a cut."""
+CUTS = {"wsdcon_18": 0.6, "wsdcon_9": 0.3, "wsdcon_3": 0.1}
+CUT_STEP, FIRST_STEP = 8_000, 2_160
+AFTER = (500, 1_000, None)
+"""Steps after the cut; None: the end of the run."""
+WINDOW = 192
+"""Effects are means over this many steps either side: three logged points."""
+DRAWS = 40
+WARM_UP_LR_SUM = 0.5 * 2_160 * 3e-4
+LAWS: dict[str, tuple[dict[str, float], tuple[str, ...]]] = {
+    # what a cosine does not identify is set as the papers set it
+    "tissue_law": ({"start_lr_sum": WARM_UP_LR_SUM, "memory": 0.999}, ("start_lr_sum", "memory")),
+    "multi_power_law": ({"start_lr_sum": WARM_UP_LR_SUM}, ("start_lr_sum", "reference_lr")),
+    "functional_scaling": ({"pace": 100.0, "noise": 1e5}, ()),
+}
+STUDENT = 2.920
+"""95 % quantile of Student's t with 2 degrees of freedom: three laws."""
+
+
+class Effect(NamedTuple):
+    """One question: what did this cut do, this long after?"""
+
+    size: str
+    factor: float
+    after: int
+    true: float
+    predicted: dict[str, float]
+    own: dict[str, tuple[float, float]]
+    """Law -> 5 % and 95 % quantile over draws of its parameters."""
+
+    @property
+    def pooled(self) -> float:
+        """Mean of the laws."""
+        return float(np.mean(list(self.predicted.values())))
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """90 % prediction interval if the truth were one more law."""
+        values = list(self.predicted.values())
+        half = STUDENT * float(np.std(values, ddof=1)) * math.sqrt(1.0 + 1.0 / len(values))
+        return self.pooled - half, self.pooled + half
+
+
+def read(folder: Path, name: str) -> Record:
+    """One curve as a record of every step from 2,160 on, after the warm-up; the loss is nan where it was not logged."""
+    with (folder / f"{name}.csv").open() as file:
+        rows = [(int(float(row["step"])), float(row["lr"]), float(row["loss"])) for row in csv.DictReader(file)]
+    logged, lr, loss = (np.array(column) for column in zip(*rows, strict=True))
+    steps = np.arange(FIRST_STEP, logged[-1] + 1)
+    # between two logged points the rate is a line, but a cut is a cut
+    rates = np.where(steps < CUT_STEP, lr[0], lr[-1]) if "wsdcon" in name else np.interp(steps, logged, lr)
+    losses = np.full(len(steps), np.nan)
+    losses[logged - FIRST_STEP] = loss
+    return Record(name, rates, np.zeros(len(steps)), losses)
+
+
+def known(loss: NDArray[np.float64]) -> NDArray[np.float64]:
+    """A curve at every step, a line between logged points."""
+    there = np.flatnonzero(np.isfinite(loss))
+    return np.interp(np.arange(len(loss)), there, loss[there])
+
+
+def effects(folder: Path, size: str, plants: dict[str, PlantSpec]) -> list[Effect]:
+    """Every cut of one size at every distance: change of the loss against the constant run of the same start."""
+    constants = [read(folder, f"{size}_{name}") for name in TRAINING[:2]]
+    found = []
+    for name, factor in CUTS.items():
+        cut = read(folder, f"{size}_{name}")
+        # the run that it was branched from has the same losses before the cut
+        before = slice(0, CUT_STEP - FIRST_STEP)
+        apart = [np.abs(known(cut.loss)[before] - known(one.loss)[before]).mean() for one in constants]
+        base = constants[int(np.argmin(apart))]
+        length = len(cut.loss)
+        changes = {}
+        for law, spec in plants.items():
+            made = [one.build() for one in (spec, *spec.ensemble())]
+            changes[law] = playback(made, cut) - playback(made, base)[:, :length]
+        for after in AFTER:
+            at = CUT_STEP - FIRST_STEP + after if after is not None else length - 1 - WINDOW
+            window = slice(at - WINDOW, at + WINDOW + 1)
+            true = float((known(cut.loss)[window] - known(base.loss)[:length][window]).mean())
+            means = {law: change[:, window].mean(axis=1) for law, change in changes.items()}
+            predicted = {law: float(values[0]) for law, values in means.items()}
+            own = {law: (float(np.quantile(v[1:], 0.05)), float(np.quantile(v[1:], 0.95))) for law, v in means.items()}
+            found.append(Effect(size, factor, at + FIRST_STEP - CUT_STEP, true, predicted, own))
+    return found
+
+
+def relative(predicted: float, true: float) -> str:
+    """Signed relative error in per cent."""
+    return f"{100.0 * (predicted - true) / true:+.0f} %"
+
+
+def page(found: list[Effect], plants: dict[str, dict[str, PlantSpec]], minutes: float) -> str:
+    """The results page."""
+    laws = list(LAWS)
+    lines = [
+        "# Effect of a real cut of the learning rate",
+        "",
+        "Made by `analysis/lr_cut_effect.py`. Data: public loss curves of 25M and 100M language models under known schedules, from",
+        "the study of the Multi-Power law (MIT), not part of this project. Plants were calibrated on two constant and two cosine runs",
+        "per size; the runs whose learning rate was cut at step 8,000 are judged only. Effect: loss of the cut run minus that of the",
+        f"constant run that it branched from, mean over ± {WINDOW} steps. No seeds: one real run each. Python {platform.python_version()}, numpy "
+        f"{np.__version__}, {platform.machine()}; {minutes:.0f} minutes on one core.",
+        "",
+        "`pooled` is the mean of the three laws, its 90 % interval that of one more law (Student's t with 2 degrees of freedom); both",
+        "were fixed before a cut was looked at. Errors are relative to the true effect; `+`: overstated.",
+        "",
+        "| size | learning rate × | steps after | true effect, nats | "
+        + " | ".join(laws)
+        + " | pooled | 90 % interval | covers |",
+        "|---" * (len(laws) + 7) + "|",
+    ]
+    for one in found:
+        low, high = one.interval
+        lines.append(
+            f"| {one.size} | {one.factor} | {one.after:,} | {one.true:+.4f} | "
+            + " | ".join(relative(one.predicted[law], one.true) for law in laws)
+            + f" | {relative(one.pooled, one.true)} | {low:+.4f} to {high:+.4f} | "
+            + f"{'yes' if low <= one.true <= high else 'no'} |"
+        )
+    moderate = [one for one in found if one.factor in (0.6, 0.3)]
+    covered = sum(one.interval[0] <= one.true <= one.interval[1] for one in moderate)
+    lines += ["", "Largest and mean absolute relative error, per law and factor:", ""]
+    lines += ["| law | × 0.6: mean, largest | × 0.3: mean, largest | × 0.1: mean, largest |", "|---|---|---|---|"]
+    for law in [*laws, "pooled"]:
+        cells = []
+        for factor in (0.6, 0.3, 0.1):
+            errors = [
+                100.0 * abs((one.predicted.get(law, one.pooled) - one.true) / one.true)
+                for one in found
+                if one.factor == factor
+            ]
+            cells.append(f"{np.mean(errors):.0f} %, {max(errors):.0f} %")
+        lines.append(f"| {law} | " + " | ".join(cells) + " |")
+    within = {
+        law: sum(abs(one.predicted.get(law, one.pooled) / one.true - 1.0) <= 0.1 for one in moderate)
+        for law in [*laws, "pooled"]
+    }
+    alone = {law: sum(one.own[law][0] <= one.true <= one.own[law][1] for one in moderate) for law in laws}
+    lines += [
+        "",
+        f"Within 10 % at × 0.6 and × 0.3: {', '.join(f'{law} {n} of {len(moderate)}' for law, n in within.items())}. The intervals "
+        f"of `pooled` cover {covered} of {len(moderate)}; those of each law by itself, 5 to 95 % over draws of its parameters from the "
+        f"curvature of its fit, cover {', '.join(f'{law} {n}' for law, n in alone.items())} of {len(moderate)}.",
+        "",
+        "What this says. Cosine and constant runs fix the level of the loss to some thousandths of a nat and hardly say how fast a",
+        "sudden cut pays out: laws whose errors on the fitted runs agree within a few per cent of each other disagree on the effect by",
+        "a factor. The real runs gain nearly all within 500 steps; Tissue's law at its published memory of 1,000 steps is slow by",
+        "construction, the functional scaling law cannot bend so sharply. The Multi-Power law is the one to use, for moderate cuts,",
+        "with an error of this size; a tool that claims 10 % from such records claims too much. Runs with sudden changes of the",
+        "learning rate are what would identify it. An interval that covers is no merit by itself: those of",
+        "`pooled` and of the functional scaling law are mostly so wide that they contain no effect at all. An earlier fit of the same",
+        "question gave, at × 0.6 / 0.3 / 0.1: Multi-Power 8–12 / 11–36 / 72–130 %, Tissue 17–23 / 10–18 / 23–39 %. Changed after the first look at the cuts, and so no evidence: the lower bound of the",
+        "Multi-Power law's pace, on which the first fit had ended; and each law's own interval was added.",
+        "",
+        "Fitted parameters, and root mean square error in nats on the runs of the fit and on two annealed runs not fitted:",
+        "",
+        "| size | law | parameters | on the fit | not fitted |",
+        "|---|---|---|---|---|",
+    ]
+    for size, made in plants.items():
+        for law, spec in made.items():
+            values = ", ".join(
+                f"{k} {v:.4g}" for k, v in spec.plant.items() if k not in ("name", "version", "noise_sd")
+            )
+            fit, held = (np.mean([error.rmse for error in errors]) for errors in (spec.training, spec.held_out))
+            lines.append(f"| {size} | {law} | {values} | {fit:.4f} | {held:.4f} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Fit, judge, write."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent.parent / "docs/results/lr_cut_effect.md")
+    options = parser.parse_args()
+    started = time.process_time()
+    plants: dict[str, dict[str, PlantSpec]] = {}
+    for size in SIZES:
+        training = [read(options.folder, f"{size}_{name}") for name in TRAINING]
+        annealed = [read(options.folder, f"{size}_{name}") for name in ANNEALED]
+        plants[size] = {}
+        for law, (values, fixed) in LAWS.items():
+            base = PlantSpec.load(law).with_parameters(values)
+            made = calibrate(training, base, fixed=fixed, held_out=annealed, draws=DRAWS)
+            plants[size][law] = dataclasses.replace(made, name=f"{law} {size}")
+            print(size, law, [f"{error.rmse:.4f}" for error in (*made.training, *made.held_out)], flush=True)
+    found = [one for size in SIZES for one in effects(options.folder, size, plants[size])]
+    options.out.write_text(page(found, plants, (time.process_time() - started) / 60.0), encoding="utf-8")
+    print(options.out)
+
+
+if __name__ == "__main__":
+    main()

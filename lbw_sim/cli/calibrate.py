@@ -1,0 +1,79 @@
+"""`lbw calibrate`: a plant fitted to recorded runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lbw_sim.cli.options import Plugins, Traces, load_traces, print_table, stages
+
+
+def calibrate(
+    traces: Traces,
+    plant: Annotated[str, typer.Option("--plant", help="Plant component, or a TOML file to start from.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="TOML file to write.")] = Path("plant.toml"),
+    run: Annotated[list[str] | None, typer.Option("--run", help="Only runs whose id contains this; repeat.")] = None,
+    held_out: Annotated[
+        list[str] | None,
+        typer.Option("--held-out", help="Runs whose id contains this are judged and not fitted; repeat."),
+    ] = None,
+    fix: Annotated[
+        list[str] | None, typer.Option("--fix", help="Keep a parameter: name, or name=value; repeat.")
+    ] = None,
+    draws: Annotated[int, typer.Option(help="Fits to resampled runs, for the uncertainty.")] = 20,
+    seed: Annotated[int, typer.Option(help="Seed of resampling and of the groups held out.")] = 0,
+    plugin: Plugins = None,
+) -> None:
+    """Fit a plant to recorded runs; say how well it predicts runs that it has not seen.
+
+    Without --held-out, groups of runs are left out in turn. Runs at one fixed learning rate do not identify a plant:
+    record excitation runs (lbw record --excite). Needs scipy: pip install 'lbw-sim[tune]'.
+    """
+    from lbw_sim.guard import load_plugin
+    from lbw_sim.score import Column
+    from lbw_sim.simulate import PlantSpec, Record
+    from lbw_sim.simulate import calibrate as fit
+
+    for path in plugin or ():
+        load_plugin(path)
+    start, fixed = PlantSpec.load(plant), []
+    for item in fix or ():
+        name, equals, value = item.partition("=")
+        fixed.append(name)
+        if equals:
+            try:
+                start = start.with_parameters({name: float(value)})
+            except ValueError:
+                raise typer.BadParameter(f"{item!r} is not name=number", param_hint="--fix") from None
+    found = [trace for trace in load_traces(traces) if not run or any(part in trace.run_id for part in run)]
+    judged = [trace for trace in found if any(part in trace.run_id for part in held_out or ())]
+    with stages() as progress:
+        spec = fit(
+            [Record.of(trace) for trace in found if trace not in judged],
+            start,
+            fixed=fixed,
+            held_out=[Record.of(trace) for trace in judged] if held_out else None,
+            draws=draws,
+            seed=seed,
+            name=out.stem,
+            progress=progress,
+        )
+    spec.save(out)
+    rows = [
+        {"parameter": name, "value": value, "sd": spec.uncertainty.get(name)}
+        for name, value in spec.plant.items()
+        if name not in ("name", "version")
+    ]
+    print_table(rows, [Column("parameter", "parameter"), Column("value", "value", ".4g"), Column("sd", "sd", ".2g")])
+    columns = [Column("run_id", "run not seen by the fit"), Column("rmse", "rmse,\nnats", ".3f"),
+               Column("final_error", "error at\nthe end", "+.3f")]  # fmt: skip
+    print_table([error._asdict() for error in spec.held_out], columns)
+    assert spec.fitted is not None
+    low, high, steps, rise, fall, scale = spec.fitted
+    typer.echo(
+        f"{len(spec.training)} runs fitted: learning rate {low:.3g} to {high:.3g}, up to {steps} steps, "
+        f"from step to step up to × {rise:.3g} and ÷ {fall:.3g}, scale down to {scale:.3g}."
+    )
+    typer.echo(f"{out}: plant {spec.fingerprint}. Next: lbw simulate --plant {out} --guard default")

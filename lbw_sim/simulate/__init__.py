@@ -1,0 +1,22 @@
+"""Closed loop: guards fly plants, models of training that were fitted to recorded runs.
+
+numba is loaded when something is worth compiling, scipy when something is fitted.
+"""
+
+from lbw_sim.simulate.calibrate import Record, calibrate, playback, recorded_noise
+from lbw_sim.simulate.rollout import Noise, Rollouts, drawn_noise, rollouts
+from lbw_sim.simulate.spec import FittedRange, PlantSpec, RunError
+
+__all__ = [
+    "FittedRange",
+    "Noise",
+    "PlantSpec",
+    "Record",
+    "Rollouts",
+    "RunError",
+    "calibrate",
+    "drawn_noise",
+    "playback",
+    "recorded_noise",
+    "rollouts",
+]

@@ -1,0 +1,399 @@
+"""Fits a plant to recorded runs, and says how far it may be trusted.
+
+The plant itself, compiled and without noise, is run along each record's own learning rates and compared with its loss,
+in bins, by robust least squares. It refuses to fit what the records do not identify: parameters on which nothing
+depends are left as they are and named. An error on the runs of the fit is no evidence; the held-out ones are.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lbw_sim.errors import SimulateError, unknown_name
+from lbw_sim.params import ParamInfo, params_of
+from lbw_sim.replay import kernels
+from lbw_sim.replay.inlining import CannotInline
+from lbw_sim.simulate.loop import Playback, PlaybackInputs
+from lbw_sim.simulate.rollout import loop_kernel
+from lbw_sim.simulate.spec import FittedRange, PlantSpec, RunError
+from lbw_sim.trace import Trace
+
+LANES = 8
+"""Parameter vectors side by side."""
+BINS = 100
+"""Bins per run: more would only fit noise."""
+STEP = 1e-4
+"""Of the finite differences, in the fitted units."""
+BEYOND = 50.0
+"""Where a plant goes out of bounds its loss counts as this; nats."""
+FOLDS = 5
+"""Groups of runs left out in turn, where there are more runs than that."""
+FEWEST_RUNS = 6
+"""Runs from which on they are resampled; with fewer, uncertainty comes from the curvature of the fit."""
+
+Progress = Callable[[str, int, int], None]
+
+
+class Record(NamedTuple):
+    """What calibration takes from a recorded run. Arrays have one entry per step."""
+
+    run_id: str
+    effective_lr: NDArray[np.float64]
+    """Learning rate with which each step was really taken; whatever it says on a skipped step."""
+    skipped: NDArray[np.float64]
+    loss: NDArray[np.float64]
+    """nan where it was not measured."""
+    scale: NDArray[np.float64] | None = None
+    """Factor on the schedule that was really applied; None: 1."""
+
+    @classmethod
+    def of(cls, trace: Trace) -> Record:
+        """The final lineage of a trace. Raises SimulateError when it lacks learning rates or does not start at 0."""
+        columns = trace.to_numpy()
+        steps, effective = columns["step"], np.asarray(columns["effective_lr"], dtype=np.float64)
+        if not np.isfinite(effective).any():
+            effective = np.asarray(columns["lr"], dtype=np.float64)
+        if not len(steps) or steps[0] != 0 or not np.isfinite(effective).all():
+            raise SimulateError(
+                f"run {trace.run_id!r} cannot calibrate a plant: it has to start at step 0 and hold effective_lr, or "
+                f"lr, at every row"
+            )
+        # rows that were not logged: the learning rate in force goes on, the loss is unknown
+        length = int(steps[-1]) + 1
+        row_of = np.searchsorted(steps, np.arange(length), side="right") - 1
+        loss = np.full(length, np.nan)
+        loss[steps] = columns["loss"]
+        skipped = np.asarray(columns["skipped"], dtype=np.float64)[row_of]
+        lr = np.asarray(columns["lr"], dtype=np.float64)
+        scale = np.divide(effective, lr, out=np.ones(len(lr)), where=(lr > 0) & np.isfinite(lr))
+        return cls(trace.run_id, effective[row_of], skipped, loss, scale[row_of])
+
+
+def playback(plants: Sequence[Any], record: Record) -> NDArray[np.float64]:
+    """Expected loss of plants of one kind along a record's own learning rates; [plants, steps].
+
+    >>> from lbw_sim.simulate.plants.noisy_quadratic import NoisyQuadratic
+    >>> record = Record("r", np.array([0.1, 0.1]), np.zeros(2), np.zeros(2))
+    >>> plant = NoisyQuadratic(floor=0.0, curvature=10.0, start=2.0, gradient_sd=0.0)
+    >>> playback([plant], record).tolist()
+    [[10.0, 0.0]]
+    """
+    steps = len(record.effective_lr)
+    found = np.empty((len(plants), steps))
+    subjects = [Playback(plant=plant) for plant in plants]
+    try:
+        source = loop_kernel(subjects[0], PlaybackInputs, (), {"expected_loss": "float64"}, LANES)
+        kernel = kernels.compiled(source.text)
+    except (CannotInline, OSError):
+        for place, subject in enumerate(subjects):
+            found[place] = _plain(subject, record)
+        return found
+    layout, lanes = source.layout, source.layout.lanes
+    inputs = np.empty((2, steps, lanes))
+    inputs[0] = record.effective_lr[:, None]
+    inputs[1] = record.skipped[:, None]
+    for first in range(0, len(plants), lanes):
+        group = subjects[first : first + lanes]
+        start = kernels.start(layout, group)
+        out = np.empty(steps * lanes)
+        kernel(inputs, 0, steps, start.buffer, start.win, start.place, out)
+        found[first : first + len(group)] = out.reshape(steps, lanes)[:, : len(group)].T
+        row = layout.summary_row("fault") * lanes
+        for lane in np.flatnonzero((start.buffer[row : row + lanes] != 0.0) | start.unfit):
+            if lane < len(group):
+                found[first + lane] = _plain(group[lane], record)
+    return found
+
+
+def _plain(subject: Playback, record: Record) -> NDArray[np.float64]:
+    state, shown = subject.init(), []
+    for effective_lr, skipped in zip(record.effective_lr.tolist(), record.skipped.tolist(), strict=True):
+        state, output = subject.step(state, PlaybackInputs(effective_lr, skipped))
+        shown.append(output.expected_loss)
+    return np.array(shown)
+
+
+class _Problem:
+    """Records and parameters of a fit."""
+
+    def __init__(self, records: Sequence[Record], spec: PlantSpec, fixed: Collection[str]) -> None:
+        self.plant = spec.build()
+        self.infos: dict[str, ParamInfo] = {n: i for n, i in params_of(self.plant).items() if not i.integer}
+        unknown = [unknown_name("parameter", name, self.infos) for name in fixed if name not in self.infos]
+        if unknown:
+            raise SimulateError("; ".join(unknown))
+        self.spec = spec
+        self.names = [name for name in self.infos if name not in fixed]
+        self.records = list(records)
+        self.bins = [_binning(record.loss) for record in records]
+        self.losses = [_binned(record.loss, bins) for record, bins in zip(records, self.bins, strict=True)]
+
+    def to_fitted(self, values: Mapping[str, float]) -> NDArray[np.float64]:
+        return np.array([_forward(self.infos[name], values[name]) for name in self.names])
+
+    def to_values(self, point: NDArray[np.float64]) -> dict[str, float]:
+        return {name: _backward(self.infos[name], float(x)) for name, x in zip(self.names, point, strict=True)}
+
+    @property
+    def bounds(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        low = [_forward(self.infos[name], self.infos[name].low) for name in self.names]
+        high = [_forward(self.infos[name], self.infos[name].high) for name in self.names]
+        return np.array(low), np.array(high)
+
+    def residuals(self, points: NDArray[np.float64]) -> list[NDArray[np.float64]]:
+        """Per record: (plant - record) in each bin, [points, bins]."""
+        plants = [dataclasses.replace(self.plant, **self.to_values(point)) for point in points]
+        found = []
+        for record, bins, losses in zip(self.records, self.bins, self.losses, strict=True):
+            expected = np.minimum(np.nan_to_num(playback(plants, record), nan=BEYOND, posinf=BEYOND), BEYOND)
+            found.append(np.stack([_binned(one, bins) for one in expected]) - losses)
+        return found
+
+    def identified(self, point: NDArray[np.float64]) -> list[str]:
+        """Parameters on which a residual depends at this point."""
+        _, high = self.bounds
+        moved = np.array([_nudged(point, i, high, 0.05)[0] for i in range(len(point))])
+        found = np.concatenate(self.residuals(np.vstack([point, moved])), axis=1)
+        return [name for i, name in enumerate(self.names) if np.abs(found[i + 1] - found[0]).max() > 1e-12]
+
+    def fit(
+        self, start: NDArray[np.float64], weights: NDArray[np.float64], noise: float, evaluations: int
+    ) -> tuple[NDArray[np.float64], float, NDArray[np.float64], NDArray[np.float64]]:
+        """Least squares from a point: best point, cost, residuals and Jacobian there. `noise`: robust scale."""
+        from scipy.optimize import least_squares
+
+        low, high = self.bounds
+        start = np.clip(start, low + 1e-6 * (high - low), high - 1e-6 * (high - low))
+        roots = [math.sqrt(weight / len(losses)) for weight, losses in zip(weights, self.losses, strict=True)]
+        last: dict[bytes, tuple[NDArray[np.float64], NDArray[np.float64]]] = {}
+
+        def both(point: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+            key = point.tobytes()
+            if key not in last:
+                nudged = [_nudged(point, i, high, STEP) for i in range(len(point))]
+                rows = np.vstack([point, *(one for one, _ in nudged)])
+                joined = np.concatenate(
+                    [root * part for root, part in zip(roots, self.residuals(rows), strict=True)], axis=1
+                )
+                last.clear()
+                steps = np.array([step for _, step in nudged])
+                last[key] = joined[0], ((joined[1:] - joined[0]) / steps[:, None]).T
+            return last[key]
+
+        scale = noise * float(np.mean([root for root, weight in zip(roots, weights, strict=True) if weight > 0]))
+        solved = least_squares(
+            lambda point: both(point)[0], start, jac=lambda point: both(point)[1], bounds=(low, high), loss="soft_l1",
+            f_scale=3.0 * scale, x_scale=np.maximum(0.05, 0.1 * np.abs(start)), max_nfev=evaluations,
+        )  # fmt: skip
+        return solved.x, float(solved.cost), solved.fun, solved.jac
+
+
+def calibrate(
+    records: Sequence[Record],
+    plant: PlantSpec,
+    *,
+    fixed: Collection[str] = (),
+    held_out: Sequence[Record] | None = None,
+    draws: int = 20,
+    seed: int = 0,
+    name: str = "",
+    progress: Progress | None = None,
+) -> PlantSpec:
+    """Fit a plant to runs; the result says on what, how uncertain, and how well on runs that it had not seen.
+
+    `plant`: where to start, and values of the `fixed` parameters. `held_out`: runs that are judged only; None: every
+    run is predicted by a fit to runs of the other groups (`FOLDS`), or left unjudged where there is one run only.
+    `draws`: fits to resampled runs, or draws from the curvature with fewer than `FEWEST_RUNS`. `noise_sd` is set from
+    what is left within bins, a plant's `SPREADS` from run-to-run differences.
+
+    Raises SimulateError when no run has a finite loss, and where scipy is not installed.
+    """
+    try:
+        import scipy.optimize  # noqa: F401
+    except ImportError:
+        raise SimulateError("calibration needs scipy: pip install 'lbw-sim[tune]'") from None
+    usable = [record for record in records if np.isfinite(record.loss).sum() >= 2]
+    if not usable:
+        raise SimulateError(f"none of {len(records)} runs has two finite losses to fit")
+    noise = float(np.median([_noise(record.loss) for record in usable]))
+    spreads: Mapping[str, str] = getattr(type(plant.build()), "SPREADS", {})
+    problem = _Problem(usable, plant, {*fixed, "noise_sd", *spreads})
+    start = problem.to_fitted(plant.plant)
+    problem = _Problem(usable, plant, set(problem.infos) - set(problem.identified(start)))
+    start = problem.to_fitted(plant.plant)
+    rng = np.random.default_rng((7, seed))
+    everyone = np.ones(len(usable))
+
+    # a few points around the start, of which the best three are followed
+    low, high = problem.bounds
+    away = rng.standard_normal((63, len(start))) * np.maximum(0.3, 0.3 * np.abs(start))
+    cloud = np.vstack([start, np.clip(start + 0.7 * away, low, high)])
+    costs = sum(np.sqrt(1 + (part / (3 * noise)) ** 2).mean(axis=1) for part in problem.residuals(cloud))
+    ranked = cloud[np.argsort(costs)[:3]]
+    best = min((problem.fit(one, everyone, noise, 60) for one in ranked), key=lambda found: found[1])
+    best = problem.fit(best[0], everyone, noise, 100)
+    point, _, _, jacobian = best
+    values = problem.to_values(point)
+
+    sampled = []
+    if len(usable) >= FEWEST_RUNS:
+        for draw in range(draws):
+            weights = np.bincount(rng.integers(0, len(usable), len(usable)), minlength=len(usable)).astype(float)
+            sampled.append(problem.fit(point, weights, noise, 12)[0])
+            if progress:
+                progress("resampling runs", draw + 1, draws)
+    elif draws:
+        covariance = _covariance(problem, point, jacobian)
+        sampled = [np.clip(one, low, high) for one in rng.multivariate_normal(point, covariance, draws, method="eigh")]
+    spec = dataclasses.replace(plant, name=name or plant.name).with_parameters({**values, "noise_sd": noise})
+    spec = spec.with_parameters({s: _spread(spec, usable, of) for s, of in spreads.items() if s not in fixed})
+    drawn = tuple(problem.to_values(one) for one in sampled)
+    uncertainty = {n: float(np.std([one[n] for one in drawn], ddof=1)) for n in values} if len(drawn) > 1 else {}
+
+    judged: list[RunError] = []
+    if held_out is not None:
+        judged = [error for record in held_out if (error := run_error(spec, record))]
+    elif len(usable) > 1:
+        groups = [g for g in np.array_split(rng.permutation(len(usable)), min(FOLDS, len(usable))) if len(g)]
+        for done, group in enumerate(groups, start=1):
+            weights = everyone.copy()
+            weights[group] = 0.0
+            other = spec.with_parameters(problem.to_values(problem.fit(point, weights, noise, 30)[0]))
+            judged += [error for i in group if (error := run_error(other, usable[i]))]
+            if progress:
+                progress("holding runs out", done, len(groups))
+    return dataclasses.replace(
+        spec,
+        fitted=fitted_range(records),
+        uncertainty=uncertainty,
+        draws=drawn,
+        training=tuple(error for record in usable if (error := run_error(spec, record))),
+        held_out=tuple(sorted(judged)),
+    )
+
+
+def fitted_range(records: Sequence[Record]) -> FittedRange:
+    """What the runs held."""
+    taken = [record.effective_lr[(record.skipped == 0.0) & (record.effective_lr > 0.0)] for record in records]
+    ratios = np.concatenate([lr[1:] / lr[:-1] for lr in taken] + [np.ones(1)])
+    rates = np.concatenate(taken)
+    return FittedRange(
+        float(rates.min(initial=math.inf)) if len(rates) else 0.0,
+        float(rates.max(initial=0.0)),
+        max(len(record.effective_lr) for record in records),
+        float(ratios.max()),
+        float(1.0 / ratios.min()),
+        min(float(np.min(record.scale, initial=1.0)) for record in records if record.scale is not None)
+        if any(record.scale is not None for record in records)
+        else 1.0,
+    )
+
+
+def run_error(spec: PlantSpec, record: Record) -> RunError | None:
+    """How a plant does on one run, along the run's own learning rates; None where the run has no finite loss."""
+    bins = _binning(record.loss)
+    if not len(bins):
+        return None
+    expected = np.minimum(np.nan_to_num(playback([spec.build()], record)[0], nan=BEYOND, posinf=BEYOND), BEYOND)
+    difference = _binned(expected, bins) - _binned(record.loss, bins)
+    last = max(1, len(bins) // 10)
+    rmse = float(np.sqrt(np.mean(difference**2)))
+    return RunError(record.run_id, int(np.isfinite(record.loss).sum()), rmse, float(difference[-last:].mean()))
+
+
+def recorded_noise(spec: PlantSpec, records: Sequence[Record], steps: int) -> NDArray[np.float64]:
+    """Difficulty of each batch of recorded runs, in units of the plant's `noise_sd`; [records, steps].
+
+    What the loss differs from its own running median of 25 steps by: it belongs to the data order, and runs that share
+    it share these numbers. Steps beyond the record, and those without a loss, are 0.
+    """
+    found = np.zeros((len(records), steps))
+    sd = float(spec.plant["noise_sd"])
+    for row, record in zip(found, records, strict=True):
+        loss = record.loss[:steps]
+        padded = np.pad(loss, 12, constant_values=np.nan)
+        windows = np.lib.stride_tricks.sliding_window_view(padded, 25)
+        with np.errstate(all="ignore"):
+            median = np.array([np.nanmedian(w) if np.isfinite(w).any() else np.nan for w in windows])
+        row[: len(loss)] = np.clip(np.nan_to_num((loss - median) / sd if sd > 0 else 0.0 * loss), -10.0, 10.0)
+    return found
+
+
+# ---- how records are reduced, and parameters made free of their ranges -------------------------------------------
+
+
+def _binning(loss: NDArray[np.float64]) -> list[NDArray[np.int64]]:
+    """Steps with a finite loss, in at most `BINS` groups."""
+    measured = np.flatnonzero(np.isfinite(loss) & (np.abs(loss) <= BEYOND))
+    return np.array_split(measured, min(BINS, len(measured))) if len(measured) else []
+
+
+def _binned(values: NDArray[np.float64], bins: Sequence[NDArray[np.int64]]) -> NDArray[np.float64]:
+    return np.array([values[group].mean() for group in bins])
+
+
+def _noise(loss: NDArray[np.float64]) -> float:
+    """Standard deviation from step to step, the trend taken out by differences; robust."""
+    found = loss[np.isfinite(loss)]
+    if len(found) < 4:
+        return 1e-3
+    second = found[2:] - 2.0 * found[1:-1] + found[:-2]
+    return max(1e-4, float(1.4826 * np.median(np.abs(second - np.median(second))) / math.sqrt(6.0)))
+
+
+def _covariance(problem: _Problem, point: NDArray[np.float64], jacobian: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Of the fitted units, from the curvature. Neighbouring residuals are correlated: fewer count."""
+    parts = [part[0] for part in problem.residuals(point[None])]
+    variance = float(np.mean([np.mean(part**2) for part in parts]))
+    lagged = [np.corrcoef(part[1:], part[:-1])[0, 1] for part in parts if len(part) > 3 and part.std() > 0]
+    correlation = min(0.98, max(0.0, float(np.mean(lagged)))) if lagged else 0.0
+    # jacobian rows are divided by the root of a run's bins
+    count = float(np.mean([len(part) for part in parts])) * (1.0 - correlation) / (1.0 + correlation)
+    curvature = jacobian.T @ jacobian
+    ridge = 1e-9 * np.trace(curvature) * np.eye(len(point))
+    return np.asarray(variance / max(1.0, count) * np.linalg.pinv(curvature + ridge, hermitian=True))
+
+
+def _spread(spec: PlantSpec, records: Sequence[Record], of: str) -> float:
+    """Relative standard deviation of one parameter over runs, each fitted by itself in this parameter alone."""
+    plant, factors = spec.build(), np.exp(np.linspace(-0.7, 0.7, 29))
+    info = params_of(plant)[of]
+    plants = [
+        dataclasses.replace(plant, **{of: min(info.high, max(info.low, getattr(plant, of) * factor))})
+        for factor in factors
+    ]
+    found = []
+    for record in records:
+        bins = _binning(record.loss)
+        expected = np.minimum(np.nan_to_num(playback(plants, record), nan=BEYOND, posinf=BEYOND), BEYOND)
+        target = _binned(record.loss, bins)
+        errors = np.array([np.mean((_binned(one, bins) - target) ** 2) for one in expected])
+        # a run that says nothing about the parameter, or only that it lies on one side, is left out
+        if 0 < int(errors.argmin()) < len(factors) - 1 and min(errors[0], errors[-1]) > 2.0 * errors.min():
+            found.append(float(np.log(factors[errors.argmin()])))
+    return min(1.0, float(np.std(found, ddof=1))) if len(found) > 2 else 0.0
+
+
+def _forward(info: ParamInfo, value: float) -> float:
+    return math.log(max(value, 1e-12)) if info.log else value
+
+
+def _backward(info: ParamInfo, x: float) -> float:
+    value = math.exp(x) if info.log else x
+    return min(info.high, max(info.low, value))
+
+
+def _nudged(
+    point: NDArray[np.float64], i: int, high: NDArray[np.float64], step: float
+) -> tuple[NDArray[np.float64], float]:
+    """The point with one coordinate moved, away from the nearer bound; and by how much."""
+    moved = point.copy()
+    size = step if point[i] + step <= high[i] else -step
+    moved[i] = point[i] + size
+    return moved, size

@@ -1,0 +1,339 @@
+"""Closed loop: guards flying plants, compiled; every guard × plant × schedule × seed in one call.
+
+A rollout says what the plant does under the guard, and in how far that lies within what the plant was fitted on. It
+never says what a real run would do: how far a plant may be trusted is measured elsewhere, on runs that it was not
+fitted on. All guards and plants of one seed meet the same noise, so that their differences are not chance.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import product
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lbw_sim.errors import SimulateError
+from lbw_sim.guard import GuardSpec
+from lbw_sim.params import meta
+from lbw_sim.replay import kernels
+from lbw_sim.replay.compiled import CompileWarning
+from lbw_sim.replay.inlining import CannotInline
+from lbw_sim.simulate.loop import ENDED, Loop, LoopState, Playback, StepInputs, StepOutputs
+from lbw_sim.simulate.spec import PlantSpec
+
+Engine = Literal["auto", "compiled", "python"]
+Progress = Callable[[int, int], None]
+
+LANES = 32
+"""Candidates side by side."""
+BLOCK_ROWS = 256
+"""Rows whose inputs are laid out at a time: they stay in the core's cache."""
+WORTH_COMPILING = 100_000
+"""Candidate-steps below which plain Python is done before a compiler has been loaded."""
+RESULTS = (
+    "ended", "steps", "final_loss", "dead", "energy", "damped_steps", "skipped_steps", "lowest_scale", "above_steps",
+    "below_steps", "late_steps", "sudden_steps",
+)  # fmt: skip
+"""Fields of `LoopState` that a rollout reports."""
+_ROWS = {name: "int8" if name in ("regime", "posture") else "float64" for name in StepOutputs._fields}
+
+
+class Noise(NamedTuple):
+    """The chance that rollouts meet, in standard units. Both [seeds, steps]."""
+
+    batch: NDArray[np.float64]
+    """Difficulty of each batch."""
+    walk: NDArray[np.float64]
+    """What is random in the weights."""
+
+
+class Rollouts(NamedTuple):
+    """What came of rollouts. Arrays are [plants, guards, schedules, seeds]."""
+
+    plants: tuple[PlantSpec, ...]
+    guards: tuple[GuardSpec, ...]
+    schedules: tuple[str, ...]
+    seeds: int
+    ended: NDArray[np.str_]
+    """`completed`; `diverged`: the loss went out of bounds; `cut`: we stopped watching, because the guard asked for a
+    rollback, which no plant can fly, or because the calibrated range was left and that was to be the end."""
+    steps: NDArray[np.int64]
+    """Steps until the end."""
+    final_loss: NDArray[np.float64]
+    """Expected loss of the last step, without the batch's difficulty; infinite when diverged."""
+    dead: NDArray[np.bool_]
+    """Damaged for good, of plants that know damage."""
+    energy: NDArray[np.float64]
+    """Control energy, the sum of (1 - scale)²."""
+    damped_steps: NDArray[np.int64]
+    skipped_steps: NDArray[np.int64]
+    lowest_scale: NDArray[np.float64]
+    outside_steps: NDArray[np.int64]
+    """Steps on which the effective learning rate lay outside the calibrated range, changed more suddenly than in
+    calibration, or that came later than its longest run; a step may count more than once. 0 for a plant without
+    calibration would say nothing: there it is -1."""
+    outside: NDArray[np.str_]
+    """Why: any of `above`, `below`, `sudden`, `late`, joined by a space; or `uncalibrated`."""
+    rows: tuple[dict[str, NDArray[Any]], ...]
+    """With `rows=True`, per rollout in C order of the arrays: field of `StepOutputs` -> one value per step."""
+
+    @property
+    def left_range(self) -> NDArray[np.bool_]:
+        """Whether a rollout left what the plant was fitted on; true without calibration."""
+        return np.asarray(self.outside != "")
+
+
+def drawn_noise(seeds: int, steps: int, first_seed: int = 0) -> Noise:
+    """Independent standard normal noise; each seed's is the same whatever else is asked for.
+
+    >>> bool((drawn_noise(2, 5).batch[1] == drawn_noise(1, 5, first_seed=1).batch[0]).all())
+    True
+    """
+    both = [np.random.default_rng((5, first_seed + seed)).standard_normal((steps, 2)) for seed in range(seeds)]
+    stacked = np.stack(both) if both else np.empty((0, steps, 2))
+    return Noise(np.ascontiguousarray(stacked[:, :, 0]), np.ascontiguousarray(stacked[:, :, 1]))
+
+
+def rollouts(
+    plants: Sequence[PlantSpec],
+    guards: Sequence[GuardSpec],
+    schedules: Mapping[str, NDArray[np.float64]],
+    noise: Noise,
+    *,
+    stop_outside: bool = False,
+    rows: bool = False,
+    progress: Progress | None = None,
+    threads: int | None = None,
+    engine: Engine = "auto",
+) -> Rollouts:
+    """Fly every guard on every plant along every schedule with every seed of the noise.
+
+    `schedules`: name -> learning rate per step; the noise has to be as long as the longest. `stop_outside`: cut a
+    rollout where it leaves the calibrated range. `rows`: keep every step. `progress` is called with candidate-steps
+    done and in all. Results depend on neither `threads` nor `engine`.
+
+    Warns with CompileWarning about guards that run in plain Python. Raises ChannelError when a guard needs what a plant
+    does not deliver, SimulateError when noise or schedules do not fit.
+
+    >>> from lbw_sim.simulate.spec import PlantSpec
+    >>> flown = rollouts(
+    ...     [PlantSpec.load("noisy_quadratic")],
+    ...     [GuardSpec.load("never")],
+    ...     {"low": np.full(50, 1e-3), "high": np.full(50, 3e-2)},
+    ...     drawn_noise(1, 50),
+    ... )
+    >>> flown.ended[0, 0, :, 0].tolist()
+    ['completed', 'diverged']
+    """
+    lrs = {name: np.ascontiguousarray(lr, dtype=np.float64) for name, lr in schedules.items()}
+    longest = max((len(lr) for lr in lrs.values()), default=0)
+    problems = [f"schedule {name!r} has no step" for name, lr in lrs.items() if lr.ndim != 1 or not len(lr)]
+    problems += [f"schedule {name!r} holds a rate that is not finite or below 0"
+                 for name, lr in lrs.items() if not (np.isfinite(lr) & (lr >= 0)).all()]  # fmt: skip
+    if noise.batch.shape != noise.walk.shape or noise.batch.ndim != 2 or noise.batch.shape[1] < longest:
+        problems.append(f"noise of shape {noise.batch.shape} does not cover {longest} steps; give [seeds, steps]")
+    if problems:
+        raise SimulateError("; ".join(problems))
+    built = [spec.build() for spec in guards]
+    loops = []
+    for spec in plants:
+        plant = spec.build()
+        within = {} if spec.fitted is None else spec.fitted.limits()
+        for guard in built:
+            guard.require((*meta(plant).emits, "lr", "nonfinite"), f"plant {spec.name!r}")
+            loops.append(Loop(guard=guard, plant=plant, stop_outside=int(stop_outside), **within))
+    shape = (len(plants), len(guards), len(lrs), len(noise.batch))
+    cells = list(product(range(len(loops)), range(len(lrs)), range(len(noise.batch))))
+    found: list[_Flown | None] = [None] * len(cells)
+    rates = list(lrs.values())
+    # a step's numbers of all seeds side by side, as lanes want them
+    chance = (np.ascontiguousarray(noise.batch.T), np.ascontiguousarray(noise.walk.T))
+    chunks = _chunks(loops, rates, cells, rows, engine)
+    total, done, lock, stop = sum(len(rates[cell[1]]) for cell in cells), 0, threading.Lock(), threading.Event()
+
+    def fly(chunk: _Chunk) -> None:
+        nonlocal done
+        flown = _fly(chunk, loops, rates, chance, cells, rows, stop)
+        for cell, one in zip(chunk.cells, flown, strict=True):
+            found[cell] = one
+        with lock:
+            done += sum(len(rates[cells[cell][1]]) for cell in chunk.cells)
+            if progress is not None:
+                progress(done, total)
+
+    count = threads if threads is not None else len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    try:
+        if count > 1 and len(chunks) > 1:
+            with ThreadPoolExecutor(count) as pool:
+                try:
+                    list(pool.map(fly, chunks))
+                finally:
+                    pool.shutdown(cancel_futures=True)
+        else:
+            for chunk in chunks:
+                fly(chunk)
+    finally:
+        stop.set()
+    results = {name: np.array([one.results[name] for one in found if one]).reshape(shape) for name in RESULTS}
+    counts = {why: results[f"{why}_steps"].astype(np.int64) for why in ("above", "below", "sudden", "late")}
+    outside = np.full(shape, "", dtype="U24")
+    for why, steps in counts.items():
+        outside = np.where(steps > 0, np.char.strip(np.char.add(np.char.add(outside, " "), why)), outside)
+    outside_steps = np.sum(list(counts.values()), axis=0)
+    for place, spec in enumerate(plants):
+        if spec.fitted is None:
+            outside[place], outside_steps[place] = "uncalibrated", -1
+    return Rollouts(
+        plants=tuple(plants),
+        guards=tuple(guards),
+        schedules=tuple(lrs),
+        seeds=len(noise.batch),
+        ended=np.array(ENDED)[results["ended"].astype(np.int64)],
+        steps=results["steps"].astype(np.int64),
+        final_loss=results["final_loss"],
+        dead=results["dead"] == 1.0,
+        energy=results["energy"],
+        damped_steps=results["damped_steps"].astype(np.int64),
+        skipped_steps=results["skipped_steps"].astype(np.int64),
+        lowest_scale=results["lowest_scale"],
+        outside_steps=outside_steps,
+        outside=outside,
+        rows=tuple(one.rows for one in found if one) if rows else (),
+    )
+
+
+_sources: dict[Any, kernels.Source] = {}
+
+
+def loop_kernel(
+    subject: Loop | Playback, inputs: type, results: Sequence[str], outputs: Mapping[str, str], lanes: int
+) -> kernels.Source:
+    """`kernels.loop_source`, which takes longer than many a rollout, once per structure and start of the state."""
+    parts = [kernels.class_tree(subject.plant)]
+    if isinstance(subject, Loop):
+        parts.append(kernels.structure(subject.guard))
+    key = (type(subject), *parts, tuple(kernels.numbers_of(subject.init())), tuple(outputs), lanes)
+    if key not in _sources:
+        _sources[key] = kernels.loop_source(subject, inputs, results, outputs, lanes)
+    return _sources[key]
+
+
+class _Flown(NamedTuple):
+    """One rollout."""
+
+    results: dict[str, float]
+    rows: dict[str, NDArray[Any]]
+
+
+class _Chunk(NamedTuple):
+    """Rollouts of one structure and length that run side by side."""
+
+    cells: list[int]
+    source: kernels.Source | None
+    """None: plain Python."""
+
+
+def _chunks(
+    loops: Sequence[Loop], rates: Sequence[NDArray[np.float64]], cells: Sequence[tuple[int, int, int]], rows: bool,
+    engine: Engine,
+) -> list[_Chunk]:  # fmt: skip
+    alike: dict[Any, list[int]] = {}
+    kinds = [(kernels.structure(loop.guard), kernels.class_tree(loop.plant)) for loop in loops]
+    for place, (loop, schedule, _) in enumerate(cells):
+        alike.setdefault((kinds[loop], len(rates[schedule])), []).append(place)
+    chunks = []
+    for (_, steps), members in alike.items():
+        source = None
+        if engine == "compiled" or (engine == "auto" and steps * len(members) >= WORTH_COMPILING):
+            first_loop = loops[cells[members[0]][0]]
+            try:
+                source = loop_kernel(
+                    first_loop, StepInputs, RESULTS, _ROWS if rows else {}, LANES if len(members) > 1 else 1
+                )
+                kernels.compiled(source.text)
+            except (CannotInline, OSError) as reason:
+                source = None
+                warnings.warn(f"simulated in plain Python: {reason}", CompileWarning, stacklevel=3)
+        together = source.layout.lanes if source else 1
+        chunks += [_Chunk(members[first : first + together], source) for first in range(0, len(members), together)]
+    return chunks
+
+
+def _fly(
+    chunk: _Chunk, loops: Sequence[Loop], rates: Sequence[NDArray[np.float64]], chance: Sequence[NDArray[np.float64]],
+    cells: Sequence[tuple[int, int, int]], rows: bool, stop: threading.Event,
+) -> list[_Flown]:  # fmt: skip
+    handed = [(loops[loop], rates[schedule], chance[0][:, seed], chance[1][:, seed])
+              for loop, schedule, seed in (cells[cell] for cell in chunk.cells)]  # fmt: skip
+    if chunk.source is None:
+        return [_reference(*one, rows) for one in handed]
+    layout, lanes = chunk.source.layout, chunk.source.layout.lanes
+    kernel = kernels.compiled(chunk.source.text)
+    start = kernels.start(layout, [one[0] for one in handed])
+    steps = len(handed[0][1])
+    outputs = [np.empty(steps * lanes, kind) for kind in (_ROWS.values() if rows else ())]
+    inputs = np.zeros((len(StepInputs._fields), BLOCK_ROWS, lanes))
+    # lanes without a candidate repeat the last one
+    place = np.minimum(np.arange(lanes), len(handed) - 1)
+    _, schedules, seeds = np.array([cells[cell] for cell in chunk.cells]).T
+    flown = np.unique(schedules)
+    tables = [
+        (np.stack([rates[schedule] for schedule in flown], axis=1), np.searchsorted(flown, schedules[place])),
+        (chance[0], seeds[place]),
+        (chance[1], seeds[place]),
+    ]
+    for begin in range(0, steps, BLOCK_ROWS):
+        if stop.is_set():
+            raise KeyboardInterrupt
+        length = min(BLOCK_ROWS, steps - begin)
+        for number, (table, columns) in enumerate(tables):
+            block, first = table[begin : begin + length], int(columns[0])
+            if (columns == first).all():
+                inputs[number, :length] = block[:, first : first + 1]
+            elif (columns == np.arange(first, first + lanes)).all():
+                inputs[number, :length] = block[:, first : first + lanes]
+            else:
+                block.take(columns, axis=1, out=inputs[number, :length], mode="clip")
+        kernel(
+            inputs, 0, length, start.buffer, start.win, start.place, *(out[begin * lanes :] for out in outputs)
+        )  # fmt: skip
+    table = start.buffer.reshape(layout.rows, lanes)
+    places = kernels.number_places(handed[0][0].init())
+    at = {name: len(layout.parameters) + layout.state.index(places[name]) for name in RESULTS}
+    faults = start.unfit | (table[layout.summary_row("fault")] != 0.0)
+    return [
+        _reference(*one, rows)
+        if faults[lane]
+        else _Flown(
+            {name: float(table[row, lane]) for name, row in at.items()},
+            {name: out.reshape(steps, lanes)[:, lane].copy() for name, out in zip(_ROWS, outputs, strict=True)}
+            if rows
+            else {},
+        )
+        for lane, one in enumerate(handed)
+    ]
+
+
+def _reference(
+    loop: Loop, lr: NDArray[np.float64], batch: NDArray[np.float64], walk: NDArray[np.float64], rows: bool
+) -> _Flown:
+    """One rollout in plain Python: what every faster way has to equal."""
+    state, shown = loop.init(), []
+    for inputs in zip(lr.tolist(), batch.tolist(), walk.tolist(), strict=False):
+        state, output = loop.step(state, StepInputs(*inputs))
+        if rows:
+            shown.append(output)
+    kept: dict[str, NDArray[Any]] = {}
+    if rows:
+        kept = {
+            name: np.array(values, _ROWS[name]) for name, values in zip(_ROWS, zip(*shown, strict=True), strict=True)
+        }
+    return _Flown(
+        {name: float(value) for name, value in zip(LoopState._fields, state, strict=True) if name in RESULTS}, kept
+    )
