@@ -5,7 +5,8 @@
 FOLDER_OF_CURVES holds loss curves (step, lr, loss) of 25M and 100M language models from the study of the Multi-Power law,
 MIT licence, not part of this project. Fitted on cosine and constant schedules only; the runs whose rate was cut at step
 8,000 (`wsdcon_18/9/3`: to 0.6, 0.3 and 0.1) are judged and used for nothing else. The way of pooling the laws and of
-making intervals was written down before any of them was looked at.
+making intervals was written down before any prediction was looked at; errors of an earlier fit on the same runs were
+known.
 """
 
 # ruff: noqa: E501  (the page is prose: its lines are as long as they are)
@@ -135,7 +136,7 @@ def page(found: list[Effect], plants: dict[str, dict[str, PlantSpec]], minutes: 
         f"{np.__version__}, {platform.machine()}; {minutes:.0f} minutes on one core.",
         "",
         "`pooled` is the mean of the three laws, its 90 % interval that of one more law (Student's t with 2 degrees of freedom); both",
-        "were fixed before a cut was looked at. Errors are relative to the true effect; `+`: overstated.",
+        "were fixed before a prediction was looked at, though the errors of an earlier fit on these runs, given below, were known. Errors are relative to the true effect; `+`: overstated.",
         "",
         "| size | learning rate × | steps after | true effect, nats | "
         + " | ".join(laws)

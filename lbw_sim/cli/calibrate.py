@@ -29,7 +29,7 @@ def calibrate(
     """Fit a plant to recorded runs; say how well it predicts runs that it has not seen.
 
     Without --held-out, groups of runs are left out in turn. Runs at one fixed learning rate do not identify a plant:
-    record excitation runs (lbw record --excite). Needs scipy: pip install 'lbw-sim[tune]'.
+    record excitation runs (lbw record --excite). Needs scipy, which comes with the extra `tune`.
     """
     from lbw_sim.guard import load_plugin
     from lbw_sim.score import Column

@@ -70,15 +70,15 @@ def test_training_goes_on_whatever_part_raises(
             run.optimizer, spec.with_changes({"delay_steps": delay_steps}), trace=tmp_path, unproven=True, mode=mode,  # type: ignore[arg-type]
             run_id=f"{mode}-{spec.name}", probes=[StubbornProbe()], snapshots=Snapshots(every_steps=3),
         )  # fmt: skip
-        nan_step = 50 if mode == "active" else -1
+        nan_step = 39 if mode == "active" else -1
         faulty = lambda step, loss, at=nan_step: spike(step, loss) * (math.nan if step == at else 1.0)  # noqa: E731
-        train(run, range(40), live, fault=faulty)
+        train(run, range(37), live, fault=faulty)
         live.mark("half way")
         live.state_dict()
-        train(run, range(40, 60), live, fault=faulty)
+        train(run, range(37, 42), live, fault=faulty)
         live.close()
         if mode == "shadow":
-            train(alone, range(60), fault=faulty)
+            train(alone, range(42), fault=faulty)
             assert same_bits(weights(run), weights(alone))
         assert run.optimizer.param_groups[0]["lr"] <= 1e-2
     monkeypatch.undo()
