@@ -1,14 +1,19 @@
-"""Every command as its user runs it, in a process of its own."""
+"""Every command as its user runs it: what it prints, where, and with which exit code."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
+
+from lbw_sim import cli
 
 LBW = [sys.executable, "-m", "lbw_sim"]
 COMMANDS = (
@@ -48,17 +53,38 @@ name = "damp_release"
 """
 
 
-def lbw(*arguments: str | Path, code: int = 0) -> subprocess.CompletedProcess[str]:
+class Done(NamedTuple):
+    stdout: str
+    stderr: str
+
+
+def lbw(*arguments: str | Path, code: int = 0) -> Done:
+    """Run the command in this process: a new one for each would cost a second."""
+    out, err, ended = io.StringIO(), io.StringIO(), 0
+    before, sys.argv = sys.argv, ["lbw", *map(str, arguments)]
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            cli.main()
+    except SystemExit as leaving:
+        ended = int(leaving.code or 0)
+    finally:
+        sys.argv = before
+    assert ended == code, out.getvalue() + err.getvalue()
+    return Done(out.getvalue(), err.getvalue())
+
+
+def lbw_alone(*arguments: str | Path, code: int = 0) -> Done:
+    """Run the command in a process of its own."""
     done = subprocess.run([*LBW, *map(str, arguments)], capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == code, done.stdout + done.stderr
-    return done
+    return Done(done.stdout, done.stderr)
 
 
 @pytest.fixture(scope="module")
 def traces(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two short real runs, recorded by the command itself."""
     folder = tmp_path_factory.mktemp("traces")
-    lbw("record", "--out", folder, "--steps", 90, "--onset", 60, "--fault", "none", "--fault", "bad_labels")
+    lbw_alone("record", "--out", folder, "--steps", 90, "--onset", 60, "--fault", "none", "--fault", "bad_labels")
     return folder
 
 
@@ -148,16 +174,17 @@ def test_plot_draws_every_run_and_the_comparison(traces: Path, tmp_path: Path) -
 def test_an_analyzer_dropped_into_a_folder_is_listed_checked_replayed_and_scored(traces: Path, tmp_path: Path) -> None:
     (tmp_path / "above_limit.py").write_text(RULE)
     (tmp_path / "above.toml").write_text(SPEC)
-    listed = lbw("components", "--plugin", tmp_path, "--check").stdout
+    listed = lbw_alone("components", "--plugin", tmp_path, "--check").stdout
     assert "analyzer above_limit  version 1  conforms" in listed
     assert "limit = 4.0  [0.0, 100.0] nats  highest good loss" in listed
-    rows = json.loads(lbw("replay", traces, "--plugin", tmp_path, "-g", tmp_path / "above.toml", "--json").stdout)
+    rows = json.loads(lbw_alone("replay", traces, "--plugin", tmp_path, "-g", tmp_path / "above.toml", "--json").stdout)
     assert all(row["alarms"] >= 1 and row["regime"] == "SPIKE" for row in rows)
-    lbw("score", traces, "--plugin", tmp_path, "-g", tmp_path / "above.toml")
+    lbw_alone("score", traces, "--plugin", tmp_path, "-g", tmp_path / "above.toml")
     out = tmp_path / "recorded"
-    lbw("record", "-o", out, "--steps", 30, "--plugin", tmp_path, "-g", tmp_path / "above.toml", "--method", "guard")
-    assert "30 rows" in lbw("verify", out, "--plugin", tmp_path).stdout
-    refused = lbw("verify", out, code=2).stderr
+    fly = ["-g", tmp_path / "above.toml", "--method", "guard"]
+    lbw_alone("record", "-o", out, "--steps", 30, "--plugin", tmp_path, *fly)
+    assert "30 rows" in lbw_alone("verify", out, "--plugin", tmp_path).stdout
+    refused = lbw_alone("verify", out, code=2).stderr
     assert "no analyzer named 'above_limit'" in refused, "without the plugin the guard cannot be rebuilt"
 
 
