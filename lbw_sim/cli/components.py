@@ -12,7 +12,8 @@ from lbw_sim.cli.options import Json, Plugins, print_json
 def components(
     plugin: Plugins = None,
     check: Annotated[
-        bool, typer.Option("--check", help="Drive every component through the conformance checks.")
+        bool,
+        typer.Option("--check", help="Drive components through the conformance checks: those of --plugin, else all."),
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -23,14 +24,14 @@ def components(
     from lbw_sim.guard.envelope import Envelope
     from lbw_sim.params import meta, params_of
 
-    for path in plugin or ():
-        load_plugin(path)
+    plugged_in = [found for path in plugin or () for found in load_plugin(path)]
     classes = [cls for kind in ("sensor", "analyzer", "policy", "plant") for cls in registered(kind).values()] + [
         Envelope
     ]
-    if check:
-        for cls in classes:
-            check_component(cls())
+    # whoever brings components of his own asks about those
+    checked = [cls for cls in classes if check and (not plugged_in or meta(cls) in plugged_in)]
+    for cls in checked:
+        check_component(cls())
     if as_json:
         print_json(
             [
@@ -45,7 +46,7 @@ def components(
     for cls in classes:
         info = meta(cls)
         typer.secho(f"{info.kind} {info.name}", bold=True, nl=False)
-        typer.echo(f"  version {info.version}{'  conforms' if check else ''}")
+        typer.echo(f"  version {info.version}{'  conforms' if cls in checked else ''}")
         typer.echo(f"  {(cls.__doc__ or '').strip().splitlines()[0]}")
         for name, declared in params_of(cls).items():
             unit = f" {declared.unit}" if declared.unit else ""
