@@ -10,7 +10,7 @@ demo: $(VENV)/installed-live  ## train, record, replay, choose, verify and fly a
 	$(BIN)/lbw demo --out demo
 
 test: $(VENV)/installed-dev check  ## lint, types and the whole test suite
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff check .
