@@ -109,6 +109,7 @@ class LiveGuard:
                 )
         self._optimizers = list(optimizers)
         self._actuators = {id(optimizer): Actuator(optimizer) for optimizer in optimizers}
+        self._first = self._actuators[id(optimizers[0])]
         self._state = self._guard.init()
         self._before = self._guard.not_yet
         self._decision = Decision(int(Regime.WARMUP), int(Posture.HOLD), 1.0, 0.0, int(Reason.NONE))
@@ -372,11 +373,12 @@ class LiveGuard:
             except Exception as error:
                 self.ground(error)
         self._settle()
-        now = Telemetry(self.step, lr=self._actuators[id(self._optimizers[0])].lr)
-        overflow = False
-        if not self._late:
+        step, lr = self.step, self._first.lr
+        if self._late:
+            now, overflow = Telemetry(step, lr=lr), False
+        else:
             numbers = self._heed(mail.send(self._ranks).read())
-            now, overflow = self._filled(now, numbers), _overflowed(numbers)
+            now, overflow = self._filled(step, lr, numbers), _overflowed(numbers)
         decision = self._decided(now)
         acts = self.mode == "active" and self.grounded is None
         skipped = acts and decision.posture == Posture.SKIP
@@ -469,7 +471,7 @@ class LiveGuard:
             letter, self._letter = self._letter, None
             # unsent when the update raised: then the other ranks know nothing of this step either
             numbers = self._heed((letter or row.mail.send()).read())
-            now, overflow = self._filled(now, numbers), _overflowed(numbers)
+            now, overflow = self._filled(now.step, now.lr, numbers), _overflowed(numbers)
         self._before = self._own(now)
         dropped = row.skipped or overflow
         effective_lr = 0.0 if dropped else now.lr * row.scale
@@ -496,7 +498,7 @@ class LiveGuard:
         own = self._own_channels
         return now if len(now.extra) == own else now._replace(extra=now.extra[:own])
 
-    def _filled(self, now: Telemetry, numbers: Mapping[str, float]) -> Telemetry:
+    def _filled(self, step: int, lr: float, numbers: Mapping[str, float]) -> Telemetry:
         """Telemetry with the measured numbers in it."""
         loss, grad_norm = numbers.get("loss", nan), numbers.get("grad_norm", nan)
         measured = "loss" in numbers or "grad_norm" in numbers
@@ -507,9 +509,9 @@ class LiveGuard:
             # an overflow of the scaled gradient is the scaler's daily work, not a gradient of the run
             grad_norm, measured, finite = nan, "loss" in numbers, math.isfinite(loss)
         return Telemetry(
-            now.step,
+            step,
             loss,
-            now.lr,
+            lr,
             grad_norm,
             numbers.get("update_norm", nan),
             numbers.get("tokens", nan),
