@@ -91,7 +91,9 @@ def _print(report: BacktestReport, spec: GuardSpec, guard: str, out: Path) -> No
             f"It cries wolf: {whole.false_alarms_per_10k:.1f} false alarms per 10,000 clean rows; guards are compared "
             f"at {FALSE_ALARM_BUDGET_PER_10K:g}."
         )
-    recalled = f"saw {whole.detected} of {whole.events} labelled events" if whole.events else "no labelled event to see"
+    recalled = (
+        f"saw {whole.detected} of {whole.events} labelled events" if whole.events else "had nothing labelled to see"
+    )
     typer.echo(
         f'{out}: promoted with it, attach(…, "{guard}", mode="active", backtest="{out}"), guard {spec.name!r} '
         f"({spec.fingerprint}) acts on a live run on the word of {len(report.runs)} recorded ones, in which it "

@@ -83,9 +83,14 @@ class GuardedAdamW(torch.optim.AdamW):
         return state if live is None else {**state, _GUARD: live.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """AdamW's state and, where there is one, the guard's memory. Raises LiveError as `LiveGuard` does."""
+        """AdamW's state and, before the first step, the guard's memory where there is one.
+
+        A guard that has flown already keeps its own memory: a loop may go back by itself in mid-run, as with AdamW.
+        Raises LiveError when the memory is another guard's.
+        """
         state = dict(state_dict)
         memory = state.pop(_GUARD, None)
         super().load_state_dict(state)
-        if memory is not None and self.__dict__.get("_live") is not None:
-            self.guard.load_state_dict(memory)
+        live = self.__dict__.get("_live")
+        if memory is not None and live is not None and live.step == 0:
+            live.load_state_dict(memory)

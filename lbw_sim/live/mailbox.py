@@ -88,7 +88,10 @@ def _number(value: SupportsFloat) -> Number:
     if number.numel() != 1:
         raise ValueError(f"a channel is one number, not a tensor of shape {tuple(number.shape)}")
     # in double precision from here: a mean of bfloat16 losses is no bfloat16
-    return float(number) if number.device.type == "cpu" else number.reshape(()).double()
+    if number.device.type == "cpu":
+        return float(number)
+    # Metal has no double
+    return number.reshape(()).to(torch.float32 if number.device.type == "mps" else torch.float64)
 
 
 def _fetched(values: dict[str, Number]) -> dict[str, float] | Callable[[], dict[str, float]]:

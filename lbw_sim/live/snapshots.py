@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import io
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -17,6 +18,8 @@ from typing import Any, Literal, NamedTuple, Protocol
 import torch
 
 from lbw_sim.errors import LiveError
+
+logger = logging.getLogger("lbw_sim")
 
 
 class Stateful(Protocol):
@@ -42,8 +45,8 @@ class Snapshots:
     as the weights. `also`: further objects with `state_dict` and `load_state_dict` that go back with the weights: a
     scheduler, a gradient scaler, a sampler; what is not named stays where it is, so that by default the run goes on
     with the next batch and the next learning rate. `model`: when given, its buffers (running statistics) go back too.
-    `on_rollback(step)` is called after each rollback with the step that the run is at again. With `in_checkpoints` the
-    guard's `state_dict` holds the whole ring (rollbacks then survive a resumption); without, only which steps it held.
+    `on_rollback(step)` is called after each rollback with the step that the run is at again; if it raises, that is
+    logged. With `in_checkpoints` the guard's `state_dict` holds the whole ring (rollbacks then survive a resumption); without, only which steps it held.
 
     Raises LiveError when a value makes no sense.
 
@@ -164,7 +167,11 @@ class Snapshots:
             other.load_state_dict(copy.deepcopy(kept_other))
         del self._ring[index + 1 :]
         if self._on_rollback is not None:
-            self._on_rollback(snapshot.step)
+            try:
+                self._on_rollback(snapshot.step)
+            except Exception as error:
+                # the weights are back already: to give up here would leave this rank's step unlike the others'
+                logger.warning("lbw-sim: on_rollback failed at step %d: %r", snapshot.step, error)
         return snapshot.step
 
     def state_dict(self) -> dict[str, Any]:

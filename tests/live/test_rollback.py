@@ -249,3 +249,13 @@ def test_guard_and_ring_travel_through_a_distributed_checkpoint(tmp_path: Path) 
         loaded = live.state_dict()
         assert loaded["guard"] == saved["guard"]
         assert loaded["snapshots"]["steps"] == saved["snapshots"]["steps"]
+
+
+def test_a_callback_that_fails_costs_no_rollback(caplog: pytest.LogCaptureFixture) -> None:
+    run = make_run()
+    ring = Snapshots(every_steps=2, on_rollback=lambda step: 1 / 0)
+    with attach(run.optimizer, REWINDING, snapshots=ring, **ACTIVE) as live:
+        train(run, range(45), live, fault=spike)
+        assert live.grounded is None
+        assert live.step < 45
+    assert "on_rollback failed at step" in caplog.text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import pickle
 from pathlib import Path
@@ -345,3 +346,16 @@ def test_a_flight_is_mirrored_to_tensorboard(tmp_path: Path) -> None:
     assert [event.step for event in shown] == list(range(20))
     assert [event.value for event in shown] == pytest.approx(columns["loss"].tolist(), rel=1e-6)
     assert {"lbw/regime", "lbw/scale", "lbw/energy", "lbw/effective_lr"} <= set(events.Tags()["scalars"])
+
+
+def test_a_loop_that_goes_back_by_itself_loads_a_guarded_adamw_in_mid_run(tmp_path: Path) -> None:
+    run = make_run()
+    optimizer = GuardedAdamW(run.model.parameters(), lr=1e-2, guard=EAGER, trace=tmp_path, run_id="own")
+    train(Run(run.model, optimizer), range(10), optimizer)
+    saved = copy.deepcopy(optimizer.state_dict())
+    train(Run(run.model, optimizer), range(10, 20), optimizer)
+    optimizer.load_state_dict(saved)
+    assert float(optimizer.state_dict()["state"][0]["step"]) == 10.0
+    train(Run(run.model, optimizer), range(20, 30), optimizer)
+    optimizer.guard.close()
+    assert verify(read_trace(tmp_path)).rows == 30
