@@ -46,7 +46,8 @@ class Snapshots:
     scheduler, a gradient scaler, a sampler; what is not named stays where it is, so that by default the run goes on
     with the next batch and the next learning rate. `model`: when given, its buffers (running statistics) go back too.
     `on_rollback(step)` is called after each rollback with the step that the run is at again; if it raises, that is
-    logged. With `in_checkpoints` the guard's `state_dict` holds the whole ring (rollbacks then survive a resumption); without, only which steps it held.
+    logged. With `in_checkpoints` the guard's `state_dict` holds the whole ring (rollbacks then survive a resumption);
+    without, only which steps it held.
 
     Raises LiveError when a value makes no sense.
 
