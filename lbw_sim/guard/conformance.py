@@ -6,6 +6,7 @@ Refuses to judge whether a component is any good: it says whether it may fly.
 from __future__ import annotations
 
 import json
+import marshal
 import math
 import random
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from lbw_sim.values import Action, Assessment, Noise, Posture, Regime, Request, 
 
 STEPS = 400
 """Length of each input that a component is driven with."""
+_NUMBERS = frozenset({bool, int, float})
 
 
 def check_component(component: object, seed: int = 0) -> None:
@@ -48,7 +50,7 @@ def check_component(component: object, seed: int = 0) -> None:
 
 def _drive(component: Any, kind: str, inputs: list[tuple[Any, ...]]) -> Iterator[str]:
     state = component.init()
-    if repr(state_to_data(state)) != repr(state_to_data(component.init())):
+    if not _same_bits(state, component.init()):
         yield "init() gives a different state each time"
     if not hasattr(state, "_fields"):
         yield f"init() gives a {type(state).__name__}, not a NamedTuple of numbers"
@@ -59,20 +61,20 @@ def _drive(component: Any, kind: str, inputs: list[tuple[Any, ...]]) -> Iterator
     for number, arguments in enumerate(inputs):
         if number == half:
             saved = json.dumps(state_to_data(state))
-        before = repr(state_to_data(state))
+        before = _bits(state)
         again = component.step(state, *arguments)
         state_after, output = component.step(state, *arguments)
-        if repr(_plain(again)) != repr(_plain((state_after, output))):
+        if not _same_bits(again, (state_after, output)):
             yield f"step {number}: same state and input, another output"
             return
-        if repr(state_to_data(state)) != before:
+        if _bits(state) != before:
             yield f"step {number}: changed the state that it was given"
             return
         if kind == "plant" and outputs and outputs[-1].dead == 1.0 and output.dead != 1.0:
             yield f"step {number}: was dead and is alive again"
             return
         state = state_after
-        if not _all_finite(state_to_data(state)):
+        if not _all_finite(state):
             yield f"step {number}: the state holds a value that is not a finite number: {state}"
             return
         wrong = _wrong_output(kind, output)
@@ -83,7 +85,7 @@ def _drive(component: Any, kind: str, inputs: list[tuple[Any, ...]]) -> Iterator
     resumed = state_from_data(component.init(), json.loads(saved))
     for number, arguments in enumerate(inputs[half:], start=half):
         resumed, output = component.step(resumed, *arguments)
-        if repr(_plain(output)) != repr(_plain(outputs[number])):
+        if not _same_bits(output, outputs[number]):
             yield f"step {number}: resumed from a saved state, another output"
             return
 
@@ -92,9 +94,30 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, (tuple, list)) else value
 
 
+def _bits(value: Any) -> bytes:
+    """Equal for equal bits; a window of a thousand numbers in microseconds, where its text takes half a millisecond."""
+
+    def unnamed(part: Any) -> Any:
+        if isinstance(part, tuple) and not _NUMBERS.issuperset(map(type, part)):
+            return tuple(map(unnamed, part))
+        return tuple(part) if hasattr(part, "_fields") else part
+
+    try:
+        return marshal.dumps(unnamed(value), 2)
+    except ValueError:  # a number of somebody else's
+        return repr(_plain(value)).encode()
+
+
+def _same_bits(one: Any, other: Any) -> bool:
+    """Any nan is like any other."""
+    return _bits(one) == _bits(other) or repr(_plain(one)) == repr(_plain(other))
+
+
 def _all_finite(data: Any) -> bool:
-    if isinstance(data, list):
-        return all(_all_finite(item) for item in data)
+    if isinstance(data, (list, tuple)):
+        if _NUMBERS.issuperset(map(type, data)):
+            return all(map(math.isfinite, data))
+        return all(map(_all_finite, data))
     return isinstance(data, (int, float)) and math.isfinite(data)
 
 

@@ -128,9 +128,9 @@ def both(columns: Any, specs: list[GuardSpec], rows: bool = True, **options: Any
     return fast
 
 
-@pytest.mark.parametrize("structure", STRUCTURES)
-@pytest.mark.parametrize("delay_steps", [0, 1])
-@settings(max_examples=12, deadline=None)
+# a kernel takes seconds to compile, and the delay is in what every guard sees, whatever its components
+@pytest.mark.parametrize(("structure", "delay_steps"), [*((name, 0) for name in STRUCTURES), ("default", 1)])
+@settings(max_examples=7, deadline=None)
 @given(
     seed=st.integers(0, 2**32),
     rows=st.integers(0, 300),
@@ -144,13 +144,13 @@ def test_vector_lanes_give_the_bits_of_python(
         if row < rows:
             columns["loss"][row] = value
             columns["grad_norm"][row] = -value
-    both(columns, drawn_specs(structure, delay_steps, 3, seed))
+    both(columns, drawn_specs(structure, delay_steps, 5, seed))
 
 
-@pytest.mark.parametrize("structure", ["default", "zscore", "wrapped"])
-def test_the_scalar_kernel_gives_the_bits_of_python(structure: str) -> None:
+@pytest.mark.parametrize(("structure", "delay_steps"), [("default", 0), ("zscore", 1)])
+def test_the_scalar_kernel_gives_the_bits_of_python(structure: str, delay_steps: int) -> None:
     for seed in range(8):
-        both(telemetry(300, seed), drawn_specs(structure, seed % 2 if structure == "zscore" else 0, 1, seed))
+        both(telemetry(300, seed), drawn_specs(structure, delay_steps, 1, seed))
 
 
 def test_guards_of_several_structures_come_back_in_the_order_they_were_given() -> None:

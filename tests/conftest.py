@@ -1,7 +1,8 @@
-"""Kernels compiled by these tests go into a folder of their own."""
+"""Kernels that tests compile go into one folder of this run: its workers and the commands they start share it."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -11,8 +12,11 @@ from lbw_sim.replay import kernels
 
 @pytest.fixture(scope="session", autouse=True)
 def kernel_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    base = tmp_path_factory.getbasetemp()
+    # each worker of xdist has a folder of its own inside the run's
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "kernels"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LBW_CACHE", str(tmp_path_factory.mktemp("kernels")))
+        patch.setenv("LBW_CACHE", str(folder))
         kernels.cache_folder.cache_clear()
         yield
     kernels.cache_folder.cache_clear()
