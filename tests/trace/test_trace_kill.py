@@ -9,72 +9,83 @@ import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Self
 
 from trace_rows import append_row, assert_rows, begin
 
 from lbw_sim.trace import read_trace, recover
 
 KILLS = 52
-CHILDREN_AT_ONCE = 4
+FOR_EVER = 10**9
 ENV = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path.cwd()), str(Path(__file__).parent)])}
 
-APPEND_FOR_EVER = """
+NURSERY = """
 import os, sys
-from trace_rows import append_row, begin
-recorder = begin(sys.argv[1], sys.argv[2])
-row = 0
-while append_row(recorder, row):
-    row += 1
-    os.write(1, b".")
-"""
-
-APPEND_AND_CLOSE = """
-import os, sys
-from trace_rows import append_row, begin
-recorder = begin(sys.argv[1], "run")
-for row in range(2000):
-    append_row(recorder, row)
-os.write(1, b"." * 2000)
 import pyarrow.parquet
-os.write(1, b".")
-recorder.close()
-os.write(1, b".")
+from trace_rows import append_row, begin
+for line in sys.stdin:
+    folder, run_id, rows = line.split("\\t")
+    if os.fork() == 0:
+        os.write(1, b"%d\\n" % os.getpid())
+        recorder = begin(folder, run_id)
+        row = 0
+        while row < int(rows) and append_row(recorder, row):
+            row += 1
+            os.write(1, b".")
+        os.write(1, b".")
+        recorder.close()
+        os._exit(0)
+    os.wait()
+    os.write(1, b"|")
 """
+"""Forks a recording process for each line that it reads: to import everything anew costs more than all the rest."""
 
 
-def kill_after(code: str, arguments: list[object], acknowledged: int, delay_s: float) -> int:
-    """Run a child, kill it `delay_s` after it has acknowledged so many rows; the number acknowledged in all."""
-    with subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], stdout=subprocess.PIPE, env=ENV) as child:
-        assert child.stdout is not None
-        pipe = child.stdout.fileno()
-        got = 0
-        while got < acknowledged:
+class Nursery:
+    """Starts recording processes and kills them."""
+
+    def __enter__(self) -> Self:
+        self._parent = subprocess.Popen(
+            [sys.executable, "-c", NURSERY], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=ENV
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._parent.communicate(timeout=60)
+
+    def kill_after(self, folder: Path, run_id: str, rows: int, acknowledged: int, delay_s: float) -> int:
+        """Let a child record, kill it `delay_s` after so many signs of it; the number of its signs in all.
+
+        It gives a sign for each of at most `rows` rows, and one more before it closes its trace.
+        """
+        assert self._parent.stdin is not None
+        assert self._parent.stdout is not None
+        pipe = self._parent.stdout.fileno()
+        self._parent.stdin.write(f"{folder}\t{run_id}\t{rows}\n".encode())
+        self._parent.stdin.flush()
+        told = b""
+        while told.count(b".") < acknowledged:
             part = os.read(pipe, 1 << 16)
             assert part, "the child ended by itself"
-            got += len(part)
+            told += part
         deadline = time.monotonic() + delay_s
-        while (left := deadline - time.monotonic()) > 0 and select.select([pipe], [], [], left)[0]:
-            part = os.read(pipe, 1 << 16)
-            if not part:
-                break
-            got += len(part)
-        child.send_signal(signal.SIGKILL)
-        while part := os.read(pipe, 1 << 16):
-            got += len(part)
-        return got
+        while b"|" not in told and (left := deadline - time.monotonic()) > 0 and select.select([pipe], [], [], left)[0]:
+            told += os.read(pipe, 1 << 16)
+        if b"|" not in told:
+            os.kill(int(told.split(b"\n")[0]), signal.SIGKILL)
+        while b"|" not in told:
+            told += os.read(pipe, 1 << 16)
+        return told.count(b".")
 
 
 def test_every_acknowledged_row_survives_kill_9(tmp_path: Path) -> None:
     chance = random.Random(0)
-    delays = [chance.uniform(0.0, 0.05) for _ in range(KILLS)]
-
-    def one(number: int) -> int:
-        return kill_after(APPEND_FOR_EVER, [tmp_path, f"run{number}"], 1, delays[number])
-
-    with ThreadPoolExecutor(CHILDREN_AT_ONCE) as pool:
-        acknowledged = list(pool.map(one, range(KILLS)))
+    with Nursery() as nursery:
+        acknowledged = [
+            nursery.kill_after(tmp_path, f"run{number}", FOR_EVER, 1, chance.uniform(0.0, 0.05))
+            for number in range(KILLS)
+        ]
     assert sum(acknowledged) > 20 * KILLS
     for number, rows in enumerate(acknowledged):
         trace = read_trace(tmp_path, f"run{number}")
@@ -89,19 +100,21 @@ def test_every_acknowledged_row_survives_kill_9(tmp_path: Path) -> None:
 
 def test_a_kill_during_compaction_loses_nothing_and_the_next_start_finishes_the_work(tmp_path: Path) -> None:
     chance = random.Random(1)
-    for kill in range(8):
-        # from its 2,001st sign on the child is turning its journal into Parquet
-        kill_after(APPEND_AND_CLOSE, [tmp_path], 2001, chance.uniform(0.0, 0.03))
-        trace = read_trace(tmp_path)
-        assert len(trace.segments) == kill + 1
-        for segment in trace.segments:
-            assert segment.rows == 2000
-        assert_rows(trace.to_numpy("final"), 2000)
+    with Nursery() as nursery:
+        for kill in range(8):
+            # from its 2,001st sign on the child is turning its journal into Parquet
+            nursery.kill_after(tmp_path, "run", 2000, 2001, chance.uniform(0.0, 0.03))
+            trace = read_trace(tmp_path)
+            assert len(trace.segments) == kill + 1
+            for segment in trace.segments:
+                assert segment.rows == 2000
+            assert_rows(trace.to_numpy("final"), 2000)
     assert not list(tmp_path.rglob("*journal*"))
 
 
 def test_a_recorder_that_opens_a_run_first_finishes_what_a_killed_one_left(tmp_path: Path) -> None:
-    rows = kill_after(APPEND_FOR_EVER, [tmp_path, "run"], 100, 0.0)
+    with Nursery() as nursery:
+        rows = nursery.kill_after(tmp_path, "run", FOR_EVER, 100, 0.0)
     recorder = begin(tmp_path)
     assert recorder.segment == 1
     assert sorted(path.name for path in (tmp_path / "run_id=run").iterdir()) == [
