@@ -30,6 +30,7 @@ from lbw_sim.guard.policies.damp_release import DampRelease
 from lbw_sim.guard.policies.rewind import Rewind
 from lbw_sim.guard.sensors.robust_loss import RobustLoss
 from lbw_sim.live import Snapshots, attach
+from lbw_sim.live.probes import GradNorm, UpdateNorm
 
 STEPS = 60
 PARTS: dict[str, Any] = {
@@ -42,9 +43,10 @@ REWINDING = GuardSpec.of(
 )
 ACTIVE: dict[str, Any] = {"mode": "active", "unproven": True}
 
-size, home, scenarios = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]
+size, home, scenarios, rank = 1, Path(), [""], -1
+if __name__ == "__main__":
+    size, home, scenarios = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]
 folder = home / "traces"
-rank = -1
 
 
 def model() -> torch.nn.Module:
@@ -58,7 +60,7 @@ def batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
     return x, x.sum(dim=1, keepdim=True).sin() + 0.1 * torch.randn(32, 1, generator=generator)
 
 
-class UpdateNorm:
+class CopiedUpdateNorm:
     """Norm of this rank's part of the last update, from a copy; the whole parameters lie on every rank."""
 
     channels = ("update_norm",)
@@ -97,7 +99,7 @@ def fly(
     else:
         net = DistributedDataParallel(net)
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2)
-    probe = UpdateNorm(list(net.parameters()), 1 if sharded else size)
+    probe = CopiedUpdateNorm(list(net.parameters()), 1 if sharded else size)
     decisions, losses, applied = [], [], []
     live = attach(optimizer, spec, trace=folder, run_id=name, probes=[probe], **ACTIVE, **options)
     optimizer.register_step_pre_hook(lambda o, *_: applied.append(o.param_groups[0]["lr"]))
@@ -160,6 +162,32 @@ def die(step: int, live: Any) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+def partly_sharded_model() -> torch.nn.Sequential:
+    """Of which the first layer can be sharded and the last one is a copy on every rank."""
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.Tanh(), torch.nn.Linear(7, 1))
+
+
+def measure_norms(net: torch.nn.Module, optimizer: torch.optim.Optimizer, traces: Path) -> None:
+    """Four steps on the same batches on every rank: then a plain gradient is the same without an all-reduce."""
+    probes = [GradNorm(optimizer), UpdateNorm(optimizer)]
+    with attach(optimizer, "default", trace=traces, run_id="norms", probes=probes) as live:
+        for step in range(4):
+            optimizer.zero_grad()
+            x = torch.randn(8, 5, generator=torch.Generator().manual_seed(step))
+            loss = net(x).square().mean()
+            loss.backward()
+            live.observe(loss)
+            optimizer.step()
+
+
+def norms() -> dict[str, Any]:
+    net = partly_sharded_model()
+    fully_shard(net[0], mesh=init_device_mesh("cpu", (size,)))
+    measure_norms(net, torch.optim.AdamW(net.parameters(), lr=1e-2), folder)
+    return {"scenario": "norms"}
+
+
 LATE = {"delay_steps": 1}
 SCENARIOS: dict[str, Callable[[], dict[str, Any]]] = {
     "ddp": lambda: fly("ddp", EAGER, fault=spike, at=slow_last_rank, tokens=lambda: 100.0 * (rank + 1)),
@@ -177,6 +205,7 @@ SCENARIOS: dict[str, Callable[[], dict[str, Any]]] = {
         "fsdp_rollback", REWINDING, fault=spike, sharded=True, snapshots=Snapshots(every_steps=2)
     ),
     "different": lambda: fly("different", EAGER if rank else REWINDING, snapshots=Snapshots()),
+    "norms": norms,
     "death": lambda: fly("death", EAGER, fault=spike, at=die),
 }
 

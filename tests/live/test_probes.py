@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, SupportsFloat
 
@@ -228,57 +226,6 @@ def test_initial_weight_rms_is_the_median_matrix_and_stays_what_it_was() -> None
         InitialWeightRms(model, rms=math.nan)
     with pytest.raises(LiveError, match="trains no weight matrix"):
         InitialWeightRms(nn.LayerNorm(4))
-
-
-def _one_rank(rank: int, folder: str) -> None:
-    """FSDP2 and a replicated parameter on two ranks; each writes what its probes said."""
-    from torch.distributed.fsdp import fully_shard
-
-    torch.set_num_threads(1)
-    os.environ.update(RANK=str(rank), WORLD_SIZE="2")
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    model = _sharded_model()
-    mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (2,))
-    fully_shard(model[0], mesh=mesh)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    with attach(
-        optimizer, "default", trace=folder, run_id="two", probes=[GradNorm(optimizer), UpdateNorm(optimizer)]
-    ) as live:
-        _train_sharded(model, optimizer, live)
-    torch.distributed.destroy_process_group()
-
-
-def _sharded_model() -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 1))
-
-
-def _train_sharded(model: nn.Module, optimizer: torch.optim.Optimizer, live: Any) -> None:
-    for step in range(4):
-        optimizer.zero_grad()
-        # the same batch on all ranks: then a plain gradient is the same without an all-reduce
-        x = torch.randn(8, 5, generator=torch.Generator().manual_seed(step))
-        loss = model(x).square().mean()
-        loss.backward()
-        live.observe(loss)
-        optimizer.step()
-
-
-@pytest.mark.filterwarnings("ignore::FutureWarning:torch")
-def test_norms_over_shards_and_copies_on_two_ranks_are_those_of_one_process(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(_one_rank, args=(str(tmp_path),), nprocs=2)  # type: ignore[no-untyped-call]
-    model = _sharded_model()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    with attach(
-        optimizer, "default", trace=tmp_path, run_id="one", probes=[GradNorm(optimizer), UpdateNorm(optimizer)]
-    ) as live:
-        _train_sharded(model, optimizer, live)
-    found: dict[str, Mapping[str, Any]] = {
-        name: read_trace(tmp_path / f"run_id={name}").to_numpy() for name in ("one", "two")
-    }
-    for channel in ("grad_norm", "update_norm"):
-        assert found["two"][channel].tolist() == pytest.approx(found["one"][channel].tolist(), rel=1e-5)
-        assert found["one"][channel].min() > 0.0
 
 
 def test_probes_leave_gradients_and_the_optimizers_memory_alone() -> None:

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from lbw_sim.replay import verify
 from lbw_sim.trace import read_trace
-from lbw_sim.values import Posture, Regime
+from lbw_sim.values import Posture, Reason, Regime
 
 WORKER = Path(__file__).parent / "rank_worker.py"
 
@@ -46,55 +47,47 @@ def told(size: int, folder: Path, *scenarios: str) -> list[dict[str, dict[str, A
     return [{line["scenario"]: line for line in map(json.loads, mine)} for mine in lines]
 
 
-TWO = (
-    "ddp", "ddp_late", "nan", "nan_late", "broken", "broken_late", "disagreement", "recorder", "rollback", "different",
-)  # fmt: skip
-FOUR = ("fsdp", "fsdp_late", "fsdp_rollback")
+WHOLE = ("ddp", "ddp_late", "nan", "nan_late", "rollback", "fsdp", "fsdp_late", "fsdp_rollback")
+"""Scenarios in which nothing of ours breaks."""
+OTHERS = ("broken", "broken_late", "disagreement", "recorder", "different", "norms")
 
 
 @pytest.fixture(scope="module")
-def traces(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = tmp_path_factory.getbasetemp()
-    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "ranks"
 
 
 @pytest.fixture(scope="module")
-def two(traces: Path) -> list[dict[str, dict[str, Any]]]:
-    return told(2, traces / "two", *TWO)
+def two(folder: Path) -> list[dict[str, dict[str, Any]]]:
+    return told(2, folder, *WHOLE, *OTHERS)
 
 
-@pytest.fixture(scope="module")
-def four(traces: Path) -> list[dict[str, dict[str, Any]]]:
-    return told(4, traces / "four", *FOUR)
-
-
-@pytest.mark.parametrize("name", [*TWO[:4], "rollback", *FOUR])
-def test_all_ranks_decide_alike_and_hold_the_same_weights(name: str, request: pytest.FixtureRequest) -> None:
-    ranks = request.getfixturevalue("four" if name in FOUR else "two")
-    first = ranks[0][name]
+@pytest.mark.parametrize("name", WHOLE)
+def test_all_ranks_decide_alike_and_hold_the_same_weights(name: str, two: list[dict[str, dict[str, Any]]]) -> None:
+    first = two[0][name]
     assert "error" not in first, first
-    for other in (rank[name] for rank in ranks[1:]):
+    for other in (rank[name] for rank in two[1:]):
         assert other["losses"] != first["losses"], "each rank has losses of its own"
         assert str(other["decisions"]) == str(first["decisions"])
         assert other["applied"] == first["applied"]
         assert other["weights"] == first["weights"]
-    assert all(rank[name]["grounded"] is None for rank in ranks)
+    assert all(rank[name]["grounded"] is None for rank in two)
     assert any(d[1] != Posture.HOLD for d in first["decisions"]), "there was something to decide"
 
 
-@pytest.mark.parametrize("name", [*TWO[:4], "rollback", *FOUR])
+@pytest.mark.parametrize("name", WHOLE)
 def test_the_first_rank_records_the_mean_over_ranks_and_the_whole_verifies(
-    name: str, traces: Path, request: pytest.FixtureRequest
+    name: str, folder: Path, two: list[dict[str, dict[str, Any]]]
 ) -> None:
-    ranks = request.getfixturevalue("four" if name in FOUR else "two")
-    assert [rank[name]["recorded_here"] for rank in ranks] == [True] + [False] * (len(ranks) - 1)
-    trace = read_trace(traces / ("four" if name in FOUR else "two") / "traces", name)
+    assert [rank[name]["recorded_here"] for rank in two] == [True, False]
+    trace = read_trace(folder / "traces", name)
     assert verify(trace).rows == 60
     assert len(trace.segments) == 1
     columns = trace.to_numpy("all")
-    weight = [100.0 * (rank + 1) if name == "ddp" else 1.0 for rank in range(len(ranks))]
+    weight = [100.0 * (rank + 1) if name == "ddp" else 1.0 for rank in range(2)]
     for step in range(60):
-        losses = [rank[name]["losses"][step] for rank in ranks]
+        losses = [rank[name]["losses"][step] for rank in two]
         mean = sum(w * loss for w, loss in zip(weight, losses, strict=True)) / sum(weight)
         assert columns["loss"][step] == pytest.approx(mean, rel=1e-12, nan_ok=True)
         assert math.isnan(columns["loss"][step]) == (columns["nonfinite"][step] == 1.0)
@@ -142,8 +135,22 @@ def test_ranks_that_were_given_different_guards_are_refused_before_training(
     assert all("the ranks were given different guards" in rank["different"]["error"] for rank in two)
 
 
+def test_norms_over_shards_and_copies_on_two_ranks_are_those_of_one_process(
+    folder: Path, two: list[dict[str, dict[str, Any]]], tmp_path: Path
+) -> None:
+    from .rank_worker import measure_norms, partly_sharded_model  # takes a second to import
+
+    model = partly_sharded_model()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    measure_norms(model, optimizer, tmp_path)
+    one, both = (read_trace(at, "norms").to_numpy() for at in (tmp_path, folder / "traces"))
+    for channel in ("grad_norm", "update_norm"):
+        assert both[channel].tolist() == pytest.approx(one[channel].tolist(), rel=1e-5)
+        assert one[channel].min() > 0.0
+
+
 def test_a_rank_that_is_killed_leaves_a_whole_trace_and_one_that_is_stopped_only_time(tmp_path: Path) -> None:
-    parent, ranks = start(2, tmp_path, "death")
+    parent, ranks = start(3, tmp_path, "death")
     # stop a rank in mid-training for a moment: the others wait for it, as they do in the training itself
     journal = tmp_path / "traces" / "run_id=death" / "_segment-000.journal"
     while not journal.exists():
@@ -153,9 +160,10 @@ def test_a_rank_that_is_killed_leaves_a_whole_trace_and_one_that_is_stopped_only
     time.sleep(0.3)
     os.kill(ranks[1], signal.SIGCONT)
     parent.communicate(timeout=60)
-    assert (tmp_path / "rank-1.jsonl").read_text() == "", "it died before it could tell"
+    assert (tmp_path / "rank-2.jsonl").read_text() == "", "it died before it could tell"
     trace = read_trace(tmp_path / "traces")
     steps = trace.to_numpy()["step"].tolist()
     assert steps == list(range(len(steps)))
     assert len(steps) >= 40
+    assert Reason.GUARD_FAULT not in trace.to_numpy()["reason"].tolist()[:40], "three ranks agreed to the end"
     assert verify(trace).rows == len(steps)
