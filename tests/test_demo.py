@@ -19,9 +19,14 @@ from lbw_sim.trace import read_traces
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     out = tmp_path_factory.mktemp("demo") / "out"
-    # one seed to choose and one to fly: all that `make demo` does, in less than half the time
-    code = "import lbw_sim.demo as demo, lbw_sim.cli as cli; demo.FLIGHT_SEEDS = (100,); demo.RECORD_SEEDS = (0,)"
-    code += "; cli.main()"
+    # all that `make demo` does, with one seed to choose and one to fly, fewer learning rates and shorter runs
+    code = """
+import lbw_sim.cli as cli, lbw_sim.demo as demo
+demo.FLIGHT_SEEDS, demo.RECORD_SEEDS = (100,), (0,)
+demo.RECORDED_LRS, demo.FLOWN_LRS = (1e-2, 1e-1), (3e-3, 1e-1)
+demo.STEPS, demo.FAULT_STEPS, demo.ONSET = 120, 160, 90
+cli.main()
+"""
     done = subprocess.run(
         [sys.executable, "-c", code, "demo", "--out", str(out)], capture_output=True, text=True, check=False
     )

@@ -144,7 +144,11 @@ def test_the_run_that_is_meant_is_found(tmp_path: Path) -> None:
 
 def watching(*arguments: object) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "lbw_sim", "watch", *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENV)
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENV,
+        # a suite in the background ignores Ctrl-C, and its children would too, for ever
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
 
 
 def wait_until_open(process_id: int) -> None:
