@@ -24,8 +24,6 @@ RUN_PAGE = r"""
 import re, shlex, subprocess, sys
 from typer.testing import CliRunner
 
-# what only takes longer the more of it there is: the page's default is for people
-fewer = {"calibrate": ["--draws", "2"]}
 names = {"__name__": "__page__"}
 for language, block in re.findall(r"^```(python|sh|toml)\n(.*?)^```", open(sys.argv[1]).read(), flags=re.M | re.S):
     if named := re.match(r"# ([\w.-]+\.(?:py|toml))\n", block):
@@ -39,7 +37,7 @@ for language, block in re.findall(r"^```(python|sh|toml)\n(.*?)^```", open(sys.a
                 from lbw_sim.cli.app import app
 
                 # in this process: a new one for each would cost a second
-                done = CliRunner().invoke(app, words[1:] + fewer.get(words[1], []))
+                done = CliRunner().invoke(app, words[1:])
                 # compare answers as diff does: 1 where there is a difference
                 allowed = (0, 1) if words[1] == "compare" else (0,)
                 assert done.exit_code in allowed, f"{line}: {done.output} {done.exception!r}"
