@@ -6,11 +6,10 @@ import json
 import math
 import random
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from commands import lbw
 
 from lbw_sim.backtest import backtest, digest_telemetry
 from lbw_sim.errors import ScoreError
@@ -128,18 +127,12 @@ def test_the_command_writes_the_report_prints_the_table_and_says_what_it_is_wort
     shutil.copytree(SHIPPED / "tiny" / "run_id=postln_lr_bump_shadow_s7", tmp_path / "traces" / "run_id=a_1")
     shutil.copytree(SHIPPED / "tiny" / "run_id=preln_none_shadow_s7", tmp_path / "traces" / "run_id=b_1")
 
-    def lbw(*arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "lbw_sim", "backtest", *map(str, arguments)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == code, done.stderr
-        return done
-
-    text = lbw(guard, tmp_path / "traces").stdout
+    text = lbw("backtest", guard, tmp_path / "traces").stdout
     path = tmp_path / "mine.backtest.json"
     report = require_backtest(GuardSpec.load(guard), path)
     assert [run.run_id for run in report.runs] == ["a_1", "b_1"]
     for part in ("mine", "never", "Not tested on:", "Open loop:", f'backtest="{path}"', report.guard_fingerprint):
         assert part in text, part
-    found = json.loads(lbw(guard, tmp_path / "traces", "--json", "-o", tmp_path / "other.json").stdout)
+    found = json.loads(lbw("backtest", guard, tmp_path / "traces", "--json", "-o", tmp_path / "other.json").stdout)
     assert found["fingerprint"] == BacktestReport.load(tmp_path / "other.json").fingerprint
-    assert "Leave one of them out" in lbw(guard, tmp_path / "traces", tmp_path / "traces", code=2).stderr
+    assert "Leave one of them out" in lbw("backtest", guard, tmp_path / "traces", tmp_path / "traces", code=2).stderr

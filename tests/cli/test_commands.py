@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
+from commands import lbw, lbw_alone
 
-from lbw_sim import cli
-
-LBW = [sys.executable, "-m", "lbw_sim"]
 COMMANDS = (
     "demo", "record", "watch", "import", "show", "label", "replay", "score", "compare", "report", "backtest", "verify",
     "plot", "scrub", "components", "calibrate", "simulate",
@@ -53,38 +48,13 @@ name = "damp_release"
 """
 
 
-class Done(NamedTuple):
-    stdout: str
-    stderr: str
-
-
-def lbw(*arguments: str | Path, code: int = 0) -> Done:
-    """Run the command in this process: a new one for each would cost a second."""
-    out, err, ended = io.StringIO(), io.StringIO(), 0
-    before, sys.argv = sys.argv, ["lbw", *map(str, arguments)]
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            cli.main()
-    except SystemExit as leaving:
-        ended = int(leaving.code or 0)
-    finally:
-        sys.argv = before
-    assert ended == code, out.getvalue() + err.getvalue()
-    return Done(out.getvalue(), err.getvalue())
-
-
-def lbw_alone(*arguments: str | Path, code: int = 0) -> Done:
-    """Run the command in a process of its own."""
-    done = subprocess.run([*LBW, *map(str, arguments)], capture_output=True, text=True, check=False, timeout=120)
-    assert done.returncode == code, done.stdout + done.stderr
-    return Done(done.stdout, done.stderr)
-
-
 @pytest.fixture(scope="module")
 def traces(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two short real runs, recorded by the command itself."""
     folder = tmp_path_factory.mktemp("traces")
-    lbw_alone("record", "--out", folder, "--steps", 90, "--onset", 60, "--fault", "none", "--fault", "bad_labels")
+    command = ["record", "--out", folder, "--steps", 90, "--onset", 60, "--fault", "none", "--fault", "bad_labels"]
+    # as its users start it
+    subprocess.run([sys.executable, "-m", "lbw_sim", *map(str, command)], check=True, timeout=120)
     return folder
 
 
@@ -174,17 +144,22 @@ def test_plot_draws_every_run_and_the_comparison(traces: Path, tmp_path: Path) -
 def test_an_analyzer_dropped_into_a_folder_is_listed_checked_replayed_and_scored(traces: Path, tmp_path: Path) -> None:
     (tmp_path / "above_limit.py").write_text(RULE)
     (tmp_path / "above.toml").write_text(SPEC)
-    listed = lbw_alone("components", "--plugin", tmp_path, "--check").stdout
+    plugin: list[object] = ["--plugin", tmp_path]
+    guard: list[object] = [*plugin, "-g", tmp_path / "above.toml"]
+    out = tmp_path / "recorded"
+    # in a process of their own: here the rule is to stay unknown
+    listed, replayed, _, _, verified = lbw_alone(
+        ["components", *plugin, "--check"],
+        ["replay", traces, *guard, "--json"],
+        ["score", traces, *guard],
+        ["record", "-o", out, "--steps", 30, *guard, "--method", "guard"],
+        ["verify", out, *plugin],
+    )
     assert "analyzer above_limit  version 1  conforms" in listed
     assert "limit = 4.0  [0.0, 100.0] nats  highest good loss" in listed
-    rows = json.loads(lbw_alone("replay", traces, "--plugin", tmp_path, "-g", tmp_path / "above.toml", "--json").stdout)
-    assert all(row["alarms"] >= 1 and row["regime"] == "SPIKE" for row in rows)
-    lbw_alone("score", traces, "--plugin", tmp_path, "-g", tmp_path / "above.toml")
-    out = tmp_path / "recorded"
-    fly = ["-g", tmp_path / "above.toml", "--method", "guard"]
-    lbw_alone("record", "-o", out, "--steps", 30, "--plugin", tmp_path, *fly)
-    assert "30 rows" in lbw_alone("verify", out, "--plugin", tmp_path).stdout
-    refused = lbw_alone("verify", out, code=2).stderr
+    assert all(row["alarms"] >= 1 and row["regime"] == "SPIKE" for row in json.loads(replayed))
+    assert "30 rows" in verified
+    refused = lbw("verify", out, code=2).stderr
     assert "no analyzer named 'above_limit'" in refused, "without the plugin the guard cannot be rebuilt"
 
 

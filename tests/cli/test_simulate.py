@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from commands import lbw
 
 from lbw_sim.simulate import PlantSpec
 from lbw_sim.trace import read_traces
 
 SHIPPED = Path(__file__).parent.parent.parent / "traces" / "excitation"
-
-
-def lbw(*arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "lbw_sim", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == code, done.stdout + done.stderr
-    return done
 
 
 @pytest.fixture(scope="module")

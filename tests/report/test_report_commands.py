@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
+from commands import lbw
 
 from lbw_sim.cli.compare import compare
 from lbw_sim.cli.report import report
@@ -20,13 +19,6 @@ from lbw_sim.guard import GuardSpec
 SHIPPED = Path(__file__).parent.parent.parent / "traces" / "tiny"
 RUN = SHIPPED / "run_id=postln_lr_bump_shadow_s7"
 CALM = SHIPPED / "run_id=postln_none_shadow_s7"
-
-
-def lbw(*arguments: str | Path, code: int = 0) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "lbw_sim", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
-    assert done.returncode == code, done.stdout + done.stderr
-    return done
 
 
 def test_report_writes_one_file_of_several_arguments(tmp_path: Path) -> None:

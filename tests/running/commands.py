@@ -1,0 +1,49 @@
+"""`lbw` as tests call it: in the test's own process, because a new one for each command would cost a second."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+from lbw_sim import cli
+
+
+class Done(NamedTuple):
+    """What a command printed."""
+
+    stdout: str
+    stderr: str
+
+
+def lbw(*arguments: object, code: int = 0) -> Done:
+    """Run a command here and demand its exit code."""
+    out, err, ended = io.StringIO(), io.StringIO(), 0
+    before, sys.argv = sys.argv, ["lbw", *map(str, arguments)]
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            cli.main()
+    except SystemExit as leaving:
+        ended = int(leaving.code or 0)
+    finally:
+        sys.argv = before
+    assert ended == code, out.getvalue() + err.getvalue()
+    return Done(out.getvalue(), err.getvalue())
+
+
+def lbw_alone(*commands: list[object]) -> list[str]:
+    """Run commands, one after the other, in a process of their own; what each of them printed."""
+    calls = ", ".join(str(list(map(str, command))) for command in commands)
+    code = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from commands import lbw
+for words in [{calls}]:
+    print(lbw(*words).stdout, end="\\0", flush=True)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout.split("\0")[:-1]
