@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import select
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,53 +23,76 @@ def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.M | re.S)
 
 
-RUN_PAGE = r"""
-import re, shlex, subprocess, sys
+RUN_PAGES = r"""
+import os, re, shlex, subprocess, sys
 from typer.testing import CliRunner
 
+# whatever takes long to import, once for all pages
+import numba, pandas, scipy.optimize, torch
+import lbw_sim.cli.app, lbw_sim.live, lbw_sim.plots
+
+for line in sys.stdin:
+    page, folder = line.rstrip("\n").split("\t")
+    if not (child := os.fork()):
+        break
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+else:
+    sys.exit()
+
+os.chdir(folder)
+os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+said = os.open("../said", os.O_WRONLY | os.O_CREAT)
+os.dup2(said, 1)
+os.dup2(said, 2)
 names = {"__name__": "__page__"}
-for language, block in re.findall(r"^```(python|sh|toml)\n(.*?)^```", open(sys.argv[1]).read(), flags=re.M | re.S):
+for language, block in re.findall(r"^```(python|sh|toml)\n(.*?)^```", open(page).read(), flags=re.M | re.S):
     if named := re.match(r"# ([\w.-]+\.(?:py|toml))\n", block):
         open(named[1], "w").write(block)
     elif language == "python":
-        exec(compile(block, sys.argv[1], "exec"), names)
+        exec(compile(block, page, "exec"), names)
     elif language == "sh":
         for line in block.splitlines():
             words = shlex.split(line, comments=True)
             if words[:1] == ["lbw"] and not {"|", ">", "<", "*"} & set(line):
-                from lbw_sim.cli.app import app
-
                 # in this process: a new one for each would cost a second
-                done = CliRunner().invoke(app, words[1:])
+                done = CliRunner().invoke(lbw_sim.cli.app.app, words[1:])
                 # compare answers as diff does: 1 where there is a difference
                 allowed = (0, 1) if words[1] == "compare" else (0,)
                 assert done.exit_code in allowed, f"{line}: {done.output} {done.exception!r}"
             elif words and words[0] not in ("make", "pip", "."):
                 subprocess.run(["bash", "-euo", "pipefail", "-c", line], check=True, stdout=subprocess.DEVNULL)
 """
-"""Python in one namespace, shell in one folder, in the order of the page; a block that names a file is written."""
+"""A page in a forked process: Python in one namespace, shell in one folder, in the order of the page; a block that
+names a file is written."""
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[subprocess.Popen[str]]:
+    """Reads `page TAB folder`, runs the page there, and answers with the exit code."""
+    command = tmp_path_factory.mktemp("bin") / "lbw"
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m lbw_sim "$@"\n')
+    command.chmod(0o755)
+    path = f"{command.parent}{os.pathsep}{os.environ['PATH']}"
+    with subprocess.Popen(
+        [sys.executable, "-c", RUN_PAGES], env={**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)},
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,
+    ) as started:  # fmt: skip
+        yield started
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "(?:python|sh)")], ids=lambda page: page.name)
-def test_the_code_of_a_page_runs_from_top_to_bottom(page: Path, tmp_path: Path) -> None:
-    (tmp_path / "bin").mkdir()
-    command = tmp_path / "bin" / "lbw"
-    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m lbw_sim "$@"\n')
-    command.chmod(0o755)
+def test_the_code_of_a_page_runs_from_top_to_bottom(page: Path, reader: subprocess.Popen[str], tmp_path: Path) -> None:
     folder = tmp_path / "here"
     folder.mkdir()
     (folder / "traces").symlink_to(ROOT / "traces")
-    done = subprocess.run(
-        [sys.executable, "-c", RUN_PAGE, str(page)],
-        cwd=folder,
-        env={**os.environ, "PATH": f"{command.parent}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-        stdin=subprocess.DEVNULL,
-        timeout=300,  # a command that waits for something is a fault of the page
-    )
-    assert done.returncode == 0, done.stderr
+    assert reader.stdin is not None
+    assert reader.stdout is not None
+    reader.stdin.write(f"{page}\t{folder}\n")
+    reader.stdin.flush()
+    # a command that waits for something is a fault of the page
+    if not select.select([reader.stdout], [], [], 300)[0]:
+        os.killpg(reader.pid, signal.SIGKILL)
+    assert reader.stdout.readline() == "0\n", (tmp_path / "said").read_text()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
