@@ -187,9 +187,10 @@ def _print(tuned: Tuned) -> None:
     )  # fmt: skip
     if tuned.simulated is not None:
         flown = tuned.simulated
+        shown = ("final_loss", "lost", "harm", "left_range")
         print_table(
             [
-                {"guard": name, **{key: getattr(flown, key)[place] for key in ("final_loss", "lost", "harm", "left_range")}}
+                {"guard": name, **{key: getattr(flown, key)[place] for key in shown}}
                 for place, name in enumerate(("tuned", "start", "never"))
             ],
             [Column("guard", f"simulated,\n{flown.runs} runs"), Column("final_loss", "final loss,\nmean", ".4f"),

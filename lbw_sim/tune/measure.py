@@ -23,6 +23,7 @@ from lbw_sim.replay import replay_many
 from lbw_sim.score import DetectionCounts, RunScore, match
 from lbw_sim.score.detection import never_alarms
 from lbw_sim.simulate import PlantSpec, drawn_noise, rollouts
+from lbw_sim.simulate.rollout import Engine
 from lbw_sim.tune.runs import RunFacts, describe, load, use_plugins
 from lbw_sim.values import Action, Noise
 
@@ -134,13 +135,13 @@ class Flown(NamedTuple):
     left_range: NDArray[np.bool_]
 
 
-def fly(guards: Sequence[GuardSpec], flights: Flights, threads: int | None = 1) -> Flown:
-    """Fly guards, closed loop. Raises ChannelError, SimulateError."""
+def fly(guards: Sequence[GuardSpec], flights: Flights, *, threads: int | None, engine: Engine) -> Flown:
+    """Fly guards, closed loop; `threads` and `engine` as of `rollouts`. Raises ChannelError, SimulateError."""
     plants = [PlantSpec.from_toml(text) for text in flights.plants]
     schedules = {name: np.array(rates) for name, rates in flights.schedules}
     longest = max(len(rates) for rates in schedules.values())
     noise = drawn_noise(flights.seeds, longest, flights.first_seed)
-    flown = rollouts(plants, guards, schedules, noise, threads=threads)
+    flown = rollouts(plants, guards, schedules, noise, threads=threads, engine=engine)
     untrained = np.array([untrained_loss(text) for text in flights.plants])[:, None, None, None]
     ended = flown.ended != "completed"
     final = np.where(np.isfinite(flown.final_loss), flown.final_loss, untrained)
@@ -177,7 +178,7 @@ class Fly(NamedTuple):
 
     def do(self) -> Arrays:
         """Per candidate, means over the simulated runs."""
-        flown = fly(self.candidates.specs(), self.flights)
+        flown = fly(self.candidates.specs(), self.flights, threads=1, engine="compiled")
         return {
             "final_loss": row_means(flown.final_loss),
             "harm": harm(flown.final_loss, np.array(self.reference)),

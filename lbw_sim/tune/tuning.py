@@ -163,7 +163,7 @@ class _Desk:
         self.report = report
         self.reference: tuple[float, ...] = ()
         if flights is not None:
-            flown = fly([GuardSpec.load("never")], flights, threads=None)
+            flown = fly([GuardSpec.load("never")], flights, threads=None, engine="auto")
             self.reference = tuple(np.where(flown.lost[0], np.nan, flown.final_loss[0]).tolist())
 
     def candidates(self, values: NDArray[np.float64]) -> Candidates:
@@ -333,8 +333,8 @@ def tune(
                 rows["held out"],
                 rows["tuning"],
                 rule,
-                bool(rule.keeps(chosen_found)[0]),
-                spec.fingerprint == space.start.fingerprint,
+                kept=bool(rule.keeps(chosen_found)[0]),
+                unchanged=spec.fingerprint == space.start.fingerprint,
             )
         ),
         front=tuple(_front(space, rule, found, values, chosen, chosen_found)),
@@ -449,7 +449,7 @@ def _simplified(
 def _simulated(guards: Sequence[GuardSpec], flights: Flights, seed: int) -> Simulated:
     """The guards with other noise than that of the search."""
     fresh = flights._replace(first_seed=HELD_OUT_SEED + flights.first_seed)
-    flown = fly(guards, fresh, threads=None)
+    flown = fly(guards, fresh, threads=None, engine="auto")
     never = len(guards) - 1
     reference = np.where(flown.lost[never], np.nan, flown.final_loss[never])
     by_seed = flown.final_loss.reshape(len(guards), -1, fresh.seeds).mean(axis=1)
@@ -485,7 +485,12 @@ def _energy(judged: Sequence[JudgedRun], guard: int) -> float:
 
 
 def _warnings(
-    held_out: Sequence[Mapping[str, Any]], tuning: Sequence[Mapping[str, Any]], rule: Rule, kept: bool, unchanged: bool
+    held_out: Sequence[Mapping[str, Any]],
+    tuning: Sequence[Mapping[str, Any]],
+    rule: Rule,
+    *,
+    kept: bool,
+    unchanged: bool,
 ) -> Iterator[str]:
     """What a reader must not miss."""
     out = {str(row["guard"]): row for row in held_out if row["group"] == "all"}
