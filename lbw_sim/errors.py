@@ -54,6 +54,10 @@ class SimulateError(LbwError):
     """A plant cannot be calibrated or flown on what was given, or a plant file does not describe one."""
 
 
+class TuneError(LbwError):
+    """A guard cannot be tuned on these runs or in this way, or a library that the search asks for is not installed."""
+
+
 class ScoreError(LbwError):
     """A run cannot be judged or drawn: rows out of order, a column missing, or a label that no scorer knows."""
 

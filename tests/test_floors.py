@@ -23,6 +23,7 @@ MAY_IMPORT = {
     "simulate": {"errors", "values", "params", "guard", "trace", "replay"},
     "score": {"errors", "notebook", "values", "trace"},
     "backtest": {"errors", "values", "params", "guard", "trace", "replay", "score"},
+    "tune": {"errors", "values", "params", "guard", "trace", "replay", "simulate", "score", "backtest"},
     "watch": {"errors", "values", "trace", "score"},
     "live": {"errors", "values", "guard", "trace"},
     "stress": {"errors", "values", "guard", "trace", "live"},
@@ -40,6 +41,7 @@ MAY_IMPORT = {
         "simulate",
         "score",
         "backtest",
+        "tune",
         "watch",
         "live",
         "stress",
@@ -105,13 +107,14 @@ def test_module_imports_only_from_lower_floors(path: Path) -> None:
         ("import lbw_sim.trace", {"torch", "pandas", "scipy", "matplotlib"}),
         ("import lbw_sim.replay", {"torch", "pandas", "scipy", "matplotlib", "numba", "llvmlite"}),
         ("import lbw_sim.simulate", {"torch", "pandas", "scipy", "matplotlib", "numba", "llvmlite"}),
+        ("import lbw_sim.tune", {"torch", "pandas", "scipy", "matplotlib", "numba", "llvmlite", "optuna", "ray"}),
         (
             "import sys; sys.argv = ['lbw', '--help']; import lbw_sim.cli\n"
             "try: lbw_sim.cli.main()\nexcept SystemExit: pass",
             {"torch", "pandas", "scipy", "matplotlib", "pyarrow", "numpy"},
         ),
     ],
-    ids=["lbw_sim", "trace", "replay", "simulate", "lbw --help"],
+    ids=["lbw_sim", "trace", "replay", "simulate", "tune", "lbw --help"],
 )
 def test_import_stays_light(command: str, unwanted: set[str]) -> None:
     code = f"{command}\nimport sys; print('LOADED', *sorted({unwanted!r} & set(sys.modules)))"

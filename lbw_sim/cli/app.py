@@ -23,6 +23,7 @@ from lbw_sim.cli import (
     scrub,
     show,
     simulate,
+    tune,
     verify,
     watch,
 )
@@ -70,6 +71,7 @@ for module in (
     plot,
     calibrate,
     simulate,
+    tune,
     scrub,
     components,
 ):

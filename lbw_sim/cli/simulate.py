@@ -51,7 +51,7 @@ def simulate(
 
     guards = load_guards(guard, plugin)
     spec = PlantSpec.load(plant)
-    rates = dict(_schedule(text, steps, warmup) for text in schedule)
+    rates = dict(rates_of(text, steps, warmup) for text in schedule)
     chance = drawn_noise(seeds, max(len(lr) for lr in rates.values()))
     if noise is not None:
         chance = _recorded(noise, spec, chance)
@@ -106,8 +106,8 @@ def _row(flown: Rollouts, guard: int, schedule: int, where: Any) -> dict[str, ob
     }
 
 
-def _schedule(text: str, steps: int, warmup: int) -> tuple[str, Any]:
-    """A schedule by its name on the command line: name and learning rate per step."""
+def rates_of(text: str, steps: int, warmup: int) -> tuple[str, Any]:
+    """A schedule by its name on the command line: name and learning rate per step. Raises SimulateError, TraceError."""
     import numpy as np
 
     kind, _, value = text.partition(":")

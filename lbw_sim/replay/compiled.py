@@ -198,7 +198,7 @@ def _chunks(guards: Sequence[Guard], row_count: int, rows: bool, engine: Engine)
         if engine == "compiled" or (engine == "auto" and row_count * len(members) >= WORTH_COMPILING):
             guard = guards[members[0]]
             try:
-                source = kernels.source(guard, LANES if len(members) > 1 else 1, rows)
+                source = _source(guard, LANES if len(members) > 1 else 1, rows)
                 # now, so that no two threads do it
                 kernels.compiled(source.text)
                 kernels.compiled(kernels.extraction())
@@ -211,6 +211,18 @@ def _chunks(guards: Sequence[Guard], row_count: int, rows: bool, engine: Engine)
             those = [guards[member] for member in chunk]
             chunks.append(_Chunk(chunk, those, source, kernels.start(source.layout, those) if source else None))
     return chunks
+
+
+_sources: dict[Any, kernels.Source] = {}
+
+
+def _source(guard: Guard, lanes: int, rows: bool) -> kernels.Source:
+    """`kernels.source`, which takes longer than many a replay, once per structure while it fits."""
+    key = (kernels.structure(guard), lanes, rows)
+    found = _sources.get(key)
+    if found is None or bool(kernels.start(found.layout, [guard]).unfit[0]):
+        found = _sources[key] = kernels.source(guard, lanes, rows)
+    return found
 
 
 def _row_count(trace: Trace | Columns) -> int:

@@ -676,13 +676,15 @@ def start(layout: Layout, guards: Sequence[Any]) -> Start:
     table = np.zeros((layout.rows, lanes))
     unfit: list[bool] = []
     win, place = np.zeros(0), np.zeros(0, np.int64)
+    known: dict[int, int] = {}
     for lane in range(lanes):
         # lanes without a candidate repeat the first one: zeros would divide by zero, slowly
         guard = guards[lane if lane < len(guards) else 0]
-        if guard is guards[0] and lane > 0 and not layout.windows:
+        twin = known.setdefault(id(guard), lane)
+        if twin != lane and not layout.windows:
             # many seeds of one candidate: setting it up costs as much as some hundred steps
-            table[:, lane] = table[:, 0]
-            unfit.append(unfit[0])
+            table[:, lane] = table[:, twin]
+            unfit.append(unfit[twin])
             continue
         for row, path in enumerate(layout.parameters):
             value: Any = guard

@@ -37,7 +37,11 @@ FALSE_ALARM_BUDGET_PER_10K = 1.0
 STARTUP_ROWS = 10
 """An event whose onset row is below this is a start-up event."""
 
+VERDICTS = ("event", "ignored", "baited", "false")
+"""What an alarm can be worth: see `JudgedAlarm`."""
 nan = float("nan")
+Rows = Any
+"""A row, or an array of rows; a test of it gives as many answers."""
 
 
 class Alarm(NamedTuple):
@@ -184,7 +188,7 @@ def find_alarms(unsafe: ArrayLike) -> list[Alarm]:
     return [Alarm(int(start), int(end)) for start, end in zip(starts, ends, strict=True)]
 
 
-class _Span(NamedTuple):
+class Span(NamedTuple):
     """A label in rows."""
 
     label: Label
@@ -204,17 +208,17 @@ class _Span(NamedTuple):
         """The widened event."""
         return slice(max(0, math.ceil(self.onset - self.tolerance)), math.floor(self.end + self.aftermath) + 1)
 
-    def own(self, row: int) -> bool:
+    def own(self, row: Rows) -> Rows:
         """Whether an alarm that starts here detects the event."""
-        return self.onset - self.tolerance <= row <= self.end
+        return (self.onset - self.tolerance <= row) & (row <= self.end)
 
-    def widened(self, row: int) -> bool:
-        return self.onset - self.tolerance <= row <= self.end + self.aftermath
+    def widened(self, row: Rows) -> Rows:
+        return (self.onset - self.tolerance <= row) & (row <= self.end + self.aftermath)
 
-    def near(self, row: int) -> bool:
-        return self.onset - 2 <= row <= self.end + 2
+    def near(self, row: Rows) -> Rows:
+        return (self.onset - 2 <= row) & (row <= self.end + 2)
 
-    def contains(self, other: _Span) -> bool:
+    def contains(self, other: Span) -> bool:
         return self.onset <= other.onset and other.end <= self.end
 
 
@@ -229,20 +233,15 @@ def match(
     ScoreError.
     """
     steps = np.asarray(steps)
-    events, benign, unplaced = _place(labels, steps, run_id)
+    events, benign, unplaced = place_labels(labels, steps, run_id)
     ordered = sorted(Alarm(*alarm) for alarm in alarms)
     if any(not (0 <= alarm.start_row <= alarm.end_row < len(steps)) for alarm in ordered):
         raise ScoreError(f"run {run_id!r}: an alarm lies outside its {len(steps)} rows; alarms are (first, last) row")
     scored = [event for event in events if event.label.confidence != "low"]
-    low = [event for event in events if event.label.confidence == "low"]
-
     outcomes = tuple(_outcome(event, scored, ordered, steps) for event in scored)
-    judged = tuple(JudgedAlarm(*alarm, _verdict(alarm.start_row, scored, low, benign)) for alarm in ordered)
-    clean = np.ones(len(steps), dtype=bool)
-    for span in events:
-        clean[span.rows] = False
-    for span in benign:
-        clean[max(0, span.onset - 2) : span.end + 3] = False
+    verdicts = verdicts_on(np.array([alarm.start_row for alarm in ordered], dtype=np.int64), events, benign)
+    judged = tuple(JudgedAlarm(*a, VERDICTS[code]) for a, code in zip(ordered, verdicts.tolist(), strict=True))
+    clean = clean_rows(len(steps), events, benign)
     latched = np.zeros(len(steps), dtype=bool)
     for alarm in ordered:
         latched[alarm.start_row : alarm.end_row + 1] = True
@@ -268,7 +267,7 @@ def match(
     if not ranges:
         return RunScore(run_id, outcomes, judged, counts)
     ignored = np.zeros(len(steps), dtype=bool)
-    for span in low:
+    for span in (event for event in events if event.label.confidence == "low"):
         ignored[span.rows] = True
     measured = range_measures(latched, [(event.onset, event.end) for event in scored], ignored)
     return RunScore(run_id, outcomes, judged, counts, measured)
@@ -282,15 +281,15 @@ def score_regimes(regimes: ArrayLike, labels: Iterable[Label], steps: ArrayLike,
     return match(find_alarms(unsafe_rows(regimes)), labels, steps, run_id)
 
 
-def _place(labels: Iterable[Label], steps: NDArray[Any], run_id: str) -> tuple[list[_Span], list[_Span], int]:
+def place_labels(labels: Iterable[Label], steps: NDArray[Any], run_id: str) -> tuple[list[Span], list[Span], int]:
     """Events and benign spans in rows, by onset, and the number of labels outside the run."""
     if steps.ndim != 1 or bool(np.any(np.diff(steps) < 0)):
         row = int(np.flatnonzero(np.diff(steps) < 0)[0]) + 1 if steps.ndim == 1 else 0
         raise ScoreError(
             f"run {run_id!r}: steps fall at row {row}; score one lineage in order (a trace's lineage='final')"
         )
-    events: list[_Span] = []
-    benign: list[_Span] = []
+    events: list[Span] = []
+    benign: list[Span] = []
     unplaced = 0
     for label in labels:
         if label.kind not in KINDS:
@@ -304,11 +303,11 @@ def _place(labels: Iterable[Label], steps: NDArray[Any], run_id: str) -> tuple[l
             continue
         onset = int(np.searchsorted(steps, label.start_step, side="left"))
         end = max(onset, int(np.searchsorted(steps, label.end_step, side="right")) - 1)
-        (events if label.kind in EVENT_KINDS else benign).append(_Span(label, onset, end))
+        (events if label.kind in EVENT_KINDS else benign).append(Span(label, onset, end))
     return sorted(events, key=lambda s: s[1:]), sorted(benign, key=lambda s: s[1:]), unplaced
 
 
-def _outcome(event: _Span, scored: list[_Span], alarms: list[Alarm], steps: NDArray[Any]) -> EventOutcome:
+def _outcome(event: Span, scored: list[Span], alarms: list[Alarm], steps: NDArray[Any]) -> EventOutcome:
     label = event.label
     # (rows, steps) from the onset to the first alarm that counts
     delays = [
@@ -326,13 +325,31 @@ def _outcome(event: _Span, scored: list[_Span], alarms: list[Alarm], steps: NDAr
     return EventOutcome(label.kind, label.confidence, event.onset, event.end, bool(delays), rows, late)
 
 
-def _verdict(row: int, scored: list[_Span], low: list[_Span], benign: list[_Span]) -> str:
-    in_event = any(event.own(row) for event in scored + low)
-    if not in_event and any(span.near(row) for span in benign):
-        return "baited"
-    if any(event.widened(row) for event in scored):
-        return "event"
-    return "ignored" if any(event.widened(row) for event in low) else "false"
+def verdicts_on(starts: NDArray[np.int64], events: Sequence[Span], benign: Sequence[Span]) -> NDArray[np.int64]:
+    """What alarms that start in these rows are worth, as places in `VERDICTS`."""
+    scored = [event for event in events if event.label.confidence != "low"]
+
+    def within(spans: Iterable[Span], test: Callable[[Span, Rows], Rows]) -> NDArray[np.bool_]:
+        found = np.zeros(len(starts), dtype=bool)
+        for span in spans:
+            found |= test(span, starts)
+        return found
+
+    worth = np.full(len(starts), VERDICTS.index("false"))
+    worth[within(events, Span.widened)] = VERDICTS.index("ignored")
+    worth[within(scored, Span.widened)] = VERDICTS.index("event")
+    worth[within(benign, Span.near) & ~within(events, Span.own)] = VERDICTS.index("baited")
+    return worth
+
+
+def clean_rows(rows: int, events: Iterable[Span], benign: Iterable[Span]) -> NDArray[np.bool_]:
+    """Which rows are clean."""
+    clean = np.ones(rows, dtype=bool)
+    for span in events:
+        clean[span.rows] = False
+    for span in benign:
+        clean[max(0, span.onset - 2) : span.end + 3] = False
+    return clean
 
 
 def never_alarms() -> list[Alarm]:
@@ -342,7 +359,7 @@ def never_alarms() -> list[Alarm]:
 
 def oracle_alarms(labels: Iterable[Label], steps: ArrayLike, run_id: str) -> list[Alarm]:
     """The reference row that knows the labels: one row of alarm at the onset of every scored event."""
-    events, _, _ = _place(labels, np.asarray(steps), run_id)
+    events, _, _ = place_labels(labels, np.asarray(steps), run_id)
     return [Alarm(row, row) for row in sorted({e.onset for e in events if e.label.confidence != "low"})]
 
 

@@ -17,7 +17,7 @@ from lbw_sim.trace.recovery import Recovered, recover
 from lbw_sim.trace.schema import BASE_COLUMNS, SCHEMA_VERSION, Column, Damage, SegmentMeta, columns
 
 if TYPE_CHECKING:
-    from lbw_sim.trace.store import Segment, Trace, read_trace, read_traces
+    from lbw_sim.trace.store import Segment, Trace, read_trace, read_traces, run_paths
 
 __all__ = [
     "BASE_COLUMNS",
@@ -38,11 +38,12 @@ __all__ = [
     "read_trace",
     "read_traces",
     "recover",
+    "run_paths",
     "write_labels",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("Segment", "Trace", "read_trace", "read_traces"):
+    if name in ("Segment", "Trace", "read_trace", "read_traces", "run_paths"):
         return getattr(importlib.import_module("lbw_sim.trace.store"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

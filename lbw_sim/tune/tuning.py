@@ -1,0 +1,596 @@
+"""Tuning: a guard's parameters chosen on some runs, and judged on others.
+
+The score on the runs that chose is never the result: it is shown beside the one on the runs that were held out, with a
+warning where the two part. Recorded runs say what a guard would have seen and asked for; what acting does, only
+plants are asked, and only as far as they go.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lbw_sim.backtest import FEW_EVENTS
+from lbw_sim.errors import TuneError
+from lbw_sim.guard import GuardSpec
+from lbw_sim.replay import replay_many
+from lbw_sim.score import FALSE_ALARM_BUDGET_PER_10K, RunScore, detection_rows
+from lbw_sim.simulate import PlantSpec, drawn_noise, rollouts
+from lbw_sim.trace.limitations import refuse
+from lbw_sim.tune.choose import Objectives, Rule, pareto
+from lbw_sim.tune.executors import Executor, Local
+from lbw_sim.tune.ledger import Ledger
+from lbw_sim.tune.measure import (
+    Arrays,
+    Candidates,
+    Describe,
+    Flights,
+    Fly,
+    Judge,
+    JudgedRun,
+    Watch,
+    fly,
+    harm,
+    missing_channels,
+    row_means,
+)
+from lbw_sim.tune.runs import RunFacts, find_runs, plugins_are_loaded
+from lbw_sim.tune.search import search as searcher
+from lbw_sim.tune.space import Space, search_space
+from lbw_sim.tune.split import Split, in_order, rungs, split
+
+Progress = Callable[[str, int, int], None]
+
+BATCH = 512
+"""Candidates of one piece of work: sixteen lanes' widths."""
+PIECE_ROWS = 300_000
+"""Rows of the runs of one piece, about: some seconds of work with a full batch."""
+KEEP = 4
+"""Successive halving keeps one candidate in so many."""
+LANES = 32
+HARM_LIMIT = 0.01
+"""Most that healthy simulated runs may lose, in nats."""
+HELD_OUT_SEED = 1_000_000
+"""First seed of the noise that judges."""
+RESAMPLES = 2_000
+
+
+class Simulated(NamedTuple):
+    """How some guards flew with noise that chose nothing. One entry per guard: tuned, start, never."""
+
+    runs: int
+    lost_without: int
+    """Runs that are lost without a guard."""
+    final_loss: tuple[float, ...]
+    """Mean, nats."""
+    lost: tuple[int, ...]
+    harm: tuple[float, ...]
+    """nats; nan without a healthy run."""
+    against_never: tuple[float, float, float]
+    """Tuned minus never: mean, and 95 % interval by bootstrap over seeds. Below 0: the tuned guard ends lower."""
+    against_start: tuple[float, float, float]
+    """Tuned minus start."""
+    left_range: tuple[int, ...]
+    """Runs that went where the plant was not calibrated."""
+
+
+class Tuned(NamedTuple):
+    """What a search found, and what that is worth."""
+
+    spec: GuardSpec
+    start: GuardSpec
+    rule: str
+    split: Split
+    candidates: int
+    """Guards measured on every run of the tuning side, the start included."""
+    tried: int
+    """Guards measured at all."""
+    held_out: list[dict[str, object]]
+    """Detection rows, as `detection_rows` gives them, of tuned, start and never on the runs that were held out. The
+    result."""
+    tuning: list[dict[str, object]]
+    """The same on the runs that chose: flattering."""
+    energy: dict[str, tuple[float, float]]
+    """Guard -> control energy asked for per 1,000 rows: held out, tuning."""
+    simulated: Simulated | None
+    warnings: tuple[str, ...]
+    front: tuple[dict[str, Any], ...]
+    """The Pareto set on the tuning runs, the recommended guard first, then by the rule: objectives and parameters."""
+    space: Space
+    objectives: Objectives
+    """Of every candidate that was measured on every run of the tuning side."""
+    values: NDArray[np.float64]
+    """Their parameters, [candidates, dimensions]."""
+
+
+class _Tally(NamedTuple):
+    """What was measured of some candidates, over some runs."""
+
+    counts: Arrays
+    events: int
+    clean_rows: int
+    rows: int
+
+    def joined(self, other: _Tally) -> _Tally:
+        """Over further runs."""
+        counts = {
+            name: np.concatenate([values, other.counts[name]], axis=1) if name == "delays" else values
+            + other.counts[name] for name, values in self.counts.items()
+        }  # fmt: skip
+        return _Tally(
+            counts, self.events + other.events, self.clean_rows + other.clean_rows, self.rows + other.rows
+        )  # fmt: skip
+
+    def take(self, places: NDArray[np.int64]) -> _Tally:
+        """Of some of the candidates."""
+        return self._replace(counts={name: values[places] for name, values in self.counts.items()})
+
+    def objectives(self, flown: Arrays | None) -> Objectives:
+        """What they come to."""
+        delays = self.counts["delays"]
+        seen = (~np.isnan(delays)).sum(axis=1)
+        nothing = np.full(len(delays), np.nan)
+        median = nothing.copy()
+        if delays.shape[1]:
+            some = seen > 0
+            median[some] = np.nanmedian(delays[some], axis=1)
+        return Objectives(
+            missed=1.0 - seen / self.events if self.events else nothing,
+            false_alarms_per_10k=10_000.0 * self.counts["false_alarms"] / self.clean_rows
+            if self.clean_rows
+            else nothing,
+            delay_steps=median,
+            energy=1_000.0 * self.counts["energy"] / self.rows,
+            final_loss=nothing if flown is None else flown["final_loss"],
+            harm=nothing if flown is None else flown["harm"],
+        )
+
+
+class _Desk:
+    """Cuts work into pieces, hands out those that the ledger does not hold, and puts the answers together."""
+
+    def __init__(
+        self, space: Space, workers: Executor, ledger: Ledger, flights: Flights | None, plugins: tuple[str, ...],
+        report: Callable[[int], None],
+    ) -> None:  # fmt: skip
+        self.space, self.workers, self.ledger, self.flights, self.plugins = space, workers, ledger, flights, plugins
+        self.report = report
+        self.reference: tuple[float, ...] = ()
+        if flights is not None:
+            flown = fly([GuardSpec.load("never")], flights, threads=None, engine="auto")
+            self.reference = tuple(np.where(flown.lost[0], np.nan, flown.final_loss[0]).tolist())
+
+    def candidates(self, values: NDArray[np.float64]) -> Candidates:
+        dimensions = self.space.dimensions
+        return Candidates(
+            self.space.start.to_toml(),
+            tuple(d.path for d in dimensions),
+            tuple(d.info.integer for d in dimensions),
+            values,
+            self.plugins,
+        )
+
+    def watched(self, values: NDArray[np.float64], runs: Sequence[RunFacts]) -> _Tally:
+        """All of the candidates along all of the runs."""
+        batches = [self.candidates(values[i : i + BATCH]) for i in range(0, len(values), BATCH)]
+        shards = list(_shards(runs))
+        tasks = [
+            Watch(batch, tuple(r.path for r in shard), tuple(r.digest for r in shard))
+            for batch in batches for shard in shards
+        ]  # fmt: skip
+        tallies = []
+        for task, shard, found in zip(tasks, shards * len(batches), self._done(tasks), strict=True):
+            about = [sum(getattr(run, name) for run in shard) for name in ("events", "clean_rows", "rows")]
+            tallies.append(_Tally(found, *about))
+            self.report(len(task.candidates.values) * about[2])
+        joined = []
+        for at in range(0, len(tallies), len(shards)):
+            one = tallies[at]
+            for other in tallies[at + 1 : at + len(shards)]:
+                one = one.joined(other)
+            joined.append(one)
+        return joined[0]._replace(counts=_stacked([one.counts for one in joined]))
+
+    def flown(self, values: NDArray[np.float64]) -> Arrays | None:
+        """All of the candidates on all plants; None without plants."""
+        if self.flights is None:
+            return None
+        # a rollout of many steps is as much work as a run of that many rows
+        size = max(LANES, BATCH * PIECE_ROWS // max(PIECE_ROWS, self.flights.steps) // LANES * LANES)
+        tasks = [
+            Fly(self.candidates(values[i : i + size]), self.flights, self.reference)
+            for i in range(0, len(values), size)
+        ]  # fmt: skip
+        found = []
+        for task, one in zip(tasks, self._done(tasks), strict=True):
+            found.append(one)
+            self.report(len(task.candidates.values) * self.flights.steps)
+        return _stacked(found)
+
+    def _done(self, tasks: Sequence[Watch | Fly]) -> Iterator[Arrays]:
+        keys = [task.key for task in tasks]
+        kept = [key in self.ledger for key in keys]
+        fresh = self.workers.map(task for task, known in zip(tasks, kept, strict=True) if not known)
+        for key, known in zip(keys, kept, strict=True):
+            found = self.ledger.get(key) if known else None
+            if found is None:
+                found = next(fresh)
+                self.ledger.add(key, found)
+            yield found
+
+
+def tune(
+    traces: Iterable[str | Path],
+    start: GuardSpec,
+    *,
+    candidates: int = 2_048,
+    search: str = "sobol",
+    halving: bool = False,
+    only: Iterable[str] = (),
+    fix: Iterable[str] = (),
+    split_by: str | None = None,
+    held_out: Sequence[str] = (),
+    held_out_share: float = 0.3,
+    false_alarms_per_10k: float = FALSE_ALARM_BUDGET_PER_10K,
+    plants: Sequence[PlantSpec] = (),
+    schedules: Mapping[str, NDArray[np.float64]] | None = None,
+    seeds: int = 10,
+    seed: int = 0,
+    name: str = "tuned",
+    ledger: Path | None = None,
+    workers: Executor | None = None,
+    plugins: Iterable[str | Path] = (),
+    anyway: bool = False,
+    progress: Progress | None = None,
+) -> Tuned:
+    """Search a guard's parameters on recorded, labelled runs, and judge the best on runs that were put aside.
+
+    `traces`: folders, runs' folders or files, local or as `pyarrow.fs` URIs. `candidates`: guards to try, the start
+    included. `plants`, with `schedules` (name -> learning rate per step) and `seeds`: also fly every candidate, closed
+    loop. `ledger`: a file of what was measured; with it a search that was killed goes on where it was. `workers`: see
+    `executor`; the result does not depend on it. `plugins` have to be loaded in this process already.
+    `progress`: called with stage, done and total.
+
+    Raises TuneError; ChannelError when a run lacks what the guard needs; TraceError, also for runs whose way of
+    logging rules a score out, unless `anyway`; SpecError; SimulateError.
+    """
+    own = tuple(str(Path(plugin).absolute()) for plugin in plugins)
+    plugins_are_loaded(own)
+    progress = progress or (lambda stage, done, total: None)
+    space = search_space(start, flown=bool(plants), only=only, fix=fix)
+    flights = _flights(space.start, plants, schedules, seeds)
+    if candidates < 2:
+        raise TuneError(f"{candidates} candidates are no search; give 2 or more")
+    looking = searcher(search, space.start_unit, candidates - 1, seed)
+    if halving and search == "cmaes":
+        raise TuneError("successive halving drops candidates before they are ranked, and cmaes has to rank all of them")
+    with closing(workers or Local()) as staff, Ledger(ledger) as kept:
+        paths, facts = find_runs(traces), []
+        for done, run in enumerate(staff.map(Describe(path) for path in paths), start=1):
+            progress("reading", done, len(paths))
+            facts += [] if run is None else [run]
+        _refuse_repeats(facts)
+        if not anyway:
+            refuse([(run.run_id, run.provenance) for run in facts], "score")
+        missing_channels(space.start, facts)
+        parted = split(sorted(facts, key=lambda r: r.run_id), by=split_by, held_out=held_out, share=held_out_share,
+                       seed=seed)  # fmt: skip
+        progress("compiling", 0, 1)
+        prepare(space.start, flights)
+        progress("compiling", 1, 1)
+
+        runs = in_order(parted.tuning, seed)
+        stops = rungs(len(runs), halving, KEEP)
+        whole = _work(candidates, runs, stops, flights)
+        worked = 0
+
+        def report(steps: int) -> None:
+            nonlocal worked
+            worked += steps
+            # in candidates: nobody wants to read of a thousand million steps
+            progress("tuning", min(candidates, round(candidates * worked / whole)), candidates)
+
+        desk = _Desk(space, staff, kept, flights, own, report)
+        rule = Rule(false_alarms_per_10k, HARM_LIMIT)
+        values, tally, flown, tried = _searched(desk, looking, rule, runs, stops)
+        found = tally.objectives(flown)
+        order = rule.order(found)
+        desk.report = lambda steps: None
+        chosen, chosen_found = _simplified(desk, rule, runs, values[order[0]], found.take(order[:1]), progress)
+        spec = space.start.with_changes(space.changes(chosen), name)
+        names = ["tuned", "start", "never"]
+        sides: dict[str, list[JudgedRun]] = {}
+        for side, members in (("held out", parted.held_out), ("tuning", parted.tuning)):
+            tasks = [Judge((spec.to_toml(), space.start.to_toml()), run.path, own) for run in members]
+            sides[side] = []
+            for verdict in staff.map(tasks):
+                sides[side].append(verdict)
+                progress("judging", sum(map(len, sides.values())), len(facts))
+    rows = {side: _rows(names, verdicts, seed) for side, verdicts in sides.items()}
+    energy = {
+        one: (_energy(sides["held out"], i), _energy(sides["tuning"], i)) for i, one in enumerate(names)
+    }  # fmt: skip
+    simulated = None if flights is None else _simulated([spec, space.start, GuardSpec.load("never")], flights, seed)
+    return Tuned(
+        spec=spec,
+        start=space.start,
+        rule=rule.sentence(flights is not None),
+        split=parted,
+        candidates=len(values),
+        tried=tried,
+        held_out=rows["held out"],
+        tuning=rows["tuning"],
+        energy=energy,
+        simulated=simulated,
+        warnings=tuple(
+            _warnings(
+                rows["held out"],
+                rows["tuning"],
+                rule,
+                kept=bool(rule.keeps(chosen_found)[0]),
+                unchanged=spec.fingerprint == space.start.fingerprint,
+            )
+        ),
+        front=tuple(_front(space, rule, found, values, chosen, chosen_found)),
+        space=space,
+        objectives=found,
+        values=values,
+    )
+
+
+def prepare(start: GuardSpec, flights: Flights | None) -> None:
+    """Compile, or load, what the search needs, before threads would do it at once. Warns where that is impossible."""
+    columns: dict[str, NDArray[Any]] = {name: np.zeros(1) for name in ("loss", "lr", "nonfinite", *start.build().needs)}
+    columns["step"] = np.arange(1)
+    list(replay_many([columns], [start] * 2, threads=1, engine="compiled"))
+    if flights is not None:
+        short = flights._replace(seeds=2, schedules=tuple((n, rates[:1]) for n, rates in flights.schedules[:1]))
+        plants = [PlantSpec.from_toml(text) for text in flights.plants]
+        rollouts(plants, [start] * 2, {n: np.array(r) for n, r in short.schedules}, drawn_noise(2, 1), threads=1,
+                 engine="compiled")  # fmt: skip
+
+
+def _flights(
+    start: GuardSpec, plants: Sequence[PlantSpec], schedules: Mapping[str, NDArray[np.float64]] | None, seeds: int
+) -> Flights | None:
+    if not plants:
+        return None
+    if not schedules or seeds < 1:
+        raise TuneError("plants need at least one schedule and one seed to be flown")
+    if start.tables["envelope"]["max_rollbacks"] > 0:
+        raise TuneError(
+            f"guard {start.name!r} may roll back, and no plant can fly that: give --fix envelope.max_rollbacks=0, or "
+            f"leave the plants out"
+        )
+    rates = tuple((name, tuple(map(float, lr))) for name, lr in schedules.items())
+    return Flights(tuple(plant.to_toml() for plant in plants), rates, 0, seeds)
+
+
+def _searched(
+    desk: _Desk, looking: Any, rule: Rule, runs: Sequence[RunFacts], stops: Sequence[int]
+) -> tuple[NDArray[np.float64], _Tally, Arrays | None, int]:
+    """Values, and what was measured, of all candidates that came to the last rung; the start is the first."""
+    values = desk.space.start_values[None, :]
+    tallies: list[tuple[NDArray[np.float64], _Tally, Arrays | None]] = []
+    tried = 0
+    while True:
+        points = looking.ask()
+        if not len(points):
+            break
+        batch = desk.space.values(points)
+        # with the first batch, so that it shares its lanes
+        batch = batch if tallies else np.vstack([values, batch])
+        tried += len(batch)
+        places, tally, begin = np.arange(len(batch)), None, 0
+        for stop in stops:
+            more = desk.watched(batch[places], runs[begin:stop])
+            tally = more if tally is None else tally.joined(more)
+            begin = stop
+            if stop != stops[-1]:
+                kept = _best(rule.order(tally.objectives(None)))
+                places, tally = places[kept], tally.take(kept)
+        assert tally is not None
+        flown = desk.flown(batch[places])
+        tallies.append((batch[places], tally, flown))
+        ranks = np.empty(len(places), np.int64)
+        ranks[rule.order(tally.objectives(flown))] = np.arange(len(places))
+        own = len(places) - len(points)
+        looking.tell(points, ranks[own:] if own >= 0 else ranks)
+    flown_all = None if tallies[0][2] is None else _stacked([f for _, _, f in tallies if f is not None])
+    stacked = tallies[0][1]._replace(counts=_stacked([tally.counts for _, tally, _ in tallies]))
+    return np.vstack([v for v, _, _ in tallies]), stacked, flown_all, tried
+
+
+def _best(order: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Whom halving keeps: a quarter, in whole lanes, and the start whatever it is worth."""
+    count = math.ceil(len(order) / KEEP / LANES) * LANES
+    return np.array(sorted({0, *order[: max(count, 1)].tolist()}))
+
+
+def _simplified(
+    desk: _Desk, rule: Rule, runs: Sequence[RunFacts], values: NDArray[np.float64], found: Objectives,
+    progress: Progress,
+) -> tuple[NDArray[np.float64], Objectives]:  # fmt: skip
+    """Put back to the start, one after another, the parameters whose change buys nothing on the tuning runs.
+
+    A parameter that these runs do not reach would otherwise keep a value that chance gave it. Nothing may get worse but
+    the energy asked for, which the others buy.
+    """
+    start = desk.space.start_values
+    moved = int((values != start).sum())
+    for turn in range(moved):
+        progress("simplifying", turn, moved)
+        places = np.flatnonzero(values != start)
+        trials = np.repeat(values[None, :], len(places), axis=0)
+        trials[np.arange(len(places)), places] = start[places]
+        each = desk.watched(trials, runs).objectives(desk.flown(trials))
+        within = rule.keeps(each) | ~rule.keeps(found)[0]
+        over = np.nan_to_num(each.false_alarms_per_10k) > max(
+            rule.false_alarms_per_10k, float(np.nan_to_num(found.false_alarms_per_10k[0]))
+        )
+        good = within & ~over
+        for name in ("missed", "delay_steps", "final_loss", "harm"):
+            own, their = np.nan_to_num(getattr(found, name)[0]), np.nan_to_num(getattr(each, name))
+            good &= their <= own + (1e-4 if name in ("final_loss", "harm") else 0.0)
+        if not good.any():
+            break
+        best = next(place for place in rule.order(each).tolist() if good[place])
+        values, found = trials[best], each.take([best])
+    progress("simplifying", moved, moved)
+    return values, found
+
+
+def _simulated(guards: Sequence[GuardSpec], flights: Flights, seed: int) -> Simulated:
+    """The guards with other noise than that of the search."""
+    fresh = flights._replace(first_seed=HELD_OUT_SEED + flights.first_seed)
+    flown = fly(guards, fresh, threads=None, engine="auto")
+    never = len(guards) - 1
+    reference = np.where(flown.lost[never], np.nan, flown.final_loss[never])
+    by_seed = flown.final_loss.reshape(len(guards), -1, fresh.seeds).mean(axis=1)
+    drawn = np.random.default_rng((seed, 4)).integers(fresh.seeds, size=(RESAMPLES, fresh.seeds))
+
+    def against(other: int) -> tuple[float, float, float]:
+        difference = by_seed[0] - by_seed[other]
+        low, high = np.quantile(difference[drawn].mean(axis=1), [0.025, 0.975])
+        return float(difference.mean()), float(low), float(high)
+
+    return Simulated(
+        runs=fresh.runs,
+        lost_without=int(flown.lost[never].sum()),
+        final_loss=tuple(row_means(flown.final_loss).tolist()),
+        lost=tuple(flown.lost.sum(axis=1).tolist()),
+        harm=tuple(harm(flown.final_loss, reference).tolist()),
+        against_never=against(never),
+        against_start=against(1),
+        left_range=tuple(flown.left_range.sum(axis=1).tolist()),
+    )
+
+
+def _rows(names: Sequence[str], judged: Sequence[JudgedRun], seed: int) -> list[dict[str, object]]:
+    scores: dict[str, Sequence[RunScore]] = {
+        name: [run.scores[place] for run in judged] for place, name in enumerate(names)
+    }  # fmt: skip
+    return detection_rows(scores, seed=seed)
+
+
+def _energy(judged: Sequence[JudgedRun], guard: int) -> float:
+    rows = sum(run.scores[guard].counts.rows for run in judged)
+    return 1_000.0 * math.fsum(run.energy[guard] for run in judged) / rows if rows else math.nan
+
+
+def _warnings(
+    held_out: Sequence[Mapping[str, Any]],
+    tuning: Sequence[Mapping[str, Any]],
+    rule: Rule,
+    *,
+    kept: bool,
+    unchanged: bool,
+) -> Iterator[str]:
+    """What a reader must not miss."""
+    out = {str(row["guard"]): row for row in held_out if row["group"] == "all"}
+    own = next(row for row in tuning if row["group"] == "all" and row["guard"] == "tuned")
+    tuned, start = out["tuned"], out["start"]
+    budget = rule.false_alarms_per_10k
+    if not kept:
+        yield "No candidate keeps the budget on the tuning runs: this is the one that exceeds it least."
+    if unchanged:
+        yield "Nothing that was tried beats the guard that the search started from; the file holds that guard."
+    if not tuned["events"]:
+        yield "No labelled event was held out: recall and delay are judged by nothing."
+    elif tuned["events"] < FEW_EVENTS:
+        yield f"Only {tuned['events']} labelled events were held out: the recall there is a guess."
+    if own["recall"] > tuned["recall_high"]:
+        yield (
+            f"Recall parts: {own['recall']:.2f} on the runs that chose, {tuned['recall']:.2f} "
+            f"({tuned['recall_low']:.2f}–{tuned['recall_high']:.2f}) held out."
+        )
+    if own["false_alarms_per_10k"] < tuned["false_alarms_per_10k_low"]:
+        yield (
+            f"False alarms part: {own['false_alarms_per_10k']:.1f} per 10,000 on the runs that chose, "
+            f"{tuned['false_alarms_per_10k']:.1f} ({tuned['false_alarms_per_10k_low']:.1f}–"
+            f"{tuned['false_alarms_per_10k_high']:.1f}) held out."
+        )
+    if kept and tuned["false_alarms_per_10k"] > budget:
+        yield (
+            f"The budget of {budget:g} false alarms per 10,000 is kept on the runs that chose and not on those held "
+            f"out: {tuned['false_alarms_per_10k']:.1f}."
+        )
+    if not unchanged and not _better(tuned, start, budget):
+        yield "Held out, it is no better than the guard that the search started from: fly that one."
+
+
+def _better(one: Mapping[str, Any], other: Mapping[str, Any], budget: float) -> bool:
+    """By the rule, up to the delay."""
+
+    def key(row: Mapping[str, Any]) -> tuple[float, float, float]:
+        values = [row[name] for name in ("false_alarms_per_10k", "recall", "median_delay_steps")]
+        rate, recall, delay = (math.nan if value is None else float(value) for value in values)
+        return (
+            0.0 if math.isnan(rate) else max(0.0, rate - budget),
+            0.0 if math.isnan(recall) else -recall,
+            math.inf if math.isnan(delay) else delay,
+        )
+
+    return key(one) < key(other)
+
+
+def _front(
+    space: Space, rule: Rule, found: Objectives, values: NDArray[np.float64], chosen: NDArray[np.float64],
+    chosen_found: Objectives,
+) -> Iterator[dict[str, Any]]:  # fmt: skip
+    """The recommended guard, and the Pareto set in the order of the rule."""
+    front = pareto(found)
+    members = [(chosen, chosen_found, 0)]
+    members += [(values[front[place]], found, int(front[place])) for place in rule.order(found.take(front))]
+    for number, (row, measured, place) in enumerate(members):
+        objectives = {name: float(getattr(measured, name)[place]) for name in measured.used()}
+        parameters = dict(zip((d.path for d in space.dimensions), _plain(space, row), strict=True))
+        yield {"recommended": number == 0, **objectives, **parameters}
+
+
+def _plain(space: Space, row: NDArray[np.float64]) -> list[float]:
+    return [int(v) if d.info.integer else float(v) for d, v in zip(space.dimensions, row, strict=True)]
+
+
+def _work(candidates: int, runs: Sequence[RunFacts], stops: Sequence[int], flights: Flights | None) -> float:
+    """Candidate-steps of the whole search."""
+    total, begin, left = 0.0, 0, candidates
+    for stop in stops:
+        total += left * sum(run.rows for run in runs[begin:stop])
+        begin = stop
+        if stop != stops[-1]:
+            left = math.ceil(left / KEEP / LANES) * LANES
+    return max(1.0, total + left * (0 if flights is None else flights.steps))
+
+
+def _shards(runs: Sequence[RunFacts]) -> Iterator[list[RunFacts]]:
+    """Runs in groups of about as many rows, in order; the same whoever works."""
+    shard: list[RunFacts] = []
+    for run in runs:
+        if shard and sum(one.rows for one in shard) + run.rows > PIECE_ROWS:
+            yield shard
+            shard = []
+        shard.append(run)
+    if shard:
+        yield shard
+
+
+def _stacked(parts: Sequence[Arrays]) -> Arrays:
+    return {name: np.concatenate([one[name] for one in parts]) for name in parts[0]}
+
+
+def _refuse_repeats(runs: Sequence[RunFacts]) -> None:
+    first: dict[str, RunFacts] = {}
+    for run in runs:
+        twin = first.setdefault(run.telemetry_digest, run)
+        if twin is not run:
+            raise TuneError(
+                f"runs {twin.run_id!r} and {run.run_id!r} hold the same record: one could choose what the other "
+                f"judges. Leave one of them out"
+            )
