@@ -1,7 +1,8 @@
 """Back-test: one guard along recorded, labelled runs, and a report that active mode accepts.
 
-Open loop: it says what the guard saw, missed and asked for, and what these runs cannot say about it. It does not judge
-whether that is good enough, and never says what acting would have gained.
+Open loop: it says what the guard saw, missed and asked for, and what these runs cannot say about it. With calibrated
+plants it also says what acting does to *them*. It does not judge whether that is good enough, and never says what
+acting would have gained on the recorded runs.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import platform
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from operator import attrgetter
 from typing import Any
 
@@ -20,35 +22,47 @@ import numpy as np
 import lbw_sim
 from lbw_sim.errors import ScoreError
 from lbw_sim.guard import BacktestReport, GuardSpec
-from lbw_sim.guard.evidence import OPEN_LOOP, Detection, ReplayedRun
+from lbw_sim.guard.evidence import CLOSED_LOOP, OPEN_LOOP, Detection, ReplayedRun, SimulatedEffect
 from lbw_sim.params import meta
 from lbw_sim.replay import Replays, replay_many
 from lbw_sim.score import RunScore, detection_rows, jsonable, match
 from lbw_sim.score.detection import family_of, never_alarms
+from lbw_sim.simulate import PlantSpec, simulated_effects
 from lbw_sim.trace import Trace
 from lbw_sim.trace.labels import BENIGN_KINDS, EVENT_KINDS
 from lbw_sim.trace.schema import columns
 from lbw_sim.values import UNSAFE_REGIMES, Posture, Regime
 
-Progress = Callable[[int, int], None]
+Progress = Callable[[str, int, int], None]
+"""Hears of each stage: its name, how much of it is done and how much there is in all."""
 
 FEW_EVENTS = 10
 """Below this many labelled events the report says that its recall is a guess."""
 
 
 def backtest(
-    spec: GuardSpec, traces: Sequence[Trace], *, seed: int = 0, progress: Progress | None = None
+    spec: GuardSpec,
+    traces: Sequence[Trace],
+    *,
+    plants: Sequence[PlantSpec] = (),
+    plant_seeds: int = 20,
+    seed: int = 0,
+    progress: Progress | None = None,
 ) -> BacktestReport:
-    """Replay a guard along runs and write down what that shows. `seed`: of the bootstrap over runs.
+    """Replay a guard along runs and write down what that shows. `plants`: calibrated ones, on which the guard flies as
+    well, with `plant_seeds` noises from `seed` on; `seed` is also that of the bootstrap over runs.
 
     Every row outside a label counts as clean, also in a run that nobody has labelled. Raises ScoreError without a row,
-    or when one record comes twice; ChannelError when the guard needs a channel that a run lacks; SpecError; TraceError.
+    or when one record comes twice; ChannelError when the guard needs a channel that a run or a plant lacks;
+    SimulateError when a plant was never calibrated; SpecError; TraceError.
     """
+    tell = progress or (lambda *_: None)
     runs: list[ReplayedRun] = []
     scores: list[RunScore] = []
     reference: list[RunScore] = []
     seen = _Seen()
-    work = replay_many(traces, [spec], rows=True, progress=progress, max_alarms=sys.maxsize)
+    hear = partial(tell, "back-testing")
+    work = replay_many(traces, [spec], rows=True, progress=hear, max_alarms=sys.maxsize)
     for found, trace in zip(work, traces, strict=True):
         if not len(found.steps):
             continue
@@ -60,16 +74,21 @@ def backtest(
     _refuse_repeats(runs)
     if not runs:
         raise ScoreError(f"guard {spec.name!r} cannot be back-tested: {len(traces)} runs hold no row")
+    effects: list[SimulatedEffect] = []
+    for plant in plants:
+        flying = partial(tell, f"flying on {plant.name}")
+        effects += simulated_effects(spec, plant, seeds=plant_seeds, first_seed=seed, progress=flying)
     return BacktestReport(
         guard=spec.name,
         guard_fingerprint=spec.fingerprint,
         spec_toml=spec.to_toml(),
         runs=tuple(runs),
         detection=(*_detection(spec.name, scores, seed), *_detection("never", reference, seed)[:1]),
-        caveat=OPEN_LOOP,
-        not_tested_on=tuple(_not_tested_on(spec, runs, scores, seen)),
+        caveat=f"{OPEN_LOOP} {CLOSED_LOOP}" if effects else OPEN_LOOP,
+        not_tested_on=tuple(_not_tested_on(spec, runs, scores, seen, effects)),
         versions={"lbw_sim": lbw_sim.__version__, "python": platform.python_version(), "numpy": np.__version__},
         made_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        simulated=tuple(effects),
     )
 
 
@@ -159,7 +178,11 @@ def _detection(guard: str, scores: Sequence[RunScore], seed: int) -> list[Detect
 
 
 def _not_tested_on(
-    spec: GuardSpec, runs: Sequence[ReplayedRun], scores: Sequence[RunScore], seen: _Seen
+    spec: GuardSpec,
+    runs: Sequence[ReplayedRun],
+    scores: Sequence[RunScore],
+    seen: _Seen,
+    effects: Sequence[SimulatedEffect],
 ) -> Iterable[str]:
     """One sentence for each thing that these runs cannot say about the guard; the weightiest first."""
     events = [event for score in scores for event in score.events]
@@ -176,7 +199,7 @@ def _not_tested_on(
         yield f"No labelled event of kind {_or(missing)}."
     if missing := [kind for kind in BENIGN_KINDS if kind not in seen.benign]:
         yield f"No labelled span of kind {_or(missing)}: changes that look like an event and are none."
-    yield "No simulated effect: what its actions would have done to the loss was not computed."
+    yield from _not_simulated(effects)
     if unlabelled := sum(run.labels == 0 for run in runs):
         yield (
             f"{_count(unlabelled, 'run')} of {len(runs)} without any label: every row there counts as clean, whether "
@@ -215,6 +238,31 @@ def _not_tested_on(
     if never := [word for code, word in asked.items() if possible[code] and int(code) not in seen.postures]:
         yield f"It never {_or(never)}, though its envelope allows that."
     yield "Nor can this report know whether the guard was tuned on these very runs, which would flatter it."
+
+
+def _not_simulated(effects: Sequence[SimulatedEffect]) -> Iterable[str]:
+    """What the simulated effects do not say."""
+    if not effects:
+        yield "No simulated effect: what its actions would have done to the loss was not computed."
+        return
+    yield "No real run on which it acted: its effect was simulated, on plants only."
+    for name in dict.fromkeys(effect.plant for effect in effects):
+        mine = [effect for effect in effects if effect.plant == name]
+        if mine[0].held_out_rmse is None:
+            yield f"Plant {name!r} was tried on no run that it had not been fitted to: how wrong it is, nobody knows."
+        else:
+            yield (
+                f"Plant {name!r} is off by {mine[0].held_out_rmse:.2g} nats (rmse) on "
+                f"{_count(mine[0].held_out_runs, 'run')} that it had not seen: a smaller effect may be its error."
+            )
+        if outside := [effect for effect in mine if max(effect.left_range_with, effect.left_range_without) > 0.0]:
+            rates = ", ".join(f"{max(e.left_range_with, e.left_range_without):.0%} at {e.peak_lr:.3g}" for e in outside)
+            yield f"Rollouts on plant {name!r} left what it was calibrated on: {rates}; nothing was measured there."
+        if cut := sum(effect.cut for effect in mine):
+            yield (
+                f"{_count(cut, 'rollout')} of {sum(effect.rollouts for effect in mine)} on plant {name!r} ended in a "
+                f"rollback, which no plant can fly: they are left out."
+            )
 
 
 def _count(number: int, what: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import random
@@ -16,6 +17,7 @@ from lbw_sim.errors import ScoreError
 from lbw_sim.guard import BacktestReport, GuardSpec, require_backtest
 from lbw_sim.replay import replay
 from lbw_sim.score import find_alarms, match, pooled, unsafe_rows
+from lbw_sim.simulate import FittedRange, PlantSpec, RunError
 from lbw_sim.trace import Label, Recorder, Trace, read_trace, read_traces, write_labels
 from lbw_sim.values import Telemetry
 
@@ -121,6 +123,35 @@ def test_nothing_to_test_on_is_refused() -> None:
         backtest(SPEC, [])
 
 
+def test_with_a_plant_it_says_what_acting_does_there_and_how_far_to_believe_it(tmp_path: Path) -> None:
+    record(tmp_path, "run", spike_at=None)
+    plant = dataclasses.replace(
+        PlantSpec.load("noisy_quadratic").with_parameters({"curvature": 500.0, "start": 0.01}),
+        name="mine",
+        fitted=FittedRange(1e-4, 2e-2, 60, 1e6, 1e6, 0.0),
+        held_out=(RunError("a", 60, 0.3, 0.1), RunError("b", 60, 0.4, 0.1)),
+    )
+    found = backtest(SPEC, read_traces(tmp_path), plants=[plant], plant_seeds=2)
+    assert [(effect.plant, effect.kind, effect.rollouts) for effect in found.simulated] == [
+        ("mine", kind, 2) for kind in ("healthy", "healthy", "too high", "too high")
+    ]
+    assert found.simulated[0].held_out_rmse == pytest.approx(math.sqrt((0.3**2 + 0.4**2) / 2))
+    said = " ".join(found.not_tested_on)
+    for sentence in (
+        "No real run on which it acted: its effect was simulated, on plants only.",
+        "Plant 'mine' is off by 0.35 nats (rmse) on 2 runs that it had not seen",
+        "Rollouts on plant 'mine' left what it was calibrated on: 100% at 0.0",
+    ):
+        assert sentence in said, sentence
+    assert "No simulated effect" not in said
+    assert "statements about plants" in found.caveat
+    assert BacktestReport.from_json(found.to_json()) == found
+    plant.save(tmp_path / "mine.toml")
+    command = f"backtest default {tmp_path} --plant {tmp_path}/mine.toml --plant-seeds 2 -o {tmp_path}/report.json"
+    assert ", too high" in lbw(*command.split()).stdout
+    assert BacktestReport.load(tmp_path / "report.json").simulated == found.simulated
+
+
 def test_the_command_writes_the_report_prints_the_table_and_says_what_it_is_worth(tmp_path: Path) -> None:
     guard = tmp_path / "mine.toml"
     GuardSpec.load("zscore").with_changes({}, name="mine").save(guard)
@@ -131,7 +162,15 @@ def test_the_command_writes_the_report_prints_the_table_and_says_what_it_is_wort
     path = tmp_path / "mine.backtest.json"
     report = require_backtest(GuardSpec.load(guard), path)
     assert [run.run_id for run in report.runs] == ["a_1", "b_1"]
-    for part in ("mine", "never", "Not tested on:", "Open loop:", f'backtest="{path}"', report.guard_fingerprint):
+    for part in (
+        "mine",
+        "never",
+        "No effect was simulated",
+        "Not tested on:",
+        "Open loop:",
+        f'backtest="{path}"',
+        report.guard_fingerprint,
+    ):
         assert part in text, part
     found = json.loads(lbw("backtest", guard, tmp_path / "traces", "--json", "-o", tmp_path / "other.json").stdout)
     assert found["fingerprint"] == BacktestReport.load(tmp_path / "other.json").fingerprint

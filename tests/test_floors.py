@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "replay": {"errors", "notebook", "values", "params", "guard", "trace"},
     "simulate": {"errors", "values", "params", "guard", "trace", "replay"},
     "score": {"errors", "notebook", "values", "trace"},
-    "backtest": {"errors", "values", "params", "guard", "trace", "replay", "score"},
+    "backtest": {"errors", "values", "params", "guard", "trace", "replay", "simulate", "score"},
     "tune": {"errors", "values", "params", "guard", "trace", "replay", "simulate", "score", "backtest"},
     "watch": {"errors", "values", "trace", "score"},
     "live": {"errors", "values", "guard", "trace"},

@@ -20,24 +20,32 @@ def backtest(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="The report; default: GUARD.backtest.json beside the guard.")
     ] = None,
+    plant: Annotated[
+        list[Path] | None,
+        typer.Option("--plant", help="Also fly it on this calibrated plant, a TOML file from lbw calibrate; repeat."),
+    ] = None,
+    plant_seeds: Annotated[int, typer.Option(min=2, help="Seeds of the noise that each plant meets.")] = 20,
     plugin: Plugins = None,
-    seed: Annotated[int, typer.Option(help="Seed of the bootstrap over runs.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the bootstrap over runs; the first of --plant-seeds.")] = 0,
     as_json: Json = False,
 ) -> None:
     """Replay a guard along recorded runs and write the report that active mode asks for.
 
     What it saw of the labelled events, how often it was wrong, how much control it asked for, and what these runs
-    cannot say about it. Detection only: nothing here says that acting helps.
+    cannot say about it. With --plant also what acting does to a calibrated plant: final loss with the guard against
+    without, at learning rates that are healthy for the plant and at ones that are too high. No real effect is in it.
     """
     from lbw_sim.backtest import backtest as make
+    from lbw_sim.simulate import PlantSpec
 
     spec = load_guards([guard], plugin)[0]
     out = Path(guard).with_suffix(".backtest.json") if out is None else out
     if not out.resolve().parent.is_dir():
         raise LbwError(f"{out}: its folder is not there, so the report could not be written")
+    plants = [PlantSpec.load(path) for path in plant or ()]
     runs = [run for path in traces for run in load_traces(path)]
     with stages() as progress:
-        report = make(spec, runs, seed=seed, progress=lambda done, total: progress("back-testing", done, total))
+        report = make(spec, runs, plants=plants, plant_seeds=plant_seeds, seed=seed, progress=progress)
     report.save(out)
     if as_json:
         typer.echo(report.to_json(), nl=False)
@@ -81,6 +89,7 @@ def _print(report: BacktestReport, spec: GuardSpec, guard: str, out: Path) -> No
         ("run", "which run"),
     )
     print_table(rows, [Column(key, title) for key, title in shown])
+    _print_effects(report)
     typer.echo("Not tested on:")
     for sentence in report.not_tested_on:
         typer.echo(f"  {sentence}")
@@ -99,3 +108,31 @@ def _print(report: BacktestReport, spec: GuardSpec, guard: str, out: Path) -> No
         f"({spec.fingerprint}) acts on a live run on the word of {len(report.runs)} recorded ones, in which it "
         f"{recalled} and raised {whole.false_alarms} false alarms."
     )
+
+
+def _print_effects(report: BacktestReport) -> None:
+    from lbw_sim.score import Column
+
+    if not report.simulated:
+        typer.echo("No effect was simulated: --plant PLANT.toml, from lbw calibrate, flies the guard on a plant.")
+        return
+    rows = []
+    for effect in report.simulated:
+        between = effect.effect_low is not None and effect.effect_high is not None
+        rows.append(
+            {
+                **effect._asdict(),
+                "rate": f"{effect.peak_lr:.3g}, {effect.kind}",
+                "between": f"{effect.effect_low:+.3f} to {effect.effect_high:+.3f}" if between else "",
+                "lost": f"{effect.lost_without} → {effect.lost_with}",
+                "flown": effect.rollouts - effect.cut,
+            }
+        )
+    columns = [
+        Column("plant", "plant"), Column("rate", "peak\nlearning rate"), Column("flown", "rollouts", "d"),
+        Column("loss_without", "final loss\nwithout", ".3f"), Column("loss_with", "with", ".3f"),
+        Column("effect", "effect", "+.3f"), Column("between", "95 %"), Column("lost", "lost"),
+        Column("left_range_with", "left\nrange", ".0%"),
+    ]  # fmt: skip
+    print_table(rows, columns)
+    typer.echo("effect: final loss with the guard less without, nats; below 0 it helps this plant.")

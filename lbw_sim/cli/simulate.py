@@ -110,18 +110,15 @@ def rates_of(text: str, steps: int, warmup: int) -> tuple[str, Any]:
     """A schedule by its name on the command line: name and learning rate per step. Raises SimulateError, TraceError."""
     import numpy as np
 
+    from lbw_sim.simulate.effect import warmup_cosine
+
     kind, _, value = text.partition(":")
     if kind in ("constant", "cosine"):
         try:
             peak = float(value)
         except ValueError:
             raise SimulateError(f"--schedule {text!r}: say {kind}:LEARNING_RATE, as in {kind}:0.01") from None
-        at = np.arange(steps)
-        if kind == "constant":
-            return text, np.full(steps, peak)
-        part = np.clip((at - warmup) / max(1, steps - 1 - warmup), 0.0, 1.0)
-        cosine = peak * (0.1 + 0.9 * 0.5 * (1.0 + np.cos(np.pi * part)))
-        return text, np.where(at < warmup, peak * (at + 1) / max(1, warmup), cosine)
+        return text, np.full(steps, peak) if kind == "constant" else warmup_cosine(peak, steps, warmup)
     traces = load_traces(Path(text))
     if len(traces) != 1:
         raise SimulateError(f"--schedule {text!r} holds {len(traces)} runs; name one run's folder")

@@ -18,7 +18,8 @@ from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 from lbw_sim.errors import EvidenceError, LbwError
 from lbw_sim.guard.spec import GuardSpec
 
-FORMAT = 1
+FORMAT = 2
+"""Format 1 has no simulated effects; it is still read, and still counts as it did."""
 MOST_PROBLEMS = 20
 """After so many a report is not read any further."""
 MAX_BYTES = 8 << 20
@@ -30,6 +31,11 @@ OPEN_LOOP = (
     "helps."
 )
 """The caveat that every report carries."""
+CLOSED_LOOP = (
+    "Simulated effects are statements about plants, models of training fitted to other runs: each holds within the "
+    "range and the error that stand beside it, and none is evidence of what acting does to a real run."
+)
+"""The caveat of a report with simulated effects, behind the other one."""
 
 
 class ReplayedRun(NamedTuple):
@@ -93,8 +99,48 @@ class Detection(NamedTuple):
     """Share of clean rows spent in alarm."""
 
 
+class SimulatedEffect(NamedTuple):
+    """What acting did to the final loss of one calibrated plant at one learning rate. Losses in nats, expected."""
+
+    plant: str
+    plant_fingerprint: str
+    kind: str
+    """`healthy` or `too high`: the learning rate, by what is best for this plant without a guard."""
+    peak_lr: float
+    """Of a warm-up and a cosine."""
+    steps: int
+    seeds: int
+    """Of the noise; each flown with the guard and without."""
+    fits: int
+    """Fits of the plant to resampled runs that were flown, each with every seed; 1: the plant itself."""
+    rollouts: int
+    """Seeds x fits."""
+    cut: int
+    """Left out, because the guard was granted a rollback, which no plant can fly."""
+    loss_without: float | None
+    """Mean final loss without a guard. None: every rollout was cut."""
+    loss_with: float | None
+    effect: float | None
+    """With less without: below 0 the guard helps."""
+    effect_low: float | None
+    """Ends of the 95 % interval, over fits and seeds."""
+    effect_high: float | None
+    lost_without: int
+    """Rollouts that diverged or were damaged for good."""
+    lost_with: int
+    left_range_without: float
+    """Share of rollouts that left what the plant was calibrated on: nothing was measured there."""
+    left_range_with: float
+    energy: float
+    """Mean control energy: the sum of (1 - scale)^2."""
+    held_out_runs: int
+    """Recorded runs on which the plant was tried without having been fitted to them."""
+    held_out_rmse: float | None
+    """Its error on these, root mean square over runs; an effect that is smaller may be this error."""
+
+
 class BacktestReport(NamedTuple):
-    """What one guard saw, missed and asked for on recorded runs, and what it was not tested on.
+    """What one guard saw, missed and asked for on recorded runs, what it did to plants, and what it was not tested on.
 
     >>> spec = GuardSpec.load("default")
     >>> run = ReplayedRun("a", "a", "00", "00", 100, 0, 99, 0, 0, "shadow", False, 0.0, 0, 1.0, 0, 0)
@@ -121,6 +167,9 @@ class BacktestReport(NamedTuple):
     """Of lbw-sim, Python and what computed the figures."""
     made_at: str
     """ISO 8601, UTC."""
+    simulated: tuple[SimulatedEffect, ...] = ()
+    """Empty: no plant was given, and no effect was simulated."""
+    format: int = FORMAT
 
     @property
     def fingerprint(self) -> str:
@@ -129,9 +178,12 @@ class BacktestReport(NamedTuple):
         return hashlib.sha256(text.encode()).hexdigest()
 
     def _document(self) -> dict[str, Any]:
-        document = {"lbw_backtest": FORMAT, **self._asdict()}
-        document["runs"] = [run._asdict() for run in self.runs]
-        document["detection"] = [line._asdict() for line in self.detection]
+        document = {"lbw_backtest": self.format, **self._asdict()}
+        del document["format"]
+        for name in ("runs", "detection", "simulated"):
+            document[name] = [line._asdict() for line in getattr(self, name)]
+        if self.format == 1:
+            del document["simulated"]
         return document
 
     def to_json(self) -> str:
@@ -175,11 +227,15 @@ class BacktestReport(NamedTuple):
         if not isinstance(found, dict) or "lbw_backtest" not in found:
             raise EvidenceError(f"{where} is not a back-test report: `lbw backtest GUARD TRACES` writes one")
         version = found.pop("lbw_backtest")
-        if version != FORMAT or isinstance(version, bool):
-            raise EvidenceError(f"{where}: back-test format {_shown(version)}; this release reads {FORMAT}")
+        if type(version) is not int or not 1 <= version <= FORMAT:
+            raise EvidenceError(
+                f"{where}: back-test format {_shown(version)}; this release reads 1 to {FORMAT}. Back-test the guard "
+                f"again: lbw backtest GUARD TRACES"
+            )
         claimed = found.pop("fingerprint", None)
-        problems: list[str] = []
-        report = _record(cls, found, "", problems)
+        foreign = ("format", "simulated") if version == 1 else ("format",)
+        problems = [f"{name} is unknown" for name in foreign if name in found]
+        report = _record(cls, {**({"simulated": []} if version == 1 else {}), **found, "format": version}, "", problems)
         if problems:
             more = "; and more" if len(problems) > 5 else ""
             raise EvidenceError(f"{where}: {'; '.join(problems[:5])}{more}")

@@ -300,7 +300,7 @@ def _write(guard: Guard, read: _Read, bounds: Sequence[_Bound], lanes: int, rows
         versions=_versions(),
         word_rows=WORD_ROWS,
         lanes=lanes,
-        prologue=_indented(made.prologue, 8),
+        prologue=_lane_loops([made.prologue], made.layout.lanes, 4),
         uniform=uniform,
         body=_lane_loops(made.bodies, made.layout.lanes, 12),
         bits=made.layout.summary_row("unsafe_bits") * lanes,
@@ -373,14 +373,17 @@ def _arranged(
     for i in state:
         before, after = read.before[i].code, read.after[i].code
         if after != before:
-            stores.append(_Store(f"buffer[{places[before] * lanes} + lane] = {after}", {after}, before))
+            stores.append(_Store(f"buffer[{_at(places[before], lanes)}] = {after}", {after}, before))
     for name, text in summary.items():
-        stores.append(_Store(f"buffer[{layout.summary_row(name) * lanes} + lane] = {text}", {text}, f"old_{name}0"))
+        stores.append(_Store(f"buffer[{_at(layout.summary_row(name), lanes)}] = {text}", {text}, f"old_{name}0"))
     for name, (code, kind) in outputs.items():
         cast = code if kind == "float64" else f"{kind}({code})"
-        stores.append(_Store(f"{name}[row * {lanes} + lane] = {cast}", {code}, ""))
-    pieces = [lines] if read.windows or any(line.body for line in lines) else _pieces(lines)
-    bodies, spilled = _bodies(pieces, stores, places, inputs, layout.rows, lanes)
+        stores.append(_Store(f"{name}[{_at('row', lanes)}] = {cast}", {code}, ""))
+    whole = lanes == 1 or bool(read.windows) or any(line.body for line in lines)
+    # of a single candidate, parameters and what follows from them stay where they are from step to step
+    fixed = {*parameters.values(), *derived} if lanes == 1 else set()
+    loaded = {name: row for name, row in places.items() if name not in fixed}
+    bodies, spilled = _bodies([lines] if whole else _pieces(lines), stores, loaded, inputs, layout.rows, lanes)
     for k, window in enumerate(read.windows):
         bodies[0][:0] = [
             f"base{k} = place[{3 * k}]",
@@ -394,9 +397,9 @@ def _arranged(
                 f"    win[first{k} + length{k}] = {window.added.code}",
                 f"    place[{3 * k + 2}] = first{k} + 1 if first{k} + 1 < base{k} + length{k} else base{k}",
             ]
-    before_all = [f"{name} = buffer[{places[name] * lanes} + lane]" for name in parameters.values()]
+    before_all = [f"{name} = buffer[{_at(places[name], lanes)}]" for name in parameters.values()]
     before_all += _rendered(prologue)
-    before_all += [f"buffer[{places[name] * lanes} + lane] = {name}" for name in derived]
+    before_all += [f"buffer[{_at(places[name], lanes)}] = {name}" for name in derived if name not in fixed]
     return _Arranged(layout._replace(spilled=spilled), before_all, bodies, used)
 
 
@@ -465,22 +468,32 @@ def _bodies(
     bodies = []
     for piece, lines in enumerate(pieces):
         body = [text for name, text in inputs.items() if name in reads[piece]]
-        body += [f"{name} = buffer[{row * lanes} + lane]" for name, row in places.items() if name in reads[piece]]
+        body += [f"{name} = buffer[{_at(row, lanes)}]" for name, row in places.items() if name in reads[piece]]
         for name, row in spills.items():
             if name in reads[piece] and defined[name] < piece:
                 test = " != 0.0" if name in boolean else ""
-                body.append(f"{name} = buffer[{row * lanes} + lane]{test}")
+                body.append(f"{name} = buffer[{_at(row, lanes)}]{test}")
         body += _rendered(lines)
         body += [store.text for i, store in enumerate(stores) if at[i] == piece]
         for name, row in spills.items():
             if defined[name] == piece:
                 value = f"select({name}, 1.0, 0.0)" if name in boolean else name
-                body.append(f"buffer[{row * lanes} + lane] = {value}")
+                body.append(f"buffer[{_at(row, lanes)}] = {value}")
         bodies.append(body)
     return bodies, len(spills)
 
 
+def _at(row: int | str, lanes: int) -> str:
+    """Where a lane's number lies in an array of rows of all lanes. One lane alone needs no loop: every line less is
+    time of the compiler."""
+    if lanes == 1:
+        return f"{row}"
+    return f"{row * lanes} + lane" if isinstance(row, int) else f"{row} * {lanes} + lane"
+
+
 def _lane_loops(bodies: Sequence[Sequence[str]], lanes: int, columns: int) -> str:
+    if lanes == 1:
+        return "\n".join(_indented(body, columns) for body in bodies)
     return "\n".join(f"{' ' * columns}for lane in range({lanes}):\n{_indented(body, columns + 4)}" for body in bodies)
 
 
@@ -513,7 +526,8 @@ def loop_source(subject: Any, inputs: type, results: Sequence[str], outputs: Map
         if kind != "float64" and not (found.whole and found.low >= 0.0 and found.high <= LARGEST_CODE):
             inliner.faults.append(inliner.emit(f"not ({found.code} >= 0.0) & ({found.code} <= {LARGEST_CODE}.0)"))
         written[name] = (found.code, kind)
-    loaded = {f"now{i}": f"now{i} = inputs[{i}, row, lane]" for i in range(len(fields))}
+    lane = "0" if lanes == 1 else "lane"
+    loaded = {f"now{i}": f"now{i} = inputs[{i}, row, {lane}]" for i in range(len(fields))}
     made = _arranged(read, bounds, lanes, {"fault": _fault(inliner)}, written, wanted, kept, loaded)
     text = _LOOP_TEMPLATE.format(
         name=type(subject).__name__,
@@ -521,7 +535,7 @@ def loop_source(subject: Any, inputs: type, results: Sequence[str], outputs: Map
         generator=GENERATOR,
         versions=_versions(),
         lanes=lanes,
-        prologue=_indented(made.prologue, 8),
+        prologue=_lane_loops([made.prologue], made.layout.lanes, 4),
         body=_lane_loops(made.bodies, made.layout.lanes, 8),
         more_arguments="".join(f", {name}" for name in written),
         more_types="".join(f", {kind}[::1]" for kind in outputs.values()),
@@ -627,7 +641,6 @@ _TEMPLATE = '''\
     cache=True, nogil=True, error_model="numpy",
 )
 def kernel(seen, begin, end, buffer, words, win, place{more_arguments}):
-    for lane in range({lanes}):
 {prologue}
     word = 0
     start = begin
@@ -653,7 +666,6 @@ _LOOP_TEMPLATE = '''\
     cache=True, nogil=True, error_model="numpy",
 )
 def kernel(inputs, begin, end, buffer, win, place{more_arguments}):
-    for lane in range({lanes}):
 {prologue}
     for row in range(begin, end):
 {body}

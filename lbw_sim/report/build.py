@@ -6,18 +6,19 @@ section of their own, and the page says what was left out.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 import lbw_sim
 from lbw_sim.errors import LbwError, ScoreError
-from lbw_sim.guard import Guard, GuardSpec
+from lbw_sim.guard import GuardSpec
 from lbw_sim.plots import (
     colour_variables,
     comparison_figure,
@@ -30,10 +31,9 @@ from lbw_sim.plots import (
     stamp_figure,
     stamp_info,
 )
-from lbw_sim.replay.ahead import compile_ahead
-from lbw_sim.replay.compiled import WORTH_COMPILING
 from lbw_sim.report import sections
-from lbw_sim.report.findings import Columns, RunFindings, examine
+from lbw_sim.report.aside import Aside, worth_it
+from lbw_sim.report.findings import Columns, Progress, RunFindings, examine
 from lbw_sim.report.html import Child, Html, element, joined
 from lbw_sim.report.moments import PREFERRED, choose, numbers
 from lbw_sim.report.sight import look
@@ -47,8 +47,6 @@ MOST_LINES = 2_000
 """Runs in the table of all runs."""
 FALLBACK = "default"
 """Preset that is replayed over runs that no guard watched."""
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,25 +83,29 @@ class Report(NamedTuple):
 
 def build_report(traces: Sequence[Trace], options: ReportOptions, progress: Progress | None = None) -> Report:
     """The report of some runs. Raises LbwError when there is no row to report on, or the guard cannot see a run."""
-    tell = progress or (lambda *_: None)
+    with contextlib.ExitStack() as stack:
+        return _build(traces, options, progress or (lambda *_: None), stack)
+
+
+def _build(traces: Sequence[Trace], options: ReportOptions, tell: Progress, stack: contextlib.ExitStack) -> Report:
     # a wrong pattern is said before the work, not after
     place_in_grid("", {}, options.grid)
     runs: list[RunFindings] = []
     stamps: dict[str, Html] = {}
     kept: dict[str, tuple[RunFindings, Columns]] = {}
-    fallback = GuardSpec.load(FALLBACK)
-    if sum(segment.rows for trace in traces for segment in trace.segments) >= WORTH_COMPILING:
-        groups = [(list(options.rules.values()), False), ([options.guard or fallback], True)]
-        compile_ahead(groups, lambda done, total: tell("compiling", done, total))
+    aside: Aside | None = None
     examined = examine(
         traces,
         guard=options.guard,
-        fallback=fallback,
+        fallback=GuardSpec.load(FALLBACK),
         rules=options.rules,
         environment=options.environment,
-        progress=lambda done, total: tell("replaying", done, total),
+        progress=tell,
     )
     for place, (run, columns) in enumerate(examined):
+        if not runs and worth_it(min(options.details, len(traces)), sum(s.rows for t in traces for s in t.segments)):
+            # while the other runs are replayed, it loads what it will need
+            aside = stack.enter_context(contextlib.closing(Aside()))
         runs.append(run)
         if len(traces) > 1 and place < MOST_STAMPS:
             alarms = [(alarm.start_row, alarm.end_row) for alarm in run.score.alarms]
@@ -138,10 +140,12 @@ def build_report(traces: Sequence[Trace], options: ReportOptions, progress: Prog
                 sections.figure(Html(svg), "Running medians, and below the scale.", "wide"),
             ]
     parts += _grids(traces, runs, options)
-    for done, name in enumerate(detailed, start=1):
-        run, columns = kept.pop(name)
-        parts.append(_run_section(run, columns, anchors[name], options, traces))
-        tell("drawing", done, len(detailed))
+    told = dataclasses.replace(options, rules={}, sweeps={})  # what a section needs of them
+    tasks = [
+        (run, columns, anchors[name], _shown(run, options, traces), told)
+        for name, (run, columns) in ((name, kept.pop(name)) for name in detailed)
+    ]
+    parts += _sections(tasks, aside, tell)
     if len(runs) > 1:
         parts.insert(1, _contents(anchors, parts))
     parts.append(_foot(runs, detailed, stamps, options))
@@ -296,9 +300,26 @@ def _grids(traces: Sequence[Trace], runs: Sequence[RunFindings], options: Report
     return parts
 
 
+def _sections(tasks: Sequence[tuple[Any, ...]], aside: Aside | None, tell: Progress) -> list[Html]:
+    """`_run_section` of each task, the last half of them in a process of its own if there is one."""
+    own = len(tasks) if aside is None or len(tasks) < 2 else (len(tasks) + 1) // 2
+    if aside is not None and own < len(tasks):
+        aside.begin(_run_section, tasks[own:])
+    drawn = []
+    for task in tasks[:own]:
+        drawn.append(_run_section(*task))
+        tell("drawing", len(drawn), len(tasks))
+    others = aside.result() if aside is not None and own < len(tasks) else None
+    for place in range(own, len(tasks)):
+        drawn.append(others[place - own] if others is not None else _run_section(*tasks[place]))
+        tell("drawing", len(drawn), len(tasks))
+    return drawn
+
+
 def _run_section(
-    run: RunFindings, columns: Columns, anchor: str, options: ReportOptions, traces: Sequence[Trace]
+    run: RunFindings, columns: Columns, anchor: str, shown: GuardSpec | None, options: ReportOptions
 ) -> Html:
+    """`shown`: the guard whose decisions stand in `columns`; None when its components are not installed here."""
     drawn = run_figure(
         columns, run.labels, mode="shadow" if run.view == "replayed" else run.mode, width=8.0, judge=run.judged,
         rules={rule.name: rule.alarms for rule in run.rules if rule.alarms},
@@ -308,9 +329,8 @@ def _run_section(
         "Loss, what the labels say, alarms and regimes of the guard shown, alarms of the other rules, and the scale. "
         "Numbers at the right: how many, or the share of rows."
     )
-    guard = _guard(run, options, traces)
     moments = choose(run, columns["regime"], options.moments)
-    sight = look(guard, columns, columns["regime"]) if guard is not None and moments else None
+    sight = look(shown.build(), columns, columns["regime"]) if shown is not None and moments else None
     boxes = []
     for place, moment in enumerate(moments):
         told = numbers(moment, columns, sight)
@@ -357,15 +377,16 @@ def _run_section(
     )
 
 
-def _guard(run: RunFindings, options: ReportOptions, traces: Sequence[Trace]) -> Guard | None:
-    """The guard whose decisions are shown, built; None when its components are not installed here."""
+def _shown(run: RunFindings, options: ReportOptions, traces: Sequence[Trace]) -> GuardSpec | None:
+    """The guard whose decisions are shown; None when its components are not installed here."""
     if run.view == "replayed":
-        return (options.guard or GuardSpec.load(FALLBACK)).build()
+        return options.guard or GuardSpec.load(FALLBACK)
     (trace,) = (trace for trace in traces if trace.run_id == run.run_id)
     try:
-        return trace.meta.spec.build()
+        trace.meta.spec.build()
     except LbwError:
         return None
+    return trace.meta.spec
 
 
 def _foot(

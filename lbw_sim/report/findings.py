@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from lbw_sim.errors import LbwError
 from lbw_sim.guard import GuardSpec
 from lbw_sim.replay import replay_many
+from lbw_sim.replay.ahead import compile_ahead
 from lbw_sim.replay.compiled import WORTH_COMPILING, Engine
 from lbw_sim.report.vitals import Vitals, vitals
 from lbw_sim.score import RunScore, find_alarms, match, unsafe_rows
@@ -30,6 +31,8 @@ from lbw_sim.values import Posture, Reason, Regime
 
 Columns = dict[str, NDArray[Any]]
 View = Literal["recorded", "replayed"]
+Progress = Callable[[str, int, int], None]
+"""Hears of each stage: its name, how much of it is done and how much there is in all."""
 
 ROWS_AT_ONCE = 1_000_000
 """Rows of several runs that are in memory together: some 300 MB. A longer run is alone."""
@@ -149,7 +152,7 @@ def examine(
     fallback: GuardSpec,
     rules: Mapping[str, GuardSpec],
     environment: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Iterator[tuple[RunFindings, Columns]]:
     """The findings of each run, in order, with its columns as the shown guard decided them.
 
@@ -158,6 +161,7 @@ def examine(
     Raises ChannelError when the guard shown cannot work on a run; a rule that cannot is told as refused.
     """
     done = 0
+    tell = progress or (lambda *_: None)
     # judged over all batches: one batch alone may look too small to be worth a compiler
     rows = sum(segment.rows for trace in traces for segment in trace.segments)
     engine: Engine = "compiled" if rows >= WORTH_COMPILING else "auto"
@@ -169,6 +173,10 @@ def examine(
         for trace, spec in zip(batch, shown, strict=True):
             if spec is not None:
                 spec.build().require(trace.channels, f"run {trace.run_id!r}")
+        if engine == "compiled":
+            alone = list({spec: None for spec in shown if spec is not None})
+            groups = [([rules[name] for name in workable(rules, batch)], False), *(([spec], True) for spec in alone)]
+            compile_ahead(groups, lambda made, total: tell("compiling", made, total))
         decided = _decided(loaded, shown, engine)
         said = _ask(batch, loaded, rules, engine)
         for trace, spec, columns, decisions, (results, refused) in zip(
@@ -178,8 +186,14 @@ def examine(
             done += 1
             if len(columns["step"]):
                 yield _findings(trace, spec, columns, results, refused, environment), columns
-            if progress is not None:
-                progress(done, len(traces))
+            tell("replaying", done, len(traces))
+
+
+def workable(rules: Mapping[str, GuardSpec], traces: Sequence[Trace]) -> list[str]:
+    """Which rules find the channels that they need in at least one run. The others need no compiled kernel."""
+    needs = {name: spec.build().needs for name, spec in rules.items()}
+    held = {trace.channels for trace in traces}
+    return [name for name, wanted in needs.items() if any(set(wanted) <= set(channels) for channels in held)]
 
 
 def unwatched(trace: Trace) -> bool:
@@ -237,22 +251,24 @@ def _decided(loaded: Sequence[Columns], shown: Sequence[GuardSpec | None], engin
 def _ask(
     batch: Sequence[Trace], loaded: Sequence[Columns], rules: Mapping[str, GuardSpec], engine: Engine
 ) -> Iterator[tuple[tuple[RuleResult, ...], tuple[Refused, ...]]]:
-    """What every rule says of every run. A rule runs along with the others also where it lacks a channel, because runs
-    are fastest together; what it says there is dropped."""
+    """What every rule says of every run. A rule that can work on some run goes along all of them, because guards are
+    fastest together; what it says where it lacks a channel is dropped."""
     guards = {name: spec.build() for name, spec in rules.items()}
     needs = {name: guard.needs for name, guard in guards.items()}
-    extra = {channel for guard in guards.values() for channel in guard.extra_channels}
+    asked = {name: place for place, name in enumerate(workable(rules, batch))}
+    extra = {channel for name in asked for channel in guards[name].extra_channels}
     padded = [
         {**dict.fromkeys(extra, np.full(len(columns["step"]), np.nan)), **columns} for columns in loaded
     ]  # nobody measured them there
-    for trace, found in zip(batch, replay_many(padded, list(rules.values()), engine=engine), strict=True):
+    for trace, found in zip(batch, replay_many(padded, [rules[name] for name in asked], engine=engine), strict=True):
         results: list[RuleResult] = []
         refused: list[Refused] = []
-        for place, name in enumerate(rules):
+        for name in rules:
             missing = tuple(channel for channel in needs[name] if channel not in trace.channels)
             if missing:
                 refused.append(Refused(name, missing))
                 continue
+            place = asked[name]
             alarms = tuple(found.alarms(place))
             results.append(
                 RuleResult(

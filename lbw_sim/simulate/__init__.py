@@ -4,6 +4,7 @@ numba is loaded when something is worth compiling, scipy when something is fitte
 """
 
 from lbw_sim.simulate.calibrate import Record, calibrate, playback, recorded_noise
+from lbw_sim.simulate.effect import simulated_effects
 from lbw_sim.simulate.rollout import Noise, Rollouts, drawn_noise, rollouts
 from lbw_sim.simulate.spec import FittedRange, PlantSpec, RunError
 
@@ -19,4 +20,5 @@ __all__ = [
     "playback",
     "recorded_noise",
     "rollouts",
+    "simulated_effects",
 ]

@@ -13,14 +13,18 @@ from hypothesis import strategies as st
 
 from lbw_sim.errors import EvidenceError
 from lbw_sim.guard import BacktestReport, GuardSpec, require_backtest
-from lbw_sim.guard.evidence import MAX_BYTES, OPEN_LOOP, Detection, ReplayedRun
+from lbw_sim.guard.evidence import MAX_BYTES, OPEN_LOOP, Detection, ReplayedRun, SimulatedEffect
 
 SPEC = GuardSpec.load("default")
 RUN = ReplayedRun("a_1", "a", "0f" * 32, "1e" * 32, 100, 0, 99, 1, 2, "shadow", False, 1.5, 9, 0.25, 1, 0)
 LINE = Detection("default", "all", 1, 100, 1, 1, 1.0, 1.0, 1.0, None, None, 1.0, 2.0, 0, 90, 0.0, 0.0, 0.0, 0, 0.0)
-REPORT = BacktestReport(
-    SPEC.name, SPEC.fingerprint, SPEC.to_toml(), (RUN,), (LINE,), OPEN_LOOP, ("No run.",), {"lbw_sim": "0"}, "2026"
+EFFECT = SimulatedEffect(
+    "tiny", "2d" * 8, "too high", 0.1, 400, 20, 3, 60, 1, 3.0, 2.75, -0.25, -0.5, None, 59, 12, 0.0, 0.5, 1.5, 7, None
 )
+REPORT = BacktestReport(
+    SPEC.name, SPEC.fingerprint, SPEC.to_toml(), (RUN,), (LINE,), OPEN_LOOP, ("No run.",), {"lbw_sim": "0"}, "2026",
+    (EFFECT,),
+)  # fmt: skip
 
 
 def signed(document: dict[str, Any]) -> str:
@@ -63,6 +67,7 @@ def test_another_name_is_the_same_guard_and_another_limit_is_not() -> None:
         (b'"No run."', b'"no run."'),
         (b'"energy": 1.5', b'"energy": 1.25'),
         (b"0f0f", b"0f0e"),
+        (b'"effect": -0.25', b'"effect": -0.75'),
     ],
 )
 def test_a_report_that_was_changed_by_hand_is_refused(tmp_path: Path, was: bytes, now: bytes) -> None:
@@ -107,7 +112,9 @@ def test_a_torn_report_and_no_report_are_refused_with_what_to_do(tmp_path: Path)
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
-        ({"lbw_backtest": 2}, "format 2; this release reads 1"),
+        ({"lbw_backtest": 3}, "format 3; this release reads 1 to 2"),
+        ({"lbw_backtest": 1}, "simulated is unknown"),
+        ({"format": 2}, "format is unknown"),
         ({"lbw_backtest": True}, "format True"),
         ({"guard": 7}, "guard=7 is not text"),
         ({"more": 1}, "more is unknown"),
@@ -127,6 +134,21 @@ def test_a_report_of_wrong_types_is_refused_though_its_fingerprint_is_right(
         BacktestReport.from_json(signed(document(**changes)))
     assert complaint in str(error.value)
     assert len(str(error.value)) < 1000
+
+
+def test_a_report_of_format_1_counts_as_it_did_and_keeps_its_fingerprint() -> None:
+    old = document(lbw_backtest=1)
+    del old["simulated"]
+    text = signed(old)
+    report = require_backtest(SPEC, BacktestReport.from_json(text))
+    assert report == REPORT._replace(simulated=(), format=1)
+    assert json.loads(report.to_json()) == json.loads(text)
+    with pytest.raises(EvidenceError, match="changed or damaged"):
+        BacktestReport.from_json(text.replace('"detected": 1', '"detected": 0'))
+    without = document()
+    del without["simulated"]
+    with pytest.raises(EvidenceError, match="simulated is missing"):
+        BacktestReport.from_json(signed(without))
 
 
 def test_a_report_that_claims_one_guard_and_holds_another_is_refused() -> None:

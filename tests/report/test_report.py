@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import shutil
 import subprocess
@@ -14,8 +15,8 @@ import pytest
 
 from lbw_sim import GuardSpec, Reason, Regime, Telemetry
 from lbw_sim.guard.spec import preset_names
-from lbw_sim.report import ReportOptions, build, build_report, write_report
-from lbw_sim.report.findings import examine, without_paths
+from lbw_sim.report import ReportOptions, aside, build, build_report, write_report
+from lbw_sim.report.findings import examine, without_paths, workable
 from lbw_sim.report.html import VOID
 from lbw_sim.report.moments import choose, numbers
 from lbw_sim.report.sight import look
@@ -400,3 +401,31 @@ def test_chromium_renders_the_page_light_and_dark_and_prints_it(hostile: str, tm
     assert light > 0.85
     assert dark < 0.3
     assert (tmp_path / "page.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_a_second_process_draws_what_this_one_would_and_is_not_missed_when_it_dies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    traces = [record(tmp_path, f"run{seed}", falling(bump=200, seed=seed)) for seed in range(2)]
+    options = ReportOptions(rules={"never": RULES["never"]}, moments=1)
+    alone = build_report(traces, options).html
+    assert 'id="run-2"' in alone
+    monkeypatch.setattr(build, "worth_it", lambda sections, rows: True)
+    drawn_here: list[str] = []
+    here = build._run_section
+    monkeypatch.setattr(build, "_run_section", functools.wraps(here)(lambda *a: drawn_here.append(a[2]) or here(*a)))
+    # pickled by name, so that the other process takes the real one
+    assert build_report(traces, options).html == alone
+    assert drawn_here == ["run-1"]
+    monkeypatch.setattr(aside, "_PROGRAM", "raise SystemExit(1)")
+    assert build_report(traces, options).html == alone
+    assert drawn_here == ["run-1", "run-1", "run-2"]
+
+
+def test_a_rule_without_its_channel_in_any_run_is_refused_and_not_replayed(tmp_path: Path) -> None:
+    trace = record(tmp_path, "run", falling())
+    rules = {name: GuardSpec.load(name) for name in ("never", "paired_rollback")}
+    assert workable(rules, [trace]) == ["never"]
+    ((run, _),) = examine([trace], guard=None, fallback=GuardSpec.load("default"), rules=rules)
+    assert [rule.name for rule in run.rules] == ["never"]
+    assert [refused.name for refused in run.refused] == ["paired_rollback"]
