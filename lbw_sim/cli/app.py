@@ -13,6 +13,7 @@ from lbw_sim.cli import (
     compare,
     components,
     demo,
+    fork,
     import_,
     label,
     plot,
@@ -70,6 +71,7 @@ for module in (
     plot,
     calibrate,
     simulate,
+    fork,
     scrub,
     components,
 ):
