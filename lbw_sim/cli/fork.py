@@ -93,7 +93,8 @@ def fork(
         return
     columns = [
         Column("branch", "branch"), Column("trunks", "trunks", "d"), Column("forks", "forks", "d"),
-        Column("final_loss", "final\nloss", ".4f"), Column("difference", "minus\noff", "+.4f"),
+        Column("broken", "not\nfinite", "d"), Column("final_loss", "final\nloss", ".4f"),
+        Column("difference", "minus\noff", "+.4f"),
         Column("low", "95 % over\ntrunks, from", "+.4f"), Column("high", "to", "+.4f"),
     ]  # fmt: skip
     print_table(rows, columns)

@@ -118,6 +118,8 @@ class Effect(NamedTuple):
     branch: str
     trunks: int
     forks: int
+    broken: int
+    """Forks in which this branch ended without a finite loss; then nothing is averaged."""
     final_loss: float
     """Mean over forks."""
     difference: float
@@ -143,12 +145,14 @@ def effects(outcomes: Sequence[Outcome]) -> list[Effect]:
         by_trunk: dict[str, list[float]] = {}
         for one in mine:
             by_trunk.setdefault(one.trunk, []).append(one.final_loss - off[one.trunk, one.step])
-        means = [statistics.fmean(values) for values in by_trunk.values()]
-        difference, half = statistics.fmean(means), math.nan
-        if len(means) > 1:
-            half = _student_95(len(means) - 1) * statistics.stdev(means) / math.sqrt(len(means))
-        loss = statistics.fmean(one.final_loss for one in mine)
-        found.append(Effect(branch, len(means), len(mine), loss, difference, difference - half, difference + half))
+        means = np.array([np.mean(values) for values in by_trunk.values()])
+        broken = sum(not math.isfinite(one.final_loss) for one in mine)
+        difference, half = float(np.mean(means)), math.nan
+        if len(means) > 1 and math.isfinite(difference):
+            half = _student_95(len(means) - 1) * float(np.std(means, ddof=1)) / math.sqrt(len(means))
+        loss = math.nan if broken else float(np.mean([one.final_loss for one in mine]))
+        low, high = difference - half, difference + half
+        found.append(Effect(branch, len(means), len(mine), broken, loss, difference, low, high))
     return found
 
 

@@ -35,12 +35,12 @@ class Ancestry(NamedTuple):
 
     def provenance(self) -> Provenance:
         """As the branch's trace carries it."""
-        return {"forked_from": self.trunk, "forked_at_step": self.step, "branch": self.branch}
+        return {"forked_from": self.trunk, "forked_at_step": self.step, "fork_branch": self.branch}
 
     @classmethod
     def of(cls, provenance: Mapping[str, object]) -> Ancestry | None:
         """What a trace says about its origin; None: it is no branch."""
-        trunk, step, branch = (provenance.get(key) for key in ("forked_from", "forked_at_step", "branch"))
+        trunk, step, branch = (provenance.get(key) for key in ("forked_from", "forked_at_step", "fork_branch"))
         if isinstance(trunk, str) and isinstance(step, int) and isinstance(branch, str):
             return cls(trunk, step, branch)
         return None
