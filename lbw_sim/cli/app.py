@@ -13,6 +13,7 @@ from lbw_sim.cli import (
     compare,
     components,
     demo,
+    fork,
     import_,
     label,
     plot,
@@ -72,6 +73,7 @@ for module in (
     calibrate,
     simulate,
     tune,
+    fork,
     scrub,
     components,
 ):

@@ -26,8 +26,9 @@ def show(
             typer.echo(f"# fingerprint {spec.fingerprint}\n{spec.to_toml()}", nl=False)
         return
 
-    from lbw_sim.score import CONTROL_COLUMNS, control_rows, control_summary
+    from lbw_sim.score import CONTROL_COLUMNS, Column, control_rows, control_summary
     from lbw_sim.trace import Trace
+    from lbw_sim.trace.ancestry import ancestry_rows
 
     def facts(trace: Trace) -> dict[str, object]:
         meta = trace.meta
@@ -76,6 +77,13 @@ def show(
         print_table(control_rows(summaries), shown)
         typer.echo("energy: sum of (1 - scale)^2. active: steps with scale below 1. switches: changes of regime.")
         typer.echo("stress: steps in an unsafe regime.")
+        if forked := ancestry_rows(runs):
+            columns = [
+                Column("trunk", "trunk"), Column("fork_step", "forked\nat step", "d"), Column("branch", "branch"),
+                Column("last_loss", "loss at\nthe end", ".4f"), Column("difference", "minus\noff", "+.4f"),
+            ]  # fmt: skip
+            print_table(forked, columns)
+            typer.echo("loss at the end: mean training loss over the last tenth of a branch's steps.")
     if any(trace.meta.mode == "shadow" for trace in runs):
         typer.echo(
             "In shadow runs scale, control energy and LR mass are what the guard asked for; nothing was applied."

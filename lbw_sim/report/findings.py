@@ -25,6 +25,7 @@ from lbw_sim.report.vitals import Vitals, vitals
 from lbw_sim.score import RunScore, find_alarms, match, unsafe_rows
 from lbw_sim.score.control import ControlSummary, control_summary
 from lbw_sim.trace import Label, SegmentMeta, Trace
+from lbw_sim.trace.ancestry import Ancestry
 from lbw_sim.trace.limitations import limitations
 from lbw_sim.trace.scrub import KEPT
 from lbw_sim.values import Posture, Reason, Regime
@@ -384,6 +385,10 @@ def _warnings(trace: Trace, environment: bool) -> tuple[str, ...]:
             found.append(f"{where}is still being written, or its writer died")
     if len(trace.segments) > 1:
         found.append(f"recorded in {len(trace.segments)} segments: the run was resumed")
+    if origin := Ancestry.of(trace.meta.provenance):
+        found.append(
+            f"branch {origin.branch} of run {origin.trunk}, forked at step {origin.step:,}: earlier rows are that run's"
+        )
     texts = [limitation.text for limitation in limitations(trace.meta.provenance)]
     if not scorable(trace):
         texts.append("alarms on this run are not judged, and it stands in no score: see above why")

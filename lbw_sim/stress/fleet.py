@@ -10,16 +10,18 @@ import dataclasses
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from lbw_sim.errors import StressError
+from lbw_sim.guard import GuardState, state_to_data
 from lbw_sim.stress.adamw import BatchedAdamW
 from lbw_sim.stress.corpus import Codes, corpus, random_labels, training_windows, validation_windows
 from lbw_sim.stress.excitation import EXCITATION_CHANNELS
@@ -39,11 +41,43 @@ VALIDATION_BATCHES = 20
 Progress = Callable[[int, int], None]
 
 
+class Checkpoint(NamedTuple):
+    """A run between two steps: weights and AdamW's memory. The data order needs none: it comes from seed and step."""
+
+    step: int
+    """The step that comes next."""
+    weights: Tensor
+    """[PARAMETERS], as are the moments."""
+    mean: Tensor
+    square: Tensor
+    updates: float
+    """Taken so far."""
+
+
+class Start(NamedTuple):
+    """Where a run begins that goes on from another one."""
+
+    checkpoint: Checkpoint
+    guard: GuardState
+    """The state of the plan's guard at that step."""
+    before: Telemetry
+    """The telemetry of the step before it, as that guard knows it."""
+    facts: Provenance
+    """What its trace says beside the usual."""
+
+
+Keep = Callable[[str, Checkpoint], None]
+
+
 def train(
     plans: Sequence[RunPlan],
     folder: Path | None = None,
     progress: Progress | None = None,
     runs_per_graph: int = RUNS_PER_GRAPH,
+    *,
+    starts: Mapping[str, Start] | None = None,
+    keep_steps: Collection[int] = (),
+    keep: Keep | None = None,
 ) -> list[RunResult]:
     """Train every plan; results in the order of the plans.
 
@@ -52,6 +86,9 @@ def train(
     torch is set to have threads (`torch.set_num_threads`), each on one thread; neither that nor `runs_per_graph`
     changes a bit of any result.
 
+    `starts`: run id -> where that run begins, instead of at step 0; what a result sums up begins there too. `keep` is
+    called with run id and checkpoint just before each of the `keep_steps`, from one thread at a time.
+
     Raises StressError for two plans with one run id, or one that `folder` holds already, and TraceError when a trace
     cannot be begun.
     """
@@ -59,14 +96,16 @@ def train(
     if folder is not None:
         _refuse_recorded(plans, folder)
     facts = collect(host=False, prose=corpus("prose").digest, code=corpus("code").digest) if folder else {}
-    alike: dict[tuple[str, int], list[RunPlan]] = {}
+    starts = starts or {}
+    first_step = {plan.run_id: starts[plan.run_id].checkpoint.step if plan.run_id in starts else 0 for plan in plans}
+    alike: dict[tuple[str, int, int], list[RunPlan]] = {}
     for plan in plans:
-        alike.setdefault((plan.architecture, plan.steps), []).append(plan)
+        alike.setdefault((plan.architecture, plan.steps, first_step[plan.run_id]), []).append(plan)
     graphs = []
     for group in alike.values():
         width = math.ceil(len(group) / math.ceil(len(group) / runs_per_graph))
         graphs += [group[start : start + width] for start in range(0, len(group), width)]
-    total = sum(plan.steps for plan in plans)
+    total = sum(plan.steps - first_step[plan.run_id] for plan in plans)
     done = 0
     lock = threading.Lock()
 
@@ -77,13 +116,19 @@ def train(
             if progress is not None:
                 progress(done, total)
 
+    def hand_over(run_id: str, checkpoint: Checkpoint) -> None:
+        with lock:
+            if keep is not None:
+                keep(run_id, checkpoint)
+
     # a graph per thread, not a graph over threads: threads that wait for each other at every operation crawl as soon
     # as another program wants a core
     threads = torch.get_num_threads()
     pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
     try:
         torch.set_num_threads(1)
-        finished = pool.map(lambda graph: _train_graph(graph, folder, facts, count), graphs)
+        kept = frozenset(keep_steps)
+        finished = pool.map(lambda graph: _train_graph(graph, folder, facts, count, starts, kept, hand_over), graphs)
         results = {result.run_id: result for part in finished for result in part}
     finally:
         pool.shutdown(cancel_futures=True)
@@ -94,12 +139,12 @@ def train(
 class _Run:
     """One run's guard, trace and sums; its tensors lie in the graph's."""
 
-    def __init__(self, plan: RunPlan, weights: Tensor, recorder: Recorder | None) -> None:
+    def __init__(self, plan: RunPlan, weights: Tensor, recorder: Recorder | None, start: Start | None) -> None:
         self.plan = plan
         self.guard = plan.spec.build()
-        self.state = self.guard.init()
+        self.state = self.guard.init() if start is None else start.guard
         self.recorder = recorder
-        self.before = self.guard.not_yet
+        self.before = self.guard.not_yet if start is None else start.before
         self.lr_sum = 0.0
         self.effective_lr_sum = 0.0
         self.energy = 0.0
@@ -152,19 +197,37 @@ class _Run:
 
 
 def _train_graph(
-    plans: Sequence[RunPlan], folder: Path | None, facts: Provenance, count: Callable[[int], None]
+    plans: Sequence[RunPlan],
+    folder: Path | None,
+    facts: Provenance,
+    count: Callable[[int], None],
+    starts: Mapping[str, Start],
+    keep_steps: Collection[int],
+    keep: Keep,
 ) -> list[RunResult]:
-    """Train runs of one architecture and length in one graph."""
-    weights = torch.stack([initial_weights(plan.seed) for plan in plans])
+    """Train runs of one architecture, length and first step in one graph."""
+    begun = [starts.get(plan.run_id) for plan in plans]
+    weights = torch.stack(
+        [
+            initial_weights(plan.seed) if start is None else start.checkpoint.weights
+            for plan, start in zip(plans, begun, strict=True)
+        ]
+    )
+    optimizer = BatchedAdamW(weights)
+    first_step = 0
+    for row, start in enumerate(begun):
+        if start is not None:
+            first_step, _, optimizer.mean[row], optimizer.square[row], optimizer.counts[row] = start.checkpoint
     with ExitStack() as recording:
         runs = []
-        for plan, row in zip(plans, weights, strict=True):
-            recorder = None if folder is None else _record(plan, folder, facts)
+        for plan, row, start in zip(plans, weights, begun, strict=True):
+            recorder = None if folder is None else _record(plan, folder, facts, start)
             if recorder is not None:
                 recording.callback(recorder.close)
-            runs.append(_Run(plan, row, recorder))
+            runs.append(_Run(plan, row, recorder, start))
         started = time.perf_counter()
-        _train_steps(runs, weights, started, count)
+        steps = range(first_step, plans[0].steps)
+        _train_steps(runs, optimizer, steps, started, count, keep_steps, keep)
         validation = validate([run.plan for run in runs], weights)
         seconds = (time.perf_counter() - started) / len(runs)
     return [
@@ -172,8 +235,8 @@ def _train_graph(
             run_id=run.plan.run_id,
             plan=run.plan,
             validation_loss=loss,
-            mean_lr=run.lr_sum / run.plan.steps,
-            mean_effective_lr=run.effective_lr_sum / run.plan.steps,
+            mean_lr=run.lr_sum / len(steps),
+            mean_effective_lr=run.effective_lr_sum / len(steps),
             energy=run.energy,
             skipped_steps=run.skipped_steps,
             scales=tuple(run.scales),
@@ -193,7 +256,7 @@ def _refuse_recorded(plans: Sequence[RunPlan], folder: Path) -> None:
         )
 
 
-def _record(plan: RunPlan, folder: Path, facts: Provenance) -> Recorder:
+def _record(plan: RunPlan, folder: Path, facts: Provenance, start: Start | None) -> Recorder:
     """Begin a run's trace and write down its fault."""
     fault = plan.fault
     more: Provenance = {
@@ -208,19 +271,31 @@ def _record(plan: RunPlan, folder: Path, facts: Provenance) -> Recorder:
     if plan.excitation is not None:
         channels = EXCITATION_CHANNELS
         more |= {f"excitation_{key}": value for key, value in dataclasses.asdict(plan.excitation).items()}
+    began = None
+    if start is not None:
+        more |= start.facts
+        began = {"guard": state_to_data(start.guard), "before": state_to_data(start.before)}
     recorder = Recorder.open(
-        folder, plan.run_id, spec=plan.spec, mode=plan.mode, provenance=facts | more, extra_channels=channels
-    )
+        folder, plan.run_id, spec=plan.spec, mode=plan.mode, provenance=facts | more, extra_channels=channels,
+        guard_state=began,
+    )  # fmt: skip
     if fault is not None:
         write_labels(folder / run_folder_name(plan.run_id), [fault.label(plan.steps, guarded=plan.mode == "active")])
     return recorder
 
 
-def _train_steps(runs: Sequence[_Run], weights: Tensor, started: float, count: Callable[[int], None]) -> None:
-    """All steps of all runs of one graph, in place on `weights` [runs, PARAMETERS]."""
+def _train_steps(
+    runs: Sequence[_Run],
+    optimizer: BatchedAdamW,
+    steps: range,
+    started: float,
+    count: Callable[[int], None],
+    keep_steps: Collection[int],
+    keep: Keep,
+) -> None:
+    """These steps of all runs of one graph, in place on the optimizer's weights [runs, PARAMETERS]."""
     first = runs[0].plan
-    optimizer = BatchedAdamW(weights)
-    leaf = weights.detach().requires_grad_()
+    leaf = optimizer.weights.detach().requires_grad_()
     clips = [run.plan.clip_norm if run.plan.method == "clip" else math.inf for run in runs]
     clip = torch.tensor(clips) if min(clips) < math.inf else None
     caps = None
@@ -229,7 +304,13 @@ def _train_steps(runs: Sequence[_Run], weights: Tensor, started: float, count: C
         caps = each.repeat_interleave(torch.tensor(SIZES), dim=1)
     tokens = float(BATCH * CONTEXT)
 
-    for step in range(first.steps):
+    for step in steps:
+        if step in keep_steps:
+            for row, run in enumerate(runs):
+                weights, mean, square = (
+                    tensor[row].clone() for tensor in (optimizer.weights, optimizer.mean, optimizer.square)
+                )
+                keep(run.plan.run_id, Checkpoint(step, weights, mean, square, float(optimizer.counts[row])))
         inputs, labels = batches([run.plan for run in runs], step)
         leaf.grad = None
         loss = losses(leaf, inputs, labels, first.architecture)

@@ -20,6 +20,7 @@ from lbw_sim.live.probes import Canary, InitialWeightRms, PairedProbe, UpdateNor
 from lbw_sim.stress.corpus import corpus, training_windows
 from lbw_sim.stress.faults import Fault
 from lbw_sim.stress.fleet import add_noise, batches, validate
+from lbw_sim.stress.leg import Leg
 from lbw_sim.stress.plan import RunPlan
 from lbw_sim.stress.tiny_gpt import BATCH, CONTEXT, SHAPES, SIZES, initial_weights, losses
 from lbw_sim.values import Decision
@@ -88,20 +89,28 @@ def fly(
     mode: Literal["active", "shadow"] = "active",
     probes: ProbeMaker | None = None,
     folder: Path | None = None,
+    leg: Leg | None = None,
 ) -> Flown:
     """Train `plan` for real under `guard`, which acts unless `mode` is `shadow`; without one, unguarded.
 
     Of the plan count architecture, learning rate, seed, steps, fault, and method `clip`; the others are the fleet's.
     `probes` makes the probes; by default those of `every_probe` that the guard reads: the others would cost time for
-    nothing. With `folder` the run is recorded there. A rollback takes back weights and moments; data and schedule go
-    on. Raises what `attach` raises.
+    nothing. With `folder` the run is recorded there. With `leg` the run is that leg of a fork, under the leg's own
+    guard. A rollback takes back weights and moments; data and schedule go on. Raises what `attach` raises.
     """
     spec = guard if isinstance(guard, GuardSpec) or guard is None else GuardSpec.load(guard)
+    first_step = 0 if leg is None else leg.first_step
     model = TinyGpt(plan.seed, plan.architecture)
     optimizer = torch.optim.AdamW(model.parameters(), lr=plan.lr)
     live = None
     went_back: list[int] = []
-    if spec is not None:
+    snapshots = Snapshots(every_steps=SNAPSHOTS_EVERY, keep=SNAPSHOTS_KEPT, on_rollback=went_back.append)
+    if leg is not None:
+        # made before the weights are restored: one of them measures the initial ones
+        chosen = [p for p in every_probe(model, optimizer, plan.seed) if leg.channels & set(p.channels)]
+        leg.restore(model=model, optimizer=optimizer)
+        live = leg.attach(optimizer, probes=chosen, snapshots=snapshots)
+    elif spec is not None:
         wanted = set(spec.build().extra_channels)
         chosen = [p for p in every_probe(model, optimizer, plan.seed) if wanted & set(p.channels)]
         live = attach(
@@ -112,12 +121,14 @@ def fly(
             mode=mode,
             unproven=True,
             probes=chosen if probes is None else probes(model, optimizer),
-            snapshots=Snapshots(every_steps=SNAPSHOTS_EVERY, keep=SNAPSHOTS_KEPT, on_rollback=went_back.append),
+            snapshots=snapshots,
             provenance={"host": None, "seed": plan.seed, "architecture": plan.architecture, "peak_lr": plan.lr},
         )
     decisions = []
     try:
-        for step in range(plan.steps):
+        for step in range(first_step, plan.steps):
+            if leg is not None:
+                leg.keep(step, model=model, optimizer=optimizer)
             fault = plan.fault if plan.fault is not None and plan.fault.active(step) else None
             for group in optimizer.param_groups:
                 group["lr"] = plan.lr_at(step)

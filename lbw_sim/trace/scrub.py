@@ -24,6 +24,7 @@ KEPT = frozenset(
         "source_scalars", "rows", "cadence_steps", "cadence", "first_step", "attempts", "first_fall", "loss_decimals",
         "loss_precision", "finite_losses", "nonfinite_losses", "missing_losses", "zero_losses", "repeated_losses",
         "tokens_are", "loss_is", "nan_filtered", "sampled", "grad_norm_is",
+        "forked_from", "forked_at_step", "fork_branch",
     }
 )  # fmt: skip
 """Provenance that says how a run was measured and nothing about where."""
