@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lbw_sim.errors import StressError
 from lbw_sim.stress.corpus import VOCABULARY, text_of
 from lbw_sim.stress.text import ByteText, TextSession
 from lbw_sim.stress.workload import Setting, Workload
@@ -33,8 +32,6 @@ class _ByteLstm(nn.Module):
 
 
 def _build(setting: Setting) -> TextSession:
-    if setting.device != "cpu":
-        raise StressError(f"lstm runs on cpu, not on {setting.device}: it is too small for anything else")
     text = ByteText(text_of(setting.data, "prose"), setting.seed, BATCH, CONTEXT)
     return TextSession(_ByteLstm(setting.seed), text, BATCH * CONTEXT)
 
