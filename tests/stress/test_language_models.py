@@ -97,6 +97,7 @@ def test_weights_tokenizer_and_text_come_from_where_the_model_lies(
     random = HuggingFaceSession(wanted, Setting(seed=0, data=mine, random_weights=True))
     assert (random.facts["weights"], random.facts["text"], random.unit) == ("random", "train.txt", "token")
     assert float(random.loss(batch).detach()) != pytest.approx(float(loaded.loss(batch).detach()), rel=1e-6)
+    assert random.facts["tokenizer"] == str(folder)
     nowhere = toy._replace(repository=str(tmp_path / "nowhere"))
     bytes_of = HuggingFaceSession(nowhere, Setting(seed=0, data=mine, random_weights=True))
     assert (bytes_of.facts["tokenizer"], bytes_of.unit) == ("bytes", "byte")
