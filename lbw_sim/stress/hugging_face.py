@@ -213,16 +213,16 @@ class HuggingFaceSession:
 
 def _model(wanted: LanguageModel, setting: Setting, random: bool) -> nn.Module:
     transformers = _library("transformers")
-    on_gpu = setting.device.startswith("cuda")
-    # a CPU computes in bfloat16 so slowly that nobody would want it
-    number = torch.bfloat16 if wanted.lora and on_gpu else torch.float32
+    number = _number(wanted, setting.device)
     with _seeded(setting.seed, setting.device):
         if random:
             with torch.device(setting.device), _default_dtype(number):
                 model = transformers.AutoModelForCausalLM.from_config(wanted.shape.config())
         else:
             try:
-                model = transformers.AutoModelForCausalLM.from_pretrained(wanted.repository, dtype=number)
+                model = transformers.AutoModelForCausalLM.from_pretrained(
+                    wanted.repository, **{_dtype_name(transformers.__version__): number}
+                )
             except (OSError, ValueError) as error:
                 raise StressError(
                     f"the weights of {wanted.repository} cannot be had: {_first_line(error)}. Where nothing can be "
@@ -248,6 +248,17 @@ def _model(wanted: LanguageModel, setting: Setting, random: bool) -> nn.Module:
     # from_pretrained gives a model in evaluation mode
     module: nn.Module = model.to(setting.device).train()
     return module
+
+
+def _number(wanted: LanguageModel, device: str) -> torch.dtype:
+    """What the weights are kept in. A CPU computes in bfloat16 so slowly that nobody would want it."""
+    return torch.bfloat16 if wanted.lora and device.startswith("cuda") else torch.float32
+
+
+def _dtype_name(version: str) -> str:
+    """transformers renamed the argument in 4.56."""
+    major, minor = (int(part) for part in version.split(".")[:2])
+    return "dtype" if (major, minor) >= (4, 56) else "torch_dtype"
 
 
 def _text(wanted: LanguageModel, setting: Setting) -> _Text:
