@@ -1,14 +1,17 @@
 """Training text that every CPython ships: prose (the language's help topics) and code (standard library sources).
 
-Nothing is downloaded. The text differs a little between Python versions, so losses compare only under equal `digest`s.
+`library` is all of its sources but tests, 12 MB. Nothing is downloaded. The text differs a little between Python
+versions, so losses compare only under equal `digest`s.
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
+import sysconfig
 import tokenize
 from functools import cache
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -26,6 +29,9 @@ CODE_MODULES = (
     "mailbox", "optparse", "pdb", "pickle", "shutil", "statistics", "subprocess", "tarfile", "threading", "typing",
     "unittest.mock",
 )  # fmt: skip
+
+LEAST_CHARACTERS = 10_000
+"""A shorter file has no validation part worth the name."""
 
 VALIDATION_SHARE = 0.1
 """The last part of each text, which no training batch touches."""
@@ -47,7 +53,7 @@ class Corpus(NamedTuple):
 
 @cache
 def corpus(name: str) -> Corpus:
-    """A corpus by name: `prose` or `code`. Raises StressError.
+    """A corpus by name: `prose`, `code` or `library`. Raises StressError.
 
     >>> text = corpus("prose")
     >>> len(text.train) > 300_000, int(text.train.max()) < VOCABULARY
@@ -55,7 +61,25 @@ def corpus(name: str) -> Corpus:
     """
     if name not in _TEXTS:
         raise StressError(unknown_name("corpus", name, _TEXTS))
-    encoded = _TEXTS[name]().encode("ascii", "replace")
+    return _split(name, _TEXTS[name]())
+
+
+@cache
+def text_of(file: Path | None, name: str) -> Corpus:
+    """The text of `file`, in UTF-8, under its own name; without a file the corpus `name`. Raises StressError."""
+    if file is None:
+        return corpus(name)
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise StressError(f"{file} cannot be read as a text in UTF-8: {error}") from None
+    if len(text) < LEAST_CHARACTERS:
+        raise StressError(f"{file} holds {len(text)} characters; a text has to have {LEAST_CHARACTERS} at least")
+    return _split(file.name, text)
+
+
+def _split(name: str, text: str) -> Corpus:
+    encoded = text.encode("ascii", "replace")
     codes = np.frombuffer(encoded, dtype=np.uint8)
     cut = int(len(codes) * (1.0 - VALIDATION_SHARE))
     return Corpus(name, codes[:cut], codes[cut:], hashlib.sha256(encoded).hexdigest()[:16])
@@ -106,4 +130,15 @@ def _code() -> str:
     return "\n".join(sources)
 
 
-_TEXTS = {"prose": _prose, "code": _code}
+def _library() -> str:
+    root = Path(sysconfig.get_paths()["stdlib"])
+    files = [file for file in sorted(root.rglob("*.py")) if not _NOT_LIBRARY & set(file.relative_to(root).parts)]
+    if not files:
+        raise StressError(f"this Python ships without its sources ({root}); corpus 'library' needs them")
+    # some are written in other encodings on purpose
+    return "\n".join(file.read_text(encoding="utf-8", errors="replace") for file in files)
+
+
+_NOT_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idle_test"}
+
+_TEXTS = {"prose": _prose, "code": _code, "library": _library}

@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, SupportsFloat
+from typing import Any, Literal, NamedTuple, SupportsFloat
 
 import numpy as np
 
@@ -295,7 +295,7 @@ def _fork(
                 memory = {"fingerprint": spec.fingerprint, "step": origin.step, "guard": state_to_data(state),
                           "before": state_to_data(before)}  # fmt: skip
                 run_id = _run_id(origin)
-                mode = "active" if acts else "shadow"
+                mode: Literal["active", "shadow"] = "active" if acts else "shadow"
                 leg = Leg(
                     run_id=run_id, spec=spec, mode=mode, channels=channels, first_step=origin.step, memory=memory,
                     origin=origin, **common,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 
@@ -34,7 +34,7 @@ class Leg:
         seed: int,
         run_id: str,
         spec: GuardSpec,
-        mode: str,
+        mode: Literal["active", "shadow"],
         folder: Path,
         checkpoints: Path,
         keep_steps: Collection[int] = (),
@@ -52,7 +52,7 @@ class Leg:
         self.spec = spec
         self.channels = frozenset(channels)
         """Extra telemetry channels that some guard of the fork reads: make the probes that deliver them."""
-        self._mode: Any = mode
+        self.mode = mode
         self._folder, self._checkpoints = folder, checkpoints
         self._keep_steps = frozenset(keep_steps)
         self._memory = memory
@@ -104,7 +104,7 @@ class Leg:
         origin = {} if self._origin is None else self._origin.provenance()
         options["provenance"] = {"seed": self.seed, **(options.get("provenance") or {}), **origin}
         live = attach(
-            optimizer, self.spec, trace=self._folder, run_id=self.run_id, mode=self._mode, unproven=True, **options
+            optimizer, self.spec, trace=self._folder, run_id=self.run_id, mode=self.mode, unproven=True, **options
         )
         if self._memory is not None:
             live.load_state_dict(self._memory)
