@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "backtest": {"errors", "values", "params", "guard", "trace", "replay", "score"},
     "watch": {"errors", "values", "trace", "score"},
     "live": {"errors", "values", "guard", "trace"},
-    "stress": {"errors", "values", "guard", "trace", "live"},
+    "stress": {"errors", "values", "guard", "trace", "score", "live"},
     "plots": {"errors", "values", "trace", "score"},
     "report": {"errors", "values", "guard", "trace", "replay", "score", "plots"},
     "demo": {"errors", "values", "guard", "trace", "replay", "score", "stress", "plots"},

@@ -23,6 +23,7 @@ from lbw_sim.cli import (
     scrub,
     show,
     simulate,
+    stress,
     verify,
     watch,
 )
@@ -70,6 +71,7 @@ for module in (
     plot,
     calibrate,
     simulate,
+    stress,
     scrub,
     components,
 ):

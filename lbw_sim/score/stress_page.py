@@ -66,7 +66,15 @@ def page(judgement: Judgement, *, every_rate: bool = True) -> list[Section]:
     made += [
         _against_adamw(judgement),
         *(_controls(judgement, guard) for guard in facts.controlled),
-        Section("Ranks", "ranks", (), figure="ranks"),
+        Section(
+            "Ranks",
+            "ranks",
+            (
+                "Mean rank of the final loss within each (workload, learning rate), seeds averaged first. Grey bars "
+                "join methods that are not told apart: their mean ranks lie nearer than the critical difference.",
+            ),
+            figure="ranks",
+        ),
         _seed_paper(judgement),
     ]
     for workload in facts.workloads:

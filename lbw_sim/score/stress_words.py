@@ -118,7 +118,7 @@ def _guard(judgement: Judgement, guard: str) -> list[str]:
             if pair.beaten or pair.lower == pair.higher == 0 or name in CEILING:
                 lost.append(f"{words}So {UNBEATEN[name]}.")
             else:
-                open_.append(f"{words}So it may be that {UNBEATEN[name]}; more seeds would settle it.")
+                open_.append(f"{words}So it may be that {UNBEATEN[name]}; more seeds may settle it.")
     if won:
         said.append(f"`{guard}` beats, with an interval that excludes zero: {'; '.join(won)}.")
     said += lost + open_

@@ -18,7 +18,7 @@ from lbw_sim import cli
 LBW = [sys.executable, "-m", "lbw_sim"]
 COMMANDS = (
     "demo", "record", "watch", "import", "show", "label", "replay", "score", "compare", "report", "backtest", "verify",
-    "plot", "scrub", "components", "calibrate", "simulate",
+    "plot", "scrub", "components", "calibrate", "simulate", "stress",
 )  # fmt: skip
 
 RULE = '''
