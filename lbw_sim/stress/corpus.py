@@ -1,12 +1,14 @@
 """Training text that every CPython ships: prose (the language's help topics) and code (standard library sources).
 
-Nothing is downloaded. The text differs a little between Python versions, so losses compare only under equal `digest`s.
+`library` is all of its sources but tests, 12 MB. Nothing is downloaded. The text differs a little between Python
+versions, so losses compare only under equal `digest`s.
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
+import sysconfig
 import tokenize
 from functools import cache
 from pathlib import Path
@@ -51,7 +53,7 @@ class Corpus(NamedTuple):
 
 @cache
 def corpus(name: str) -> Corpus:
-    """A corpus by name: `prose` or `code`. Raises StressError.
+    """A corpus by name: `prose`, `code` or `library`. Raises StressError.
 
     >>> text = corpus("prose")
     >>> len(text.train) > 300_000, int(text.train.max()) < VOCABULARY
@@ -128,4 +130,15 @@ def _code() -> str:
     return "\n".join(sources)
 
 
-_TEXTS = {"prose": _prose, "code": _code}
+def _library() -> str:
+    root = Path(sysconfig.get_paths()["stdlib"])
+    files = [file for file in sorted(root.rglob("*.py")) if not _NOT_LIBRARY & set(file.relative_to(root).parts)]
+    if not files:
+        raise StressError(f"this Python ships without its sources ({root}); corpus 'library' needs them")
+    # some are written in other encodings on purpose
+    return "\n".join(file.read_text(encoding="utf-8", errors="replace") for file in files)
+
+
+_NOT_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idle_test"}
+
+_TEXTS = {"prose": _prose, "code": _code, "library": _library}

@@ -25,7 +25,7 @@ from lbw_sim.stress.faults import Fault
 from lbw_sim.stress.fleet import add_noise
 from lbw_sim.stress.method import Fitting, Workplace
 from lbw_sim.stress.plan import FlightPlan, RunPlan
-from lbw_sim.stress.workload import Facts, Session
+from lbw_sim.stress.workload import Facts, Session, Workload
 from lbw_sim.stress.workloads import workload
 from lbw_sim.trace.labels import write_labels
 from lbw_sim.trace.layout import run_folder_name
@@ -166,7 +166,7 @@ def fly(
         spec = guard if isinstance(guard, GuardSpec) else GuardSpec.load(guard)
         fitting = fitting._replace(guard=spec)
     load = workload(plan.workload)
-    session = load.session(plan.seed, _device(plan.device), data=plan.data, random_weights=plan.random_weights)
+    session = load.session(plan.seed, _device(plan.device, load), data=plan.data, random_weights=plan.random_weights)
     flight = _Flight(plan, fitting, session, "active" if fitting.guard is not None and mode == "active" else "shadow")
     flight.attach(probes, folder, load.snapshots_every, load.snapshots_kept)
     try:
@@ -228,6 +228,8 @@ class _Flight:
         if self.hand is not None and folder is not None:
             chosen.append(self.told)
         back = spec.tables["envelope"]["max_rollbacks"] > 0
+        # the ring has to reach as far as a rollback asks
+        every = max(every, math.ceil(spec.tables["policy"].get("rollback_steps", 0) / max(1, keep - 1)))
         self.live = attach(
             self.optimizer,
             spec,
@@ -374,8 +376,8 @@ class _Flight:
         )
 
 
-def _device(wanted: str) -> str:
-    return wanted if wanted != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+def _device(wanted: str, load: Workload) -> str:
+    return wanted if wanted != "auto" else "cuda" if load.on_gpu and torch.cuda.is_available() else "cpu"
 
 
 def disturb(parameters: Sequence[nn.Parameter], fault: Fault, seed: int, step: int) -> None:

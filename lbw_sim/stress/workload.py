@@ -80,6 +80,8 @@ class Workload:
     trained_parameters: int
     fine_tuning: bool = False
     """It starts from a trained model, so that the loss of the untouched one is a control."""
+    on_gpu: bool = False
+    """It can run on a GPU, and does where there is one; the others are too small to gain by it."""
     loads_weights: bool = False
     """Weights come from a hub unless `random_weights` is set."""
     memory_bytes: int = 0
@@ -105,6 +107,8 @@ class Workload:
         self, seed: int, device: str = "cpu", *, data: Path | None = None, random_weights: bool = False
     ) -> Session:
         """Build model and data of one run. Raises StressError when they cannot be had."""
+        if device != "cpu" and not self.on_gpu:
+            raise StressError(f"workload {self.name!r} runs on cpu, not on {device}: it is too small for anything else")
         if random_weights and not self.loads_weights:
             raise StressError(f"workload {self.name!r} loads no weights: random_weights says nothing about it")
         return self.build(Setting(seed, device, data, random_weights))
