@@ -113,7 +113,7 @@ PRESETS = {
         ),
         Preset(
             name="tiny-full",
-            about="Tiny byte GPTs of three architectures, from scratch and fine-tuned; every method, seven learning rates",
+            about="Tiny byte GPTs of three architectures, from scratch and fine-tuned; every method, seven rates",
             workloads=TINY,
             methods=(BASELINE, *CLIPS, *PUBLISHED, *GUARDS),
             controlled=("guard:paired_rollback",),
@@ -284,10 +284,10 @@ def estimates(plan: SuitePlan, folder: Path) -> list[Estimate]:
     """What a suite will take, workload by workload, without building anything."""
     stored = Ledger(folder / LEDGER).read()
     all_jobs = [*plan.jobs(), *plan.control_jobs()]
-    gpu = plan.device != "cpu" and torch.cuda.is_available()
     made = []
     for name in plan.preset.workloads:
         load, steps = workload(name), plan.steps_of(name)
+        gpu = load.on_gpu and plan.device != "cpu" and torch.cuda.is_available()
         jobs = [job for job in all_jobs if job.workload == name]
         known = [stored[job.key] for job in jobs if job.key in stored and job.method != UNTOUCHED]
         seconds = [entry["run"]["seconds"] for entry in known]
