@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -15,10 +16,11 @@ import multiprocessing
 import os
 import platform
 import shutil
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -198,13 +200,13 @@ class SuitePlan:
         problems += [f"seed={seed} is below 0" for seed in chosen.seeds if seed < 0]
         if self.steps < 0:
             problems.append(f"steps={self.steps} is below 0")
-        for ask in (*chosen.workloads,):
-            problems += _complaint(workload, ask)
+        for name in chosen.workloads:
+            problems += _complaint(workload, name)
         for spec in chosen.methods:
-            found = _complaint(fitted, spec, steps=1)
-            problems += found
-            if not found and method(spec).control:
+            if not _complaint(method, spec) and method(spec).control:
                 problems.append(f"{spec} is a control, which is made from a guard's run; name the guard instead")
+            else:
+                problems += _complaint(fitted, spec, steps=1)
         strangers = [guard for guard in chosen.controlled if guard not in chosen.methods]
         if strangers:
             problems.append(f"controls of {', '.join(strangers)}, which {'is' if len(strangers) == 1 else 'are'} not "
@@ -393,6 +395,13 @@ def _lock(number: int, folder: Path) -> None:
         raise StressError(f"another lbw stress is at work in {folder}; give this one another folder") from None
 
 
+Asked = tuple[FlightPlan, Path | None]
+"""A run, and the folder that its trace goes to."""
+Outcome = dict[str, Any] | Exception
+Pool = Callable[[Sequence[Asked]], Iterator[tuple[int, Outcome]]]
+"""Flies runs; gives the place of each, and what came of it, as they end."""
+
+
 class _Work:
     """What is known of a suite as it goes."""
 
@@ -405,11 +414,10 @@ class _Work:
         """Control -> AdamW's run that it is, bit for bit."""
         self.failures: dict[str, str] = {}
         self.planned = sum(job.method != UNTOUCHED for job in plan.jobs()) + len(plan.control_jobs())
-        self.flown_seconds = 0.0
         self.flown_runs = 0
         self.started = time.monotonic()
 
-    def fly(self, pool: ProcessPoolExecutor, wanted: Sequence[tuple[Job, FlightPlan]]) -> None:
+    def fly(self, pool: Pool, wanted: Sequence[tuple[Job, FlightPlan]]) -> None:
         """Fly those that are not stored, and remember all."""
         waiting: list[tuple[Job, FlightPlan, dict[str, str]]] = []
         for job, flight in wanted:
@@ -420,34 +428,20 @@ class _Work:
             else:
                 waiting.append((job, flight, stamp))
         self._tell()
-        futures: dict[Future[dict[str, Any]], tuple[Job, dict[str, str]]] = {}
-        for job, flight, stamp in waiting:
-            recorded = self.folder / TRACES if self.plan.traces and job.method != UNTOUCHED else None
-            if recorded is not None:
-                # left by a run that was killed, or by one that no longer counts
-                shutil.rmtree(recorded / run_folder_name(job.run_id), ignore_errors=True)
-            futures[pool.submit(_flown, flight, recorded)] = (job, stamp)
-        try:
-            for future in as_completed(futures):
-                job, stamp = futures[future]
-                try:
-                    run = future.result()
-                except BrokenProcessPool:
-                    raise StressError(
-                        f"a process died while flying {job.run_id} (out of memory?); finished runs are kept, and the "
-                        "same command goes on from there"
-                    ) from None
-                except Exception as error:
-                    self.failures[job.key] = f"{type(error).__name__}: {error}"
-                    continue
-                self.ledger.add(job.key, stamp, run)
-                self.runs[job.key] = run
-                self.flown_seconds += run["busy"]
-                self.flown_runs += 1
-                self._tell()
-        finally:
-            for future in futures:
-                future.cancel()
+        for job, _, _ in waiting:
+            # left by a run that was killed, or by one that no longer counts
+            shutil.rmtree(self.folder / TRACES / run_folder_name(job.run_id), ignore_errors=True)
+        traces = self.folder / TRACES if self.plan.traces else None
+        asked = [(flight, None if job.method == UNTOUCHED else traces) for job, flight, _ in waiting]
+        for place, outcome in pool(asked):
+            job, _, stamp = waiting[place]
+            if isinstance(outcome, Exception):
+                self.failures[job.key] = f"{type(outcome).__name__}: {outcome}"
+                continue
+            self.ledger.add(job.key, stamp, outcome)
+            self.runs[job.key] = outcome
+            self.flown_runs += 1
+            self._tell()
 
     def controls(self) -> list[tuple[Job, FlightPlan]]:
         """The flights of all controls whose guarded runs are there."""
@@ -564,10 +558,8 @@ class _Work:
 
 
 def _flown(flight: FlightPlan, folder: Path | None) -> dict[str, Any]:
-    """Fly one run, in a process of its own, on one thread unless there is a GPU; what the ledger keeps."""
-    started = time.perf_counter()
-    run = fly(flight, folder=folder)
-    return {**_measured(run), "busy": time.perf_counter() - started}
+    """Fly one run; what the ledger keeps of it."""
+    return _measured(fly(flight, folder=folder))
 
 
 def _measured(run: Flown) -> dict[str, Any]:
@@ -672,19 +664,59 @@ def _complaint(function: Callable[..., object], *arguments: object, **named: obj
 
 
 @contextlib.contextmanager
-def _pool(processes: int) -> Iterator[ProcessPoolExecutor]:
+def _pool(processes: int) -> Iterator[Pool]:
+    """What flies runs: this process, or several others."""
+    if processes == 1:
+        with _one_thread():
+            yield _here
+        return
     # spawned: a forked child of a process with torch's threads may hang
-    pool = ProcessPoolExecutor(
+    executor = ProcessPoolExecutor(
         processes, mp_context=multiprocessing.get_context("spawn"), initializer=_start, initargs=(os.getpid(),)
     )  # fmt: skip
     try:
-        yield pool
+        yield functools.partial(_elsewhere, executor)
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        executor.shutdown(wait=True, cancel_futures=True)
+
+
+def _here(asked: Sequence[Asked]) -> Iterator[tuple[int, Outcome]]:
+    for place, (flight, folder) in enumerate(asked):
+        try:
+            yield place, _flown(flight, folder)
+        except Exception as error:
+            yield place, error
+
+
+def _elsewhere(executor: ProcessPoolExecutor, asked: Sequence[Asked]) -> Iterator[tuple[int, Outcome]]:
+    futures = {executor.submit(_flown, *ask): place for place, ask in enumerate(asked)}
+    for future in as_completed(futures):
+        try:
+            yield futures[future], future.result()
+        except BrokenProcessPool:
+            raise StressError(
+                f"a process died while flying {asked[futures[future]][0].run_id} or a run beside it (out of memory?); "
+                "finished runs are kept, and the same command goes on from there"
+            ) from None
+        except Exception as error:
+            yield futures[future], error
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Runs are too small for more, and equal to the bit whatever the number of processes."""
+    usual = torch.get_num_threads()
+    if not torch.cuda.is_available():
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(usual)
 
 
 def _start(parent: int) -> None:
-    """In a new process: one thread on a CPU, and no life after the parent's."""
+    """In a new process: one thread on a CPU, Ctrl-C left to the parent, and no life after the parent's."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     if not torch.cuda.is_available():
         torch.set_num_threads(1)
 
