@@ -15,15 +15,17 @@ from typing import Any
 import pytest
 import torch
 
+from lbw_sim.errors import StressError
 from lbw_sim.guard import GuardSpec
 from lbw_sim.live import Probe
 from lbw_sim.live.probes import Canary, PairedProbe
 from lbw_sim.replay import verify
+from lbw_sim.score.control import control_summary
 from lbw_sim.stress import faults
 from lbw_sim.stress.faults import Fault
 from lbw_sim.stress.fleet import batches, train
 from lbw_sim.stress.flown import Flown, fly
-from lbw_sim.stress.plan import RunPlan
+from lbw_sim.stress.plan import FlightPlan, RunPlan
 from lbw_sim.stress.text import CANARY_SEED
 from lbw_sim.stress.tiny_gpt import TinyGpt
 from lbw_sim.trace import read_trace
@@ -64,6 +66,39 @@ def test_a_flown_run_is_the_fleets_run(fault: Fault) -> None:
     (fleets,) = train([mine])
     assert fly(mine).validation_loss == pytest.approx(fleets.validation_loss, rel=1e-3, nan_ok=True)
     assert math.isnan(fleets.validation_loss) == (fault.name == "nan_gradient")
+
+
+def test_a_flight_says_of_itself_what_its_trace_says(tmp_path: Path) -> None:
+    guarded = FlightPlan(method="guard:paired_rollback", lr=0.1, steps=60, fault=faults.nan_loss(5))
+    flown = fly(guarded, folder=tmp_path / "guarded")
+    trace = read_trace(tmp_path / "guarded")
+    summary = control_summary(trace.to_numpy("all"))
+    assert flown.skipped_steps == summary.skipped_steps >= 3
+    assert rollbacks(flown) == summary.rollbacks >= 1
+    assert flown.energy == pytest.approx(summary.control_energy)
+    assert flown.energy > 1.0
+    assert flown.active_steps == summary.control_active_steps
+    assert flown.regime_switches == summary.regime_switches
+    assert flown.stress_steps == summary.stress_mode_steps
+    assert flown.mean_effective_lr == pytest.approx(float(trace.to_numpy("all")["effective_lr"].mean()))
+    assert flown.tokens == 60 * 384
+    assert len(trace.labels) == 1
+    with pytest.raises(StressError, match="holds post_ln-guard_paired_rollback"):
+        fly(guarded, folder=tmp_path / "guarded")
+
+    handed = FlightPlan(workload="lstm", method="stable_adamw", lr=1.0, steps=20, seed=3, validate_every=8)
+    flown = fly(handed, folder=tmp_path / "handed")
+    trace = read_trace(tmp_path / "handed")
+    facts = trace.meta.provenance
+    told = (facts["workload"], facts["method"], facts["peak_lr"], facts["seed"], facts["text"])
+    assert told == ("lstm", "stable_adamw", 1.0, 3, "prose")
+    columns = trace.to_numpy()
+    assert columns["loss"].tolist() == pytest.approx(list(flown.losses))
+    assert columns["method_scale"].tolist() == list(flown.scales)
+    assert min(flown.scales) < 1.0
+    assert [step for step, _ in flown.validation_curve] == [8, 16]
+    assert flown.validation_loss not in [loss for _, loss in flown.validation_curve]
+    assert flown.perplexity == math.exp(flown.validation_loss)
 
 
 @pytest.mark.parametrize("guard", ["paired_rollback", "canary_rollback"])
