@@ -14,6 +14,7 @@ from lbw_sim.score.seed_paper import published_rows
 from lbw_sim.score.significance import LEVEL, Estimate, mean_estimate
 from lbw_sim.score.stress_judgement import (
     BEST_RATE,
+    FROM,
     TARGET_TOLERANCE,
     UNTOUCHED,
     Judgement,
@@ -154,23 +155,25 @@ def _losses(judgement: Judgement, workload: WorkloadFacts) -> Section:
     best = mean_estimate([run.final_loss for run in plain.at_best.values()])
     rows.append(
         {"method": f"{BEST_RATE} ({plain.best_lr:g})", **dict.fromkeys((f"{lr:g}" for lr in rates), spread_of(best)),
-         "sensitivity": "0 by definition", "effective": nan, "decades": nan, "diverged": nan}
+         "sensitivity": "0 by definition", "from": nan, "effective": nan, "decades": nan, "diverged": nan}
     )  # fmt: skip
     if workload.fine_tuning:
         before = spread_of(mean_estimate(_first_losses(suite.of(workload.name, BASELINE))))
         rows.append(
-            {"method": UNTOUCHED, **dict.fromkeys((f"{lr:g}" for lr in rates), before), "sensitivity": nan,
+            {"method": UNTOUCHED, **dict.fromkeys((f"{lr:g}" for lr in rates), before), "sensitivity": nan, "from": nan,
              "effective": nan, "decades": nan, "diverged": nan}
         )  # fmt: skip
     return Section(
         f"{workload.name}: final validation loss", f"loss-{workload.name}",
         (f"nats per {workload.unit}, mean over seeds ± half the {100 * LEVEL:.0f} % interval (Student's t). "
          "Sensitivity: mean over these learning rates of the loss, at most that before training, above AdamW's best; "
+         f"again from {FROM:g} times the best learning rate up, for no guard that only lowers can mend one too low; "
          "the effective one weighs by the logarithm of the mean learning rate applied, over so many decades. Controls "
          "stand at the guarded run's nominal learning rate.",),
         columns=(
             Column("method", "method"), *(Column(f"{lr:g}", f"{lr:g}", "s") for lr in rates),
-            Column("sensitivity", "sensitivity", "s"), Column("effective", "effective", ".3f"),
+            Column("sensitivity", "sensitivity", "s"),
+            Column("from", f"from {FROM:g} × best", "s"), Column("effective", "effective", ".3f"),
             Column("decades", "decades", ".1f"), Column("diverged", "diverged", "d"),
         ),
         rows=tuple(rows),
@@ -180,6 +183,7 @@ def _losses(judgement: Judgement, workload: WorkloadFacts) -> Section:
 def _sensitivities(found: Standing) -> Row:
     return {
         "sensitivity": interval(found.sensitivity),
+        "from": interval(found.sensitivity_from),
         "effective": found.effective_sensitivity.mean,
         "decades": found.decades,
         "diverged": found.diverged,
@@ -317,6 +321,7 @@ def _every_row(judgement: Judgement, workload: WorkloadFacts, *, every_rate: boo
         columns=(
             Column("lr", "LR", "g"), Column("method", "method"), Column("loss", "final loss", ".3f"),
             Column("perplexity", "perplexity", ".4g"), Column("seconds", "wall-clock, s", ".2f"),
+            Column("cpu", "CPU, s", ".2f"),
             Column("tokens_per_second", f"{workload.unit}s/s", ",.0f"), Column("speed_up", "speed-up", ".2f"),
             Column("active", "active", ".0f"), Column("switches", "switches", ".1f"), Column("stress", "stress", ".0f"),
             Column("scale", "mean scale", ".3f"), Column("lowest", "lowest", ".3f"), Column("energy", "energy", ".1f"),
@@ -335,6 +340,7 @@ def measures(runs: Sequence[SuiteRun]) -> dict[str, Any]:
         "loss": loss,
         "perplexity": math.exp(min(loss, 700.0)) if not math.isnan(loss) else nan,
         "seconds": seconds,
+        "cpu": _mean([run.cpu_seconds for run in runs]),
         "tokens_per_second": _mean([run.tokens for run in runs]) / seconds if seconds > 0.0 else nan,
         "active": _mean([run.control_active_steps for run in runs]),
         "switches": _mean([run.regime_switches for run in runs]),

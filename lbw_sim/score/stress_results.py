@@ -55,6 +55,8 @@ class SuiteRun(NamedTuple):
     loss is known."""
     seconds: float
     """Wall-clock time of training, probes and snapshots included, validation not."""
+    cpu_seconds: float
+    """Of the same part: what to compare on a machine that others use as well."""
     mean_lr: float
     """Mean over steps of the scheduled learning rate."""
     mean_effective_lr: float

@@ -11,6 +11,7 @@ from lbw_sim.score.significance import LEVEL, Estimate
 from lbw_sim.score.stress_judgement import (
     BARS,
     BEST_RATE,
+    FROM,
     TIE,
     UNTOUCHED,
     Judgement,
@@ -146,7 +147,8 @@ def _bars(judgement: Judgement, guard: str) -> list[str]:
     short = {found.workload: missed(found) for found in standings}
     met = [name for name, gone in short.items() if not gone]
     said = [
-        f"Bars for a guard without tuning (sensitivity ≤ {BARS.sensitivity:g} nats; within "
+        f"Bars for a guard without tuning (sensitivity ≤ {BARS.sensitivity:g} nats over learning rates from "
+        f"{FROM:g} times the best up; within "
         f"{100 * BARS.high_excess:g} % of the best loss at 10 to 100 times the best learning rate; harm at and below "
         f"it ≤ {100 * BARS.harm:g} % in the mean and ≤ {100 * BARS.harm_worst:g} % on any seed): `{guard}` meets them "
         f"on {', '.join(met) or 'no workload here'}."

@@ -22,7 +22,7 @@ def run(
     return SuiteRun(
         workload=workload, method=method, control_of=control_of, lr=lr, seed=seed,
         run_id=f"{workload}-{method}-{control_of}-{lr}-{seed}", steps=100, tokens=1000, initial_loss=INITIAL,
-        final_loss=loss, train_loss=loss, tokens_to_target=to_target, seconds=2.0, mean_lr=lr / 2.0,
+        final_loss=loss, train_loss=loss, tokens_to_target=to_target, seconds=2.0, cpu_seconds=1.5, mean_lr=lr / 2.0,
         mean_effective_lr=scale * lr / 2.0, control_energy=100.0 * (1.0 - scale) ** 2,
         control_active_steps=100 * (scale < 1.0), regime_switches=2, stress_mode_steps=3, mean_scale=scale,
         min_scale=scale, skipped_steps=0, rollbacks=0, retrained_steps=retrained,

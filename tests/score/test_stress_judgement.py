@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 
 import pytest
-from stress_runs import GUARD, INITIAL, grid, run, suite
+from stress_runs import GUARD, INITIAL, SEEDS, grid, run, suite
 
 from lbw_sim.errors import ScoreError
 from lbw_sim.score.stress_judgement import BEST_RATE, UNTOUCHED, Standing, judge, missed
@@ -28,6 +28,7 @@ def test_a_planted_grid_gives_its_sensitivity_harm_rescue_and_compute() -> None:
     plain, guard = standing(made, "adamw"), standing(made, GUARD)
     assert judge(made).references["tiny"].best_lr == 0.01
     assert plain.sensitivity.mean == pytest.approx((0.0 + 1.0 + 2.0) / 3)
+    assert guard.sensitivity_from == guard.sensitivity, "the grid begins at its best"
     assert guard.sensitivity.mean == pytest.approx((0.0 + 0.01 + 0.02) / 3)
     # equal distances in the logarithm: the trapezoid halves the ends
     assert plain.effective_sensitivity.mean == pytest.approx((0.0 / 2 + 1.0 + 2.0 / 2) / 2)
@@ -39,6 +40,14 @@ def test_a_planted_grid_gives_its_sensitivity_harm_rescue_and_compute() -> None:
     assert (plain.lost_share.mean, guard.lost_share.mean) == pytest.approx((2 / 3, 0.0))
     assert missed(guard) == []
     assert len(missed(plain)) == 2
+
+
+def test_a_learning_rate_that_is_too_low_counts_but_not_against_the_bar() -> None:
+    slow = [run(who, 0.001, seed, 3.5) for who in ("adamw", GUARD) for seed in SEEDS]
+    found = standing(suite([*grid(), *slow]), GUARD)
+    assert found.sensitivity_from.mean == pytest.approx((0.0 + 0.01 + 0.02) / 3)
+    assert found.sensitivity.mean == pytest.approx((3.5 - 2.01 + 0.0 + 0.01 + 0.02) / 4)
+    assert missed(found) == []
 
 
 def test_harm_is_the_worst_seed_at_or_below_the_best_learning_rate_and_nowhere_else() -> None:
