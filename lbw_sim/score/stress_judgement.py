@@ -25,8 +25,8 @@ TIE = 0.001
 TARGET_TOLERANCE = 0.01
 """How near to the loss of AdamW at its best learning rate a run must come to have reached it."""
 FROM = 0.3
-"""Multiple of the best learning rate from which a guard's sensitivity is held against its bar: no guard that only lowers
-a learning rate can do anything for one that is too low."""
+"""Multiple of the best learning rate from which sensitivity is held against its bar: no guard that only lowers a
+learning rate can do anything for one that is too low."""
 HIGH = (10.0, 100.0)
 """Multiples of the best learning rate, both inclusive, that are called far too high."""
 nan = math.nan

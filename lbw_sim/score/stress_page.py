@@ -56,8 +56,8 @@ def page(judgement: Judgement, *, every_rate: bool = True) -> list[Section]:
         Section(
             "Sensitivity to the learning rate", "sensitivity",
             ("Final validation loss against the nominal learning rate, and against the one that was applied in the "
-             "mean. A guard rescales the learning rate: a curve that is flat in the upper row and lies on AdamW's in "
-             "the lower one is a guard that found a lower learning rate.",),
+             "mean. A guard rescales the learning rate: a curve that is flat at the left and lies on AdamW's at "
+             "the right is a guard that found a lower learning rate.",),
             figure="sensitivity",
         ),
     ]  # fmt: skip
@@ -182,8 +182,8 @@ def _losses(judgement: Judgement, workload: WorkloadFacts) -> Section:
 
 def _sensitivities(found: Standing) -> Row:
     return {
-        "sensitivity": interval(found.sensitivity),
-        "from": interval(found.sensitivity_from),
+        "sensitivity": spread_of(found.sensitivity),
+        "from": spread_of(found.sensitivity_from),
         "effective": found.effective_sensitivity.mean,
         "decades": found.decades,
         "diverged": found.diverged,
@@ -373,7 +373,7 @@ def spread_of(estimate: Estimate) -> str:
 def _percent(estimate: Estimate, digits: int = 2) -> str:
     if math.isnan(estimate.low):
         return percent(estimate.mean, digits)
-    return f"{percent(estimate.mean, digits)} ({percent(estimate.low, digits)} to {percent(estimate.high, digits)})"
+    return f"{100.0 * estimate.mean:+.{digits}f} ± {100.0 * estimate.half:.{digits}f} %"
 
 
 def _first_losses(runs: Sequence[SuiteRun]) -> list[float]:
