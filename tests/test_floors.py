@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "tune": {"errors", "values", "params", "guard", "trace", "replay", "simulate", "score", "backtest"},
     "watch": {"errors", "values", "trace", "score"},
     "live": {"errors", "values", "guard", "trace"},
-    "stress": {"errors", "values", "guard", "trace", "replay", "live"},
+    "stress": {"errors", "values", "guard", "trace", "replay", "score", "live"},
     "plots": {"errors", "values", "trace", "score"},
     "report": {"errors", "values", "guard", "trace", "replay", "score", "plots"},
     "demo": {"errors", "values", "guard", "trace", "replay", "score", "stress", "plots"},

@@ -24,7 +24,8 @@ MOST_LISTED = 10
 
 def report(
     traces: Annotated[
-        list[Path] | None, typer.Argument(help="Folders of traces, runs' folders, or Parquet files.")
+        list[Path] | None,
+        typer.Argument(help="Folders of traces, runs' folders, Parquet files, or the folder of one lbw stress."),
     ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="The HTML file to write.")] = Path("report.html"),
     import_: Annotated[
@@ -70,10 +71,16 @@ def report(
 
     Per run the loss with regimes, alarms, scale and control energy, what the guard saw around each alarm, what every
     published rule would have said, budgets, provenance and warnings; over all runs a comparison and, where events are
-    labelled, recall against false alarms. Replayed guards saw recorded losses: nothing here is a gain.
+    labelled, recall against false alarms. Replayed guards saw recorded losses: nothing here is a gain. Of a folder that
+    lbw stress wrote it shows the suite: findings, tables, sensitivity to the learning rate, ranks.
     """
     from lbw_sim.report import ReportOptions, build_report, write_report
+    from lbw_sim.score.stress_results import is_suite
 
+    suites = [path for path in traces or () if is_suite(path)]
+    if suites:
+        _suite(suites, list(traces or ()), bool(import_), out, title)
+        return
     if not traces and not import_:
         raise LbwError("say which traces: lbw report FOLDER, or lbw report --import FOLDER_OF_LOGS")
     if not import_ and (keep is not None or labels is not None):
@@ -112,6 +119,22 @@ def report(
         typer.echo(f"not imported: {len(passed_over) - MOST_LISTED} more files; lbw import lists them", err=True)
     size = len(made.html.encode("utf-8", "replace")) / 1e6
     typer.echo(f"{len(made.runs)} runs, {len(made.detailed)} of them in detail: {out} ({size:.1f} MB)")
+
+
+def _suite(suites: list[Path], named: list[Path], imports: bool, out: Path, title: str) -> None:
+    """The page of a stress suite, which is a page of its own."""
+    from lbw_sim.report import Report, write_report
+    from lbw_sim.report.suite import suite_page
+    from lbw_sim.score.stress_results import read_suite
+
+    if len(named) > 1 or imports:
+        raise LbwError(
+            f"{suites[0]} is a stress suite, and a page shows one suite and nothing else; its runs' own page is "
+            f"lbw report {suites[0] / 'traces'}"
+        )
+    suite = read_suite(suites[0])
+    write_report(Report(suite_page(suite, title), (), ()), out)
+    typer.echo(f"stress suite {suite.facts.preset}, {suite.facts.finished_runs} runs: {out}")
 
 
 def _chosen(folders: list[Path], wanted: list[str] | None) -> list[Trace]:

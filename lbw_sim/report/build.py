@@ -149,7 +149,7 @@ def _build(traces: Sequence[Trace], options: ReportOptions, tell: Progress, stac
     if len(runs) > 1:
         parts.insert(1, _contents(anchors, parts))
     parts.append(_foot(runs, detailed, stamps, options))
-    return Report(_page(_title(runs, options), parts), tuple(runs), tuple(detailed))
+    return Report(page_of(_title(runs, options), parts), tuple(runs), tuple(detailed))
 
 
 def write_report(report: Report, path: str | Path) -> Path:
@@ -408,7 +408,8 @@ def _foot(
     return element("footer", [element("p", text, class_="quiet") for text in said])
 
 
-def _page(title: str, parts: Sequence[Child]) -> str:
+def page_of(title: str, parts: Sequence[Child]) -> str:
+    """A whole document of some parts, which loads nothing and runs nothing."""
     css = (resources.files("lbw_sim.report") / "report.css").read_text(encoding="utf-8")
     css = css.replace("LIGHT_VARIABLES", colour_variables(dark=False))
     css = css.replace("DARK_VARIABLES", colour_variables(dark=True))

@@ -13,7 +13,7 @@ from commands import lbw, lbw_alone
 
 COMMANDS = (
     "demo", "record", "watch", "import", "show", "label", "replay", "score", "compare", "report", "backtest", "verify",
-    "plot", "scrub", "components", "calibrate", "simulate",
+    "plot", "scrub", "components", "calibrate", "simulate", "stress",
 )  # fmt: skip
 
 RULE = '''
@@ -177,6 +177,10 @@ def test_an_analyzer_dropped_into_a_folder_is_listed_checked_replayed_and_scored
         (["record", "--lr", "-1"], "lr=-1.0"),
         (["demo", "--out", "{traces}"], "is not empty"),
         (["components", "--plugin", "nothing.py"], "no such Python file"),
+        (["stress", "tinny"], "Did you mean 'tiny'?"),
+        (["stress", "tiny", "--seeds", "one"], "neither a whole number nor a range"),
+        (["stress", "tiny", "--lrs", "fast"], "'fast' is not a number"),
+        (["stress", "tiny", "--methods", "adamw,guard:defualt", "--dry-run"], "Did you mean 'default'?"),
     ],
 )
 def test_a_mistake_is_one_line_on_standard_error_and_exit_code_2(
@@ -258,3 +262,14 @@ def test_a_wrong_label_is_refused_and_nothing_is_written(arguments: list[str], m
     before = files()
     assert message in lbw("label", own_traces, *arguments, code=2).stderr
     assert files() == before
+
+
+def test_stress_says_what_it_will_take_and_builds_nothing(tmp_path: Path) -> None:
+    ask = ["stress", "qwen2.5-7b", "-o", tmp_path / "out", "--seeds", "400-402", "--lrs", "0.001", "--dry-run"]
+    (row,) = json.loads(lbw(*ask, "--methods", "adamw,guard:default", "--json").stdout)
+    # two methods and the guard's four controls, three seeds, 500 steps
+    assert (row["runs"], row["steps"]) == (18, 9000)
+    assert row["seconds"] > 3600
+    said = lbw(*ask).stdout
+    assert "Nothing was built" in said
+    assert not (tmp_path / "out").exists()
