@@ -122,6 +122,9 @@ class Signals(NamedTuple):
     """Loss of a batch that never changes; nats. nan on the steps on which it was not evaluated."""
     initial_weight_rms: float = nan
     """Root mean square of the weight matrices before training."""
+    full_step_lr: float = nan
+    """Learning rate at which one step of Adam, its elements all pulling one way, is as large as a typical weight matrix
+    before training."""
     extra: tuple[float, ...] = ()
     """Further channels passed through, in the order in which the sensor names them."""
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lbw_sim.guard import GuardSpec
 from lbw_sim.live import Probe, Snapshots, attach
-from lbw_sim.live.probes import Canary, InitialWeightRms, PairedProbe, UpdateNorm
+from lbw_sim.live.probes import Canary, FullStepLr, InitialWeightRms, PairedProbe, UpdateNorm
 from lbw_sim.stress.corpus import corpus, training_windows
 from lbw_sim.stress.faults import Fault
 from lbw_sim.stress.fleet import add_noise, batches, validate
@@ -77,6 +77,7 @@ def every_probe(model: TinyGpt, optimizer: torch.optim.Optimizer, seed: int) -> 
         Canary(model, lambda: model(canary), every_steps=MEASURE_EVERY),
         PairedProbe(model, model, every_steps=MEASURE_EVERY, span_steps=SPAN),
         InitialWeightRms(model),
+        FullStepLr(model),
         UpdateNorm(optimizer),
     ]
 
