@@ -9,6 +9,7 @@ import hashlib
 import importlib.util
 import tokenize
 from functools import cache
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -26,6 +27,9 @@ CODE_MODULES = (
     "mailbox", "optparse", "pdb", "pickle", "shutil", "statistics", "subprocess", "tarfile", "threading", "typing",
     "unittest.mock",
 )  # fmt: skip
+
+LEAST_CHARACTERS = 10_000
+"""A shorter file has no validation part worth the name."""
 
 VALIDATION_SHARE = 0.1
 """The last part of each text, which no training batch touches."""
@@ -55,7 +59,25 @@ def corpus(name: str) -> Corpus:
     """
     if name not in _TEXTS:
         raise StressError(unknown_name("corpus", name, _TEXTS))
-    encoded = _TEXTS[name]().encode("ascii", "replace")
+    return _split(name, _TEXTS[name]())
+
+
+@cache
+def text_of(file: Path | None, name: str) -> Corpus:
+    """The text of `file`, in UTF-8, under its own name; without a file the corpus `name`. Raises StressError."""
+    if file is None:
+        return corpus(name)
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise StressError(f"{file} cannot be read as a text in UTF-8: {error}") from None
+    if len(text) < LEAST_CHARACTERS:
+        raise StressError(f"{file} holds {len(text)} characters; a text has to have {LEAST_CHARACTERS} at least")
+    return _split(file.name, text)
+
+
+def _split(name: str, text: str) -> Corpus:
+    encoded = text.encode("ascii", "replace")
     codes = np.frombuffer(encoded, dtype=np.uint8)
     cut = int(len(codes) * (1.0 - VALIDATION_SHARE))
     return Corpus(name, codes[:cut], codes[cut:], hashlib.sha256(encoded).hexdigest()[:16])

@@ -289,8 +289,9 @@ def batches(plans: Sequence[RunPlan], step: int) -> tuple[Tensor, Tensor]:
 
 
 def add_noise(gradient: Tensor, ratio: float, seed: int, step: int) -> None:
-    """Add Gaussian noise of `ratio` times the norm to one run's gradient, in place."""
-    noise = torch.from_numpy(np.random.default_rng((3, seed, step)).standard_normal(PARAMETERS, dtype=np.float32))
+    """Add Gaussian noise of `ratio` times the norm to one run's gradient [parameters], in place."""
+    drawn = np.random.default_rng((3, seed, step)).standard_normal(len(gradient), dtype=np.float32)
+    noise = torch.from_numpy(drawn).to(gradient.device)
     gradient += noise * (ratio * gradient.norm() / noise.norm())
 
 

@@ -10,7 +10,7 @@ import math
 from typing import Literal, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from lbw_sim.stress.corpus import VOCABULARY
@@ -95,3 +95,25 @@ def _attention(x: Tensor, into: Tensor, out: Tensor, batch: int, architecture: s
         query, key = _norm(query), _norm(key)
     mixed = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
     return torch.bmm(mixed.transpose(1, 2).reshape(runs, batch * CONTEXT, WIDTH), out)
+
+
+class TinyGpt(nn.Module):
+    """One run's tiny GPT as a module: one parameter for each weight matrix; gives the loss of one batch."""
+
+    def __init__(self, seed: int, architecture: str) -> None:
+        super().__init__()
+        self.architecture = architecture
+        parts = torch.split_with_sizes(initial_weights(seed), SIZES)
+        self.matrices = nn.ParameterList(
+            nn.Parameter(part.clone().view(shape)) for part, shape in zip(parts, SHAPES.values(), strict=True)
+        )
+
+    @property
+    def weights(self) -> Tensor:
+        """All weights in one row; [1, PARAMETERS]."""
+        return torch.cat([matrix.reshape(-1) for matrix in self.matrices]).unsqueeze(0)
+
+    def forward(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        """Mean cross-entropy of inputs and labels, [batch, CONTEXT] or [1, batch, CONTEXT] each; nats per byte."""
+        inputs, labels = (part if part.dim() == 3 else part.unsqueeze(0) for part in batch)
+        return losses(self.weights, inputs, labels, self.architecture)[0]

@@ -22,8 +22,10 @@ from lbw_sim.replay import verify
 from lbw_sim.stress import faults
 from lbw_sim.stress.faults import Fault
 from lbw_sim.stress.fleet import batches, train
-from lbw_sim.stress.flown import CANARY_SEED, Flown, TinyGpt, fly
+from lbw_sim.stress.flown import Flown, fly
 from lbw_sim.stress.plan import RunPlan
+from lbw_sim.stress.text import CANARY_SEED
+from lbw_sim.stress.tiny_gpt import TinyGpt
 from lbw_sim.trace import read_trace
 from lbw_sim.values import UNSAFE_REGIMES, Posture, Regime
 
