@@ -125,6 +125,9 @@ class Signals(NamedTuple):
     full_step_lr: float = nan
     """Learning rate at which one step of Adam, its elements all pulling one way, is as large as a typical weight matrix
     before training."""
+    gain_ratio: float = nan
+    """Trust-region ratio of the last measured steps: change of the loss of their own batches over the change that their
+    gradients promised; 1 when all of it came true, 0 when nothing did."""
     extra: tuple[float, ...] = ()
     """Further channels passed through, in the order in which the sensor names them."""
 

@@ -10,6 +10,7 @@ from lbw_sim.live.probes.grad_norm import GradNorm
 from lbw_sim.live.probes.initial_weight_rms import InitialWeightRms
 from lbw_sim.live.probes.paired import PairedProbe
 from lbw_sim.live.probes.robust_rms import RobustRms
+from lbw_sim.live.probes.step_trust import StepTrust
 from lbw_sim.live.probes.update_norm import UpdateNorm
 
-__all__ = ["Canary", "FullStepLr", "GradNorm", "InitialWeightRms", "PairedProbe", "RobustRms", "UpdateNorm"]
+__all__ = ["Canary", "FullStepLr", "GradNorm", "InitialWeightRms", "PairedProbe", "RobustRms", "StepTrust", "UpdateNorm"]
