@@ -230,6 +230,8 @@ class _Flight:
         if self.hand is not None and folder is not None:
             chosen.append(self.told)
         back = spec.tables["envelope"]["max_rollbacks"] > 0
+        # the ring has to reach as far as a rollback asks
+        every = max(every, math.ceil(spec.tables["policy"].get("rollback_steps", 0) / max(1, keep - 1)))
         self.live = attach(
             self.optimizer,
             spec,

@@ -127,7 +127,7 @@ class FlightPlan:
     id too.
 
     >>> FlightPlan(workload="pre_ln", method="clip:0.5").run_id
-    'pre_ln-clip_0.5-lr0.003-seed0'
+    'pre_ln-clip_0.5-lr0.01-seed0'
     """
 
     workload: str = "post_ln"

@@ -48,7 +48,7 @@ def _pretrained(architecture: str, seed: int) -> dict[str, torch.Tensor]:
 
 _SHOWN = {"post_ln": "Post-LN", "pre_ln": "Pre-LN", "pre_ln_qk_norm": "Pre-LN with normalised queries and keys:"}
 _RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
-_BEST = {"post_ln": 1e-2, "pre_ln": 3e-3, "pre_ln_qk_norm": 1e-2}
+_BEST = {"post_ln": 1e-2, "pre_ln": 1e-2, "pre_ln_qk_norm": 3e-2}
 
 TINY_GPTS = tuple(
     Workload(
