@@ -21,16 +21,21 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor, nn
+from torch.nn import functional
 
 from lbw_sim.guard import GuardSpec
 from lbw_sim.stress import faults
-from lbw_sim.stress.corpus import VOCABULARY, corpus
+from lbw_sim.stress.corpus import VOCABULARY, corpus, text_of
 from lbw_sim.stress.faults import Fault
 from lbw_sim.stress.flown import fly
-from lbw_sim.stress.plan import RunPlan
+from lbw_sim.stress.plan import FlightPlan
+from lbw_sim.stress.text import ByteText, TextSession
+from lbw_sim.stress.workload import Setting, Workload
+from lbw_sim.stress.workloads import WORKLOADS
 
 SEEDS = (0, 1, 2)
-ARCHITECTURES = ("post_ln", "pre_ln")
+MODELS = ("post_ln", "pre_ln", "gru")
 RATES = (3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
 STEPS = 300
 FAULT_LR, FAULT_STEPS, ONSET = 5e-3, 400, 200
@@ -52,7 +57,7 @@ class Candidate(NamedTuple):
     preset: str
     changes: dict[str, Any]
     cases: str
-    """`rates`, or `wrong cap` (the three highest rates, post-LN only) or `faults`."""
+    """`rates`; `few`, three of them on two seeds; or `faults`."""
     why: str
 
 
@@ -60,16 +65,54 @@ CANDIDATES: dict[str, Candidate] = {
     "adamw": Candidate("never", {}, "rates", "nothing"),
     "adamw_faults": Candidate("never", {}, "faults", "nothing"),
     "static_cap": Candidate("static_cap", {}, "rates", "the baseline"),
-    "cap": Candidate("adaptive_cap", {}, "rates", "schedule shrunk to a quarter of full_step_lr"),
-    "cap_faults": Candidate("adaptive_cap", {}, "faults", "the same under faults"),
-    "x4": Candidate("adaptive_cap", {"analyzer.share": 1.0}, "wrong cap", "the first cap four times too high"),
+    "trust": Candidate("adaptive_cap", {}, "rates", "cap learned from the trust-region ratio"),
+    "up_1.15": Candidate("adaptive_cap", {"analyzer.up": 1.15}, "few", "slower growth"),
+    "grow_0.8": Candidate("adaptive_cap", {"analyzer.grow_ratio": 0.8}, "few", "growth at a lower ratio"),
+    "cut_0.6": Candidate("adaptive_cap", {"analyzer.cut_ratio": 0.6}, "few", "cut at a lower ratio"),
+    "cut_0.7": Candidate("adaptive_cap", {"analyzer.cut_ratio": 0.7}, "few", "cut at a higher ratio"),
+    "trust_faults": Candidate("adaptive_cap", {}, "faults", "the same under faults"),
 }
+
+
+class Gru(nn.Module):
+    """A development model that is no transformer: byte GRU, torch's own initial weights."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        # torch's layers draw from the global generator
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.tokens = nn.Embedding(VOCABULARY, 24)
+            self.gru = nn.GRU(24, 48, batch_first=True)
+            self.head = nn.Linear(48, VOCABULARY)
+
+    def forward(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        states, _ = self.gru(self.tokens(batch[0]))
+        return functional.cross_entropy(self.head(states).flatten(0, 1), batch[1].reshape(-1))
+
+
+def gru_session(setting: Setting) -> TextSession:
+    return TextSession(Gru(setting.seed), ByteText(text_of(None, "prose"), setting.seed, 12, 32), 12 * 32)
+
+
+# of development only, so it has no file among the suite's workloads
+WORKLOADS["gru"] = Workload(
+    name="gru",
+    about="Byte GRU, one layer of 48, on Python's help topics.",
+    build=gru_session,
+    reference_lr=3e-2,
+    rates=(1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0),
+    steps=STEPS,
+    tokens_per_step=12 * 32,
+    parameters=20_000,
+    trained_parameters=20_000,
+)
 
 
 class Case(NamedTuple):
     """One run of a candidate."""
 
-    architecture: str
+    model: str
     lr: float
     fault: str
     seed: int
@@ -78,10 +121,10 @@ class Case(NamedTuple):
 def cases_of(kind: str) -> list[Case]:
     """The runs that a candidate is judged by."""
     if kind == "faults":
-        return [Case(a, FAULT_LR, fault, seed) for a in ARCHITECTURES for fault in FAULTS for seed in SEEDS]
-    rates = RATES[2:] if kind == "wrong cap" else RATES
-    models = ARCHITECTURES[:1] if kind == "wrong cap" else ARCHITECTURES
-    return [Case(a, lr, "none", seed) for a in models for lr in rates for seed in SEEDS]
+        return [Case(a, FAULT_LR, fault, seed) for a in MODELS[:2] for fault in FAULTS for seed in SEEDS]
+    rates = RATES if kind == "rates" else (1e-2, 1e-1, 1.0)
+    seeds = SEEDS if kind == "rates" else SEEDS[:2]
+    return [Case(a, lr, "none", seed) for a in MODELS for lr in rates for seed in seeds]
 
 
 class Outcome(NamedTuple):
@@ -99,16 +142,15 @@ def flown(spec: GuardSpec, case: Case) -> Outcome:
     """Fly one run; in a process of its own, on one thread."""
     torch.set_num_threads(1)
     started = time.process_time()
-    plan = RunPlan(
-        run_id="it",
-        architecture=case.architecture,
+    plan = FlightPlan(
+        workload=case.model,
         lr=case.lr,
         seed=case.seed,
         steps=STEPS if case.lr != FAULT_LR else FAULT_STEPS,
         fault=FAULTS[case.fault](),
     )
     run = fly(plan, spec)
-    scales = [decision.scale for decision in run.decisions]
+    scales = run.scales
     return Outcome(
         run.validation_loss,
         len(run.rolled_back_to),
@@ -159,9 +201,9 @@ def show(name: str, outcomes: dict[tuple[str, Case], Outcome]) -> None:
     groups: dict[tuple[str, float, str], list[Outcome]] = {}
     for case, outcome in mine.items():
         groups.setdefault(case[:3], []).append(outcome)
-    for (architecture, lr, fault), found in groups.items():
+    for (model, lr, fault), found in groups.items():
         print(
-            f"{architecture:8} {lr:<6g} {fault:14} {statistics.mean(o.loss for o in found):.3f}  "
+            f"{model:8} {lr:<6g} {fault:14} {statistics.mean(o.loss for o in found):.3f}  "
             + " ".join(f"{o.loss:.3f}" for o in found)
             + f"   rollbacks {[o.rollbacks for o in found]} skips {[o.skips for o in found]} scale "
             + " ".join(f"{o.lowest_scale:.4f}/{o.last_scale:.4f}" for o in found)
