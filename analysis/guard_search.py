@@ -65,11 +65,12 @@ CANDIDATES: dict[str, Candidate] = {
     "adamw": Candidate("never", {}, "rates", "nothing"),
     "adamw_faults": Candidate("never", {}, "faults", "nothing"),
     "static_cap": Candidate("static_cap", {}, "rates", "the baseline"),
-    "trust": Candidate("adaptive_cap", {}, "rates", "cap learned from the trust-region ratio"),
+    "trust": Candidate("adaptive_cap", {}, "rates", "cap learned from half steps"),
+    "few": Candidate("adaptive_cap", {}, "few", "the same, few runs"),
     "up_1.15": Candidate("adaptive_cap", {"analyzer.up": 1.15}, "few", "slower growth"),
-    "grow_0.8": Candidate("adaptive_cap", {"analyzer.grow_ratio": 0.8}, "few", "growth at a lower ratio"),
-    "cut_0.6": Candidate("adaptive_cap", {"analyzer.cut_ratio": 0.6}, "few", "cut at a lower ratio"),
-    "cut_0.7": Candidate("adaptive_cap", {"analyzer.cut_ratio": 0.7}, "few", "cut at a higher ratio"),
+    "tight": Candidate("adaptive_cap", {"analyzer.cut_ratio": 0.82, "analyzer.grow_ratio": 0.93}, "few", "shorter steps"),
+    "loose": Candidate("adaptive_cap", {"analyzer.cut_ratio": 0.74, "analyzer.grow_ratio": 0.9}, "few", "longer steps"),
+    "wide": Candidate("adaptive_cap", {"analyzer.cut_ratio": 0.74, "analyzer.grow_ratio": 0.93}, "few", "acts less"),
     "trust_faults": Candidate("adaptive_cap", {}, "faults", "the same under faults"),
 }
 

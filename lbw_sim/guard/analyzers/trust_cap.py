@@ -1,4 +1,4 @@
-"""A wrapper: a cap on the learning rate that is learned from how far a step's loss can be predicted."""
+"""A wrapper: a cap on the learning rate that is learned from whether a whole step brings twice what half of it would."""
 
 from __future__ import annotations
 
@@ -37,9 +37,8 @@ class TrustCapState(NamedTuple):
 class TrustCap:
     """The inner analyzer's regime; the evidence is the schedule's peak over the cap, above 1 when it is too high.
 
-    `gain_ratio` is the trust-region ratio of the optimizer's own steps: how much of the improvement that the gradient
-    promises on a batch comes true on that batch. It is near 1 while a step is short for the curvature along it, ½ at
-    the bottom of the valley, 0 where a step brings nothing, and its scale is the same for every model. So
+    `gain_ratio` compares the optimizer's own steps with their halves: near 1 while they are short for the curvature along
+    them, 2/3 at the bottom of the valley, 0 where they bring nothing; and its scale is the same for every model. So
 
     - the cap begins at `first_share` of `full_step_lr`, what the initial weights can take;
     - above `grow_ratio` it is multiplied by `up` at every measurement, as long as it is in the way;
@@ -58,7 +57,7 @@ class TrustCap:
 
     >>> rule, cap = TrustCap(), []
     >>> state = rule.init()
-    >>> for ratio in [0.9, 0.95, 0.7, 0.3]:
+    >>> for ratio in [0.95, 0.95, 0.8, 0.3]:
     ...     state, _ = rule.step(state, Signals(lr=1.0, full_step_lr=0.04, gain_ratio=ratio))
     ...     cap.append(round(state.cap, 5))
     >>> cap
@@ -67,8 +66,8 @@ class TrustCap:
 
     inner: Analyzer = part(BadBatch, doc="the analyzer that names the regime")
     first_share: float = param(0.25, low=1e-3, high=1e6, doc="first cap, as a share of full_step_lr", log=True)
-    cut_ratio: float = param(0.65, low=-1.0, high=1.0, doc="ratio below which the cap falls")
-    grow_ratio: float = param(0.85, low=0.0, high=2.0, doc="ratio above which the cap may grow")
+    cut_ratio: float = param(0.78, low=-1.0, high=1.0, doc="ratio below which the cap falls")
+    grow_ratio: float = param(0.91, low=0.0, high=2.0, doc="ratio above which the cap may grow")
     up: float = param(1.3, low=1.001, high=2.0, doc="factor of one growth")
     down: float = param(0.8, low=0.1, high=0.99, doc="factor of one cut")
     wait: int = param(3, low=1, high=1_000, doc="measurements from one cut to the next")

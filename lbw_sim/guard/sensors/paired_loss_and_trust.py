@@ -1,4 +1,4 @@
-"""The signals of `paired_loss`, and beside them how far the optimizer's own steps keep what the gradient promises."""
+"""The signals of `paired_loss`, and beside them how far the optimizer's own steps can be trusted."""
 
 from __future__ import annotations
 
@@ -10,41 +10,41 @@ from lbw_sim.params import meta, param, part, sensor
 from lbw_sim.values import Signals, Telemetry, nan
 
 LARGEST = 1e12
-"""A gain or a promise beyond this is none."""
+"""A gain beyond this, infinite ones included, counts as this."""
+MOST_MEANS = 4.0
+"""A measurement counts for no more than so many times the mean size of those before it."""
 
 
 class PairedLossAndTrustState(NamedTuple):
-    """The inner state and the two sums of which the ratio is one."""
+    """The inner state and the means that the ratio is made of; nats, all 0 before the first measurement."""
 
     inner: RobustLossState
-    grad_norm: float
-    """Of the step before; 0: not known."""
+    size: float
+    """Of a measurement: the larger of |gain| and twice |gain of the half step|."""
     gain: float
-    """Weighted mean of the measured changes of the loss; nats."""
-    promise: float
-    """The same of those that the gradient promised; nats, negative."""
+    """Change of the loss in a whole step."""
+    twice_half: float
+    """Twice its change in half a step."""
 
 
 @sensor(
     version=1,
-    needs=("loss", "grad_norm"),
     uses=meta(PairedLoss).uses,
     emits=(*meta(PairedLoss).emits, "full_step_lr", "gain_ratio"),
-    extra=(*meta(PairedLoss).extra, "full_step_lr", "step_gain", "step_slope"),
+    extra=(*meta(PairedLoss).extra, "full_step_lr", "step_gain", "half_step_gain"),
 )
 class PairedLossAndTrust:
     """What `paired_loss` makes of loss and paired probe; channel `full_step_lr` as it came; and `gain_ratio`.
 
-    The ratio is that of two means, so that a step which promised little counts for little: what the last few measured
-    steps did to the loss of their own batch, channel `step_gain`, over what their gradients promised. The promise is
-    `step_slope` times the gradient norm of that step **before clipping**: a loop that clips passes on what
-    `clip_grad_norm_` returns. Without a gradient norm there is no ratio. It comes on the steps on which it was measured
-    and is nan on all others, and where the gradients promised no improvement at all.
+    The ratio is one of two means: what the last few measured steps did to the loss of their own batch, channel
+    `step_gain`, over twice what half of each step would have done, `half_step_gain`. So a step that did little counts
+    for little, and one that did very much for no more than four average ones. Where not even half a step improves
+    anything the ratio is -1. It comes with a measurement and is nan on all other steps, and while the means say that
+    half a step harms and the whole one helps, which is noise.
 
     >>> sensor = PairedLossAndTrust()
-    >>> state, _ = sensor.step(sensor.init(), Telemetry(step=0, loss=2.5, grad_norm=2.0, extra=(nan, 0.05, nan, nan)))
-    >>> state, signals = sensor.step(state, Telemetry(step=1, loss=2.4, grad_norm=9.0, extra=(nan, 0.05, -0.1, -0.0625)))
-    >>> signals.gain_ratio
+    >>> now = Telemetry(step=1, loss=2.4, extra=(nan, 0.05, -0.1, -0.0625))
+    >>> sensor.step(sensor.init(), now)[1].gain_ratio
     0.8
     """
 
@@ -52,20 +52,27 @@ class PairedLossAndTrust:
     keep: float = param(0.8, low=0.0, high=0.999, doc="weight of the past in the means, per measurement")
 
     def init(self) -> PairedLossAndTrustState:
-        """The inner sensor's start, no step measured."""
+        """The inner sensor's start, nothing measured."""
         return PairedLossAndTrustState(self.inner.init(), 0.0, 0.0, 0.0)
 
     def step(self, state: PairedLossAndTrustState, telemetry: Telemetry) -> tuple[PairedLossAndTrustState, Signals]:
         """Ask the inner sensor, add size and ratio."""
         inner, signals = self.inner.step(state.inner, telemetry)
-        gain, promise, ratio = state.gain, state.promise, nan
-        step_gain, step_promise = telemetry.extra[2], telemetry.extra[3] * state.grad_norm
-        if abs(step_gain) <= LARGEST and abs(step_promise) <= LARGEST and step_promise != 0.0:
-            gain = self.keep * gain + step_gain
-            promise = self.keep * promise + step_promise
-            if promise < 0.0:
-                ratio = gain / promise
-        grad_norm = telemetry.grad_norm if 0.0 < telemetry.grad_norm <= LARGEST else 0.0
-        return PairedLossAndTrustState(inner, grad_norm, gain, promise), signals._replace(
+        size, gain, twice_half, ratio = state.size, state.gain, state.twice_half, nan
+        now, now_twice_half = telemetry.extra[2], 2.0 * telemetry.extra[3]
+        # a skipped step has done nothing, and says nothing
+        if now == now and now_twice_half == now_twice_half and (now != 0.0 or now_twice_half != 0.0):
+            now = max(-LARGEST, min(LARGEST, now))
+            now_twice_half = max(-LARGEST, min(LARGEST, now_twice_half))
+            now_size = max(abs(now), abs(now_twice_half))
+            fits = min(1.0, MOST_MEANS * size / now_size) if size > 0.0 and now_size > 0.0 else 1.0
+            size = fits * now_size if size == 0.0 else self.keep * size + (1.0 - self.keep) * (fits * now_size)
+            gain = self.keep * gain + fits * now
+            twice_half = self.keep * twice_half + fits * now_twice_half
+            if twice_half < 0.0:
+                ratio = gain / twice_half
+            elif gain > 0.0:
+                ratio = -1.0
+        return PairedLossAndTrustState(inner, size, gain, twice_half), signals._replace(
             full_step_lr=telemetry.extra[1], gain_ratio=ratio
         )
