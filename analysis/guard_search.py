@@ -66,9 +66,16 @@ CANDIDATES: dict[str, Candidate] = {
     "adamw_faults": Candidate("never", {}, "faults", "nothing"),
     "static_cap": Candidate("static_cap", {}, "rates", "the baseline"),
     "trust": Candidate("adaptive_cap", {}, "rates", "cap learned from half steps"),
-    "few": Candidate("adaptive_cap", {}, "few", "the same, few runs"),
+    "calm": Candidate(
+        "adaptive_cap", {"analyzer.cut_ratio": 0.7, "analyzer.alarm_ratio": 0.7}, "few", "one threshold for all runs"
+    ),
+    "two_limits": Candidate(
+        "adaptive_cap", {}, "few", "a schedule that had no cap in the way gets one below 0.65 only"
+    ),
     "up_1.15": Candidate("adaptive_cap", {"analyzer.up": 1.15}, "few", "slower growth"),
-    "tight": Candidate("adaptive_cap", {"analyzer.cut_ratio": 0.82, "analyzer.grow_ratio": 0.93}, "few", "shorter steps"),
+    "tight": Candidate(
+        "adaptive_cap", {"analyzer.cut_ratio": 0.82, "analyzer.grow_ratio": 0.93}, "few", "shorter steps"
+    ),
     "loose": Candidate("adaptive_cap", {"analyzer.cut_ratio": 0.74, "analyzer.grow_ratio": 0.9}, "few", "longer steps"),
     "wide": Candidate("adaptive_cap", {"analyzer.cut_ratio": 0.74, "analyzer.grow_ratio": 0.93}, "few", "acts less"),
     "trust_faults": Candidate("adaptive_cap", {}, "faults", "the same under faults"),
@@ -174,10 +181,7 @@ def collect(work: Path, wanted: list[str], processes: int) -> dict[tuple[str, Ca
             if entry["stamp"] == stamp:
                 done[entry["key"]] = Outcome(**entry["outcome"])
 
-    specs = {
-        name: GuardSpec.load(CANDIDATES[name].preset).with_changes(CANDIDATES[name].changes)
-        for name in wanted
-    }
+    specs = {name: GuardSpec.load(CANDIDATES[name].preset).with_changes(CANDIDATES[name].changes) for name in wanted}
     places = {
         (name, case): f"{specs[name].fingerprint}|{'|'.join(map(str, case))}"
         for name in wanted

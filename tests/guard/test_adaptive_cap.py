@@ -41,7 +41,17 @@ def steps(ratios: Sequence[float], lr: float = 100.0) -> list[Signals]:
     return [Signals(lr=lr, full_step_lr=4.0, gain_ratio=ratio) for ratio in ratios]
 
 
-RULE = TrustCap(first_share=0.25, cut_ratio=0.75, grow_ratio=0.9, up=2.0, down=0.5, wait=3, harm_cut=0.25, still=0.9)
+RULE = TrustCap(
+    first_share=0.25,
+    cut_ratio=0.75,
+    alarm_ratio=0.5,
+    grow_ratio=0.9,
+    up=2.0,
+    down=0.5,
+    wait=3,
+    harm_cut=0.25,
+    still=0.9,
+)
 
 
 def test_the_cap_grows_on_straight_steps_and_falls_on_crooked_ones_every_third_time() -> None:
@@ -52,12 +62,15 @@ def test_the_cap_grows_on_straight_steps_and_falls_on_crooked_ones_every_third_t
 def test_a_cap_that_is_not_in_the_way_does_not_grow_and_a_cut_starts_from_what_was_in_force() -> None:
     assert caps(RULE, steps([0.95] * 3, lr=0.5)) == [1.0] * 3
     assert caps(RULE, steps([0.95] * 9, lr=3.0))[-1] == 4.0, "until it is above the schedule"
-    assert caps(RULE, steps([0.1], lr=0.5)) == [0.25]
+    assert caps(RULE, steps([0.6, 0.1, 0.8, 0.7], lr=0.5)) == [1.0, 0.25, 0.25, 0.25]
+    assert caps(RULE, steps([0.1, 0.8, 0.8, 0.7], lr=0.5)) == [0.25, 0.25, 0.25, 0.125], "now it is in the way"
 
 
 def test_while_the_schedule_comes_down_the_cap_only_takes_back_its_last_cut() -> None:
     down = [Signals(lr=80.0, full_step_lr=4.0, gain_ratio=ratio) for ratio in (0.95, 0.95, 0.1, 0.95, 0.95)]
     assert caps(RULE, [*steps([0.8]), *down]) == [1.0, 1.0, 1.0, 0.5, 1.0, 1.0]
+    # between the two ratios, above their middle, it takes back a false alarm and no more
+    assert caps(RULE, steps([0.1, 0.82, 0.83, 0.83])) == [0.5, 0.5, 1.0, 1.0]
 
 
 def test_an_alarm_of_the_inner_analyzer_cuts_deeper() -> None:
@@ -84,6 +97,15 @@ def test_the_peak_stands_for_the_schedule_to_its_end_and_for_a_bump_as_long_as_i
     assert bump[220:240] == [*[15.0] * 19, 0.5]
     assert set(bump[240:]) == {0.5}
     assert excesses(RULE, [10.0] * 3 + [9.0] * 3 + [20.0]) == [*[10.0] * 6, 20.0]
+
+
+def test_at_first_no_batch_is_called_bad() -> None:
+    rule = TrustCap(inner=BadBatch(leap_sd=8.0), settle_steps=2)
+    state, found = rule.init(), []
+    for _ in range(4):
+        state, assessment = rule.step(state, Signals(loss=9.0, loss_level=2.0, loss_sd=0.1, canary_loss=2.0))
+        found.append(Regime(assessment.regime).name)
+    assert found == ["WARMUP", "WARMUP", "SPIKE", "SPIKE"]
 
 
 def requests(rule: UnderCap, asked: Sequence[tuple[Regime, float]]) -> list[Request]:
@@ -123,8 +145,8 @@ def test_the_ratio_is_one_of_means_and_comes_with_a_measurement() -> None:
         [1.0, nan, nan, 0.5 / 0.75], nan_ok=True
     )
     assert ratios([(1.0, 0.5), (-1.0, 0.5)], keep=0.0) == pytest.approx([-1.0, nan], nan_ok=True)
-    # of a step that is worth a thousand others, four count
-    assert ratios([(-1.0, -0.5), (1000.0, -500.0)], keep=0.5) == pytest.approx([1.0, (-0.5 + 4.0) / (-0.5 - 4.0)])
+    # of a step that is worth a thousand others, three count
+    assert ratios([(-1.0, -0.5), (1000.0, -500.0)], keep=0.5) == pytest.approx([1.0, (-0.5 + 3.0) / (-0.5 - 3.0)])
     assert not any(math.isinf(ratio) for ratio in ratios([(inf, -inf), (-inf, inf), (1e300, -1e300)], keep=0.9))
 
 
@@ -145,8 +167,19 @@ def test_the_preset_leaves_a_rate_that_the_weights_can_take_alone_and_can_hold_o
     assert set(scales(high)) == {0.001}
 
 
-def test_the_preset_is_bad_batch_and_paired_rollback_under_a_cap() -> None:
+def test_the_preset_goes_back_only_when_the_weights_are_worse_by_a_fifth() -> None:
     guard = GuardSpec.load("adaptive_cap").build()
-    assert isinstance(guard.analyzer, TrustCap)
-    assert isinstance(guard.analyzer.inner, BadBatch)
-    assert guard.analyzer.inner == GuardSpec.load("paired_rollback").build().analyzer
+    calm = [Telemetry(s, loss=2.0, lr=1e-3, nonfinite=0.0, extra=(-0.1, 0.01, -0.19, -0.1)) for s in range(40)]
+    for gain, expected in ((0.3, set()), (0.5, {2}), (0.9, {0})):
+        state, went_back = guard.init(), set()
+        for telemetry in [
+            *calm,
+            *[
+                Telemetry(40 + s, loss=2.0, lr=1e-3, extra=(gain if s % 2 == 0 else nan, 0.01, nan, nan))
+                for s in range(3)
+            ],
+        ]:
+            state, decision = guard.step(state, telemetry)
+            if decision.posture == Posture.ROLLBACK:
+                went_back.add(telemetry.step - 40)
+        assert went_back == expected

@@ -31,6 +31,8 @@ class TrustCapState(NamedTuple):
     """Ratios since then, as far as they matter."""
     silent_steps: int
     """Steps since the last ratio, as far as they matter."""
+    age_steps: int
+    """Steps since the start, as far as they matter."""
 
 
 @analyzer(version=1, needs=("lr", "full_step_lr", "gain_ratio"))
@@ -42,11 +44,16 @@ class TrustCap:
 
     - the cap begins at `first_share` of `full_step_lr`, what the initial weights can take;
     - above `grow_ratio` it is multiplied by `up` at every measurement, as long as it is in the way;
-    - below `cut_ratio` it falls to `down` times what was in force, at most once in `wait` measurements;
+    - below `cut_ratio` it falls to `down` times what was in force, at most once in `wait` measurements; where it was not in
+      the way, only below `alarm_ratio`: a run that is under its cap is not touched without need;
+    - above the middle of `cut_ratio` and `grow_ratio` it goes back by `up` to where it was before the last cut: that one was a false alarm;
     - after an alarm of the inner analyzer, to `harm_cut` times that.
 
+    In the first `settle_steps` a SPIKE of the inner analyzer is WARMUP: the noise of the loss is not known yet, and a
+    batch that is not skipped then does no harm that lasts.
+
     While the schedule comes down, at less than `still` of its peak, the ratio rises by itself and would undo the decay:
-    then the cap grows no further than to where it was before the last cut. A ratio that stops coming is no evidence:
+    then the cap does not grow beyond that. A ratio that stops coming is no evidence:
     after `stale_steps` without one the cap opens by 5 % a step.
 
     The peak and not the present rate is capped, so that what divides by the evidence keeps the schedule's shape: warm-up
@@ -66,8 +73,9 @@ class TrustCap:
 
     inner: Analyzer = part(BadBatch, doc="the analyzer that names the regime")
     first_share: float = param(0.25, low=1e-3, high=1e6, doc="first cap, as a share of full_step_lr", log=True)
-    cut_ratio: float = param(0.78, low=-1.0, high=1.0, doc="ratio below which the cap falls")
-    grow_ratio: float = param(0.91, low=0.0, high=2.0, doc="ratio above which the cap may grow")
+    cut_ratio: float = param(0.7, low=-1.0, high=1.0, doc="ratio below which a cap that is in the way falls")
+    alarm_ratio: float = param(0.7, low=-1.0, high=1.0, doc="ratio below which a cap is put in the way")
+    grow_ratio: float = param(0.93, low=0.0, high=2.0, doc="ratio above which the cap may grow")
     up: float = param(1.3, low=1.001, high=2.0, doc="factor of one growth")
     down: float = param(0.8, low=0.1, high=0.99, doc="factor of one cut")
     wait: int = param(3, low=1, high=1_000, doc="measurements from one cut to the next")
@@ -75,14 +83,19 @@ class TrustCap:
     still: float = param(0.9, low=0.0, high=1.0, doc="share of the peak below which the schedule comes down")
     stale_steps: int = param(100, low=1, high=100_000, unit="steps", doc="silence after which the cap opens")
 
+    settle_steps: int = param(20, low=0, high=10_000, unit="steps", doc="first steps, in which no batch is called bad")
+
     def init(self) -> TrustCapState:
         """No schedule, no cap."""
-        return TrustCapState(self.inner.init(), 0.0, 0, 0.0, 0.0, self.wait, 0)
+        return TrustCapState(self.inner.init(), 0.0, 0, 0.0, 0.0, self.wait, 0, 0)
 
     def step(self, state: TrustCapState, signals: Signals) -> tuple[TrustCapState, Assessment]:
         """Ask the inner analyzer, then look at the learning rate and at the ratio, if there is one."""
         inner, assessment = self.inner.step(state.inner, signals)
         regime = assessment.regime
+        age_steps = min(state.age_steps + 1, self.settle_steps + 1)
+        if regime == Regime.SPIKE and age_steps <= self.settle_steps:
+            regime = int(Regime.WARMUP)
         peak_lr, tenure_steps = state.peak_lr, state.tenure_steps
         lr = 0.0
         # a learning rate of 0, before a warm-up or after a decay, says nothing about the peak
@@ -106,17 +119,16 @@ class TrustCap:
         elif ratio == ratio:
             silent_steps = 0
             measured = min(measured + 1, self.wait)
-            if ratio < self.cut_ratio:
+            if ratio < (self.cut_ratio if in_force < peak_lr else self.alarm_ratio):
                 if measured >= self.wait and in_force > 0.0:
                     cap, before_cut, measured = max(LEAST, self.down * in_force), in_force, 0
-            elif ratio > self.grow_ratio and cap < peak_lr:
-                if lr >= self.still * peak_lr:
-                    cap = min(LARGEST, cap * self.up)
-                elif cap < before_cut:
-                    cap = min(before_cut, cap * self.up)
+            elif ratio > self.grow_ratio and cap < peak_lr and lr >= self.still * peak_lr:
+                cap = min(LARGEST, cap * self.up)
+            elif ratio > 0.5 * (self.cut_ratio + self.grow_ratio) and cap < before_cut:
+                cap = min(before_cut, cap * self.up)
         elif silent_steps >= self.stale_steps:
             cap = min(LARGEST, cap * 1.05)
         evidence = peak_lr / cap if cap > 0.0 and peak_lr > 0.0 else nan
-        return TrustCapState(inner, peak_lr, tenure_steps, cap, before_cut, measured, silent_steps), Assessment(
-            regime, evidence, signals.lr
-        )
+        return TrustCapState(
+            inner, peak_lr, tenure_steps, cap, before_cut, measured, silent_steps, age_steps
+        ), Assessment(regime, evidence, signals.lr)

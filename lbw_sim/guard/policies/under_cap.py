@@ -42,7 +42,9 @@ class UnderCap:
         """One regime and one piece of evidence; `scale` is the one now in force."""
         regime = assessment.regime
         harmed = regime == Regime.DIVERGING or regime == Regime.OSCILLATION
-        inner, request = self.inner.step(state.inner, assessment, min(scale, state.own_scale) if harmed else state.own_scale)
+        inner, request = self.inner.step(
+            state.inner, assessment, min(scale, state.own_scale) if harmed else state.own_scale
+        )
         own_scale = max(0.0, min(1.0, request.scale)) if request.scale == request.scale else 1.0
         wanted = min(own_scale, 1.0 / assessment.evidence) if assessment.evidence > 1.0 else own_scale
         posture = request.posture

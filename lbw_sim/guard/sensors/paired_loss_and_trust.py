@@ -11,7 +11,7 @@ from lbw_sim.values import Signals, Telemetry, nan
 
 LARGEST = 1e12
 """A gain beyond this, infinite ones included, counts as this."""
-MOST_MEANS = 4.0
+MOST_MEANS = 3.0
 """A measurement counts for no more than so many times the mean size of those before it."""
 
 
@@ -38,7 +38,7 @@ class PairedLossAndTrust:
 
     The ratio is one of two means: what the last few measured steps did to the loss of their own batch, channel
     `step_gain`, over twice what half of each step would have done, `half_step_gain`. So a step that did little counts
-    for little, and one that did very much for no more than four average ones. Where not even half a step improves
+    for little, and one that did very much for no more than three average ones. Where not even half a step improves
     anything the ratio is -1. It comes with a measurement and is nan on all other steps, and while the means say that
     half a step harms and the whole one helps, which is noise.
 
@@ -49,7 +49,7 @@ class PairedLossAndTrust:
     """
 
     inner: PairedLoss = part(PairedLoss, doc="the sensor of loss and paired probe")
-    keep: float = param(0.8, low=0.0, high=0.999, doc="weight of the past in the means, per measurement")
+    keep: float = param(0.85, low=0.0, high=0.999, doc="weight of the past in the means, per measurement")
 
     def init(self) -> PairedLossAndTrustState:
         """The inner sensor's start, nothing measured."""
