@@ -2,9 +2,10 @@
 
     python benchmarks/tune.py TRACES [CANDIDATES] [HELD_OUT_FAMILY]
 
-Start to end, as `lbw tune` does it: reading, search, simplification, judgement; the family that is held out is a small one,
-so that the rest is nearly all of the folder. Two threads. Kernels are compiled, or loaded, first and timed apart. Prints
-wall and CPU seconds: where others share the cores, half of the CPU seconds is what two quiet cores would take at best.
+Start to end, as `lbw tune` does it: reading, search, simplification, judgement; the family that is held out is a small
+one, so that the rest is nearly all of the folder. Two threads. Kernels are compiled, or loaded, first and timed apart.
+Prints wall and CPU seconds: where others share the cores, half of the CPU seconds is what two quiet cores would take at
+best.
 """
 
 from __future__ import annotations
@@ -57,10 +58,8 @@ def main() -> None:
     )  # fmt: skip
     wall, cpu = (now - then for now, then in zip(seconds(), began, strict=True))
     rows = sum(run.rows for run in found.split.tuning)
-    flown = len(RATES) * SEEDS * STEPS
-    print(
-        f"{found.tried:,} candidates on {len(found.split.tuning)} runs of {rows:,} rows and 100 simulated of {STEPS:,}:"
-    )
+    flown, runs = len(RATES) * SEEDS * STEPS, len(found.split.tuning)
+    print(f"{found.tried:,} candidates on {runs} runs of {rows:,} rows and 100 simulated of {STEPS:,}:")
     print(f"{wall:.1f} s of wall clock, {cpu:.1f} CPU seconds, so {cpu / 2:.1f} s on two quiet cores at best (bar 120)")
     print(f"{cpu / found.tried / (rows + flown) * 1e9:.1f} ns of CPU per candidate-step, everything included")
     last = began[0]

@@ -33,7 +33,7 @@ class Objectives(NamedTuple):
 
     def take(self, places: Sequence[int] | NDArray[np.int64]) -> Objectives:
         """Of some candidates."""
-        return Objectives(*(values[places] for values in self))
+        return Objectives(*(values[np.asarray(places)] for values in self))
 
     def used(self) -> list[str]:
         """Those that were measured at all."""

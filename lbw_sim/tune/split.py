@@ -83,8 +83,8 @@ def split(
         for eventful in (True, False):
             names = sorted(n for n, members in groups.items() if any(run.events for run in members) == eventful)
             rng.shuffle(names)
-            # the tuning side keeps one of each kind
-            aside |= set(names[: min(len(names) - 1, max(1, round(share * len(names))))] if names else ())
+            # the tuning side keeps one with events
+            aside |= set(names[: min(len(names) - eventful, max(1, round(share * len(names))))])
     tuning = tuple(run for name, members in groups.items() if name not in aside for run in members)
     judged = tuple(run for name, members in groups.items() if name in aside for run in members)
     if not judged or not tuning:

@@ -5,6 +5,7 @@ others: the search itself does not go through Optuna.
 from __future__ import annotations
 
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,9 @@ def keep_study(tuned: Tuned, path: Path, *, name: str) -> None:
             optuna.delete_study(study_name=name, storage=storage)
         names = tuned.objectives.used()
         study = optuna.create_study(storage=storage, study_name=name, directions=["minimize"] * len(names))
-        study.set_metric_names(names)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            study.set_metric_names(names)
         study.set_user_attr("guard", tuned.spec.name)
         study.set_user_attr("recommended", tuned.spec.fingerprint)
         study.set_user_attr("measured_on", "the runs that chose: flattering")

@@ -13,7 +13,7 @@ from commands import lbw, lbw_alone
 
 COMMANDS = (
     "demo", "record", "watch", "import", "show", "label", "replay", "score", "compare", "report", "backtest", "verify",
-    "plot", "scrub", "components", "calibrate", "simulate", "stress",
+    "plot", "scrub", "components", "calibrate", "simulate", "tune", "fork", "stress",
 )  # fmt: skip
 
 RULE = '''
@@ -181,6 +181,10 @@ def test_an_analyzer_dropped_into_a_folder_is_listed_checked_replayed_and_scored
         (["stress", "tiny", "--seeds", "one"], "neither a whole number nor a range"),
         (["stress", "tiny", "--lrs", "fast"], "'fast' is not a number"),
         (["stress", "tiny", "--methods", "adamw,guard:defualt", "--dry-run"], "Did you mean 'default'?"),
+        (["tune", "{traces}", "-o", "nowhere/guard.toml"], "its folder is not there"),
+        (["tune", "{traces}", "-o", "{empty}/guard.toml", "--search", "sobl"], "Did you mean 'sobol'?"),
+        (["tune", "{empty}", "-o", "{empty}/guard.toml", "--search", "random"], "holds no run"),
+        (["tune", "{traces}", "-o", "{empty}/guard.toml", "--executor", "slurm"], "no executor named 'slurm'"),
     ],
 )
 def test_a_mistake_is_one_line_on_standard_error_and_exit_code_2(
@@ -190,6 +194,25 @@ def test_a_mistake_is_one_line_on_standard_error_and_exit_code_2(
     assert done.stderr.startswith("lbw: ")
     assert done.stderr.count("\n") == 1
     assert message in done.stderr
+
+
+def test_tune_writes_a_guard_that_the_other_commands_take(traces: Path, tmp_path: Path) -> None:
+    out = tmp_path / "mine.toml"
+    how = ["-g", "zscore", "--only", "analyzer", "-n", "40", "--search", "random", "--seed", "2"]
+    done = lbw("tune", traces, "-o", out, *how)
+    assert "The result is the line held out" in done.stdout
+    assert "warning: No labelled event was held out" in done.stderr
+    facts = json.loads(lbw("tune", traces, "-o", out, *how, "--json").stdout)
+    assert facts["guard"]["name"] == "mine"
+    assert facts["warnings"]
+    assert all(change["parameter"].startswith("analyzer.") for change in facts["changed"])
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "mine.toml", "mine.ledger", "mine.tune.json", "mine.pareto.csv",
+    }  # fmt: skip
+    assert facts["guard"]["fingerprint"] in lbw("show", out).stdout
+    lbw("backtest", out, traces)
+    rows = json.loads(lbw("score", traces, "-g", out, "--json").stdout)
+    assert next(row for row in rows if row["guard"] == "mine")["recall"] == 1.0
 
 
 @pytest.fixture

@@ -22,9 +22,11 @@ from lbw_sim.replay import replay_many
 from lbw_sim.score import match, pooled
 from lbw_sim.simulate import PlantSpec
 from lbw_sim.trace import read_traces
-from lbw_sim.tune import Tuned, executor, tune, write
+from lbw_sim.tune import Tuned, executor, pareto, tune, write
 from lbw_sim.tune.executors import Local
 from lbw_sim.tune.ledger import Ledger
+from lbw_sim.tune.search import search
+from lbw_sim.tune.study import keep_study, require_optuna
 
 TRACES = Path(__file__).parents[2] / "traces" / "tiny"
 START = GuardSpec.load("zscore")
@@ -148,6 +150,46 @@ def test_with_a_plant_the_policy_is_tuned_too_and_judged_with_other_noise() -> N
     assert low <= mean <= high
     with pytest.raises(TuneError, match="no plant can fly that"):
         tune([TRACES], START.with_changes({"envelope.max_rollbacks": 2}), plants=[plant], schedules={"a": np.ones(3)})
+
+
+@pytest.mark.parametrize("name", ["study.db", "study.journal"])
+def test_a_study_holds_every_candidate_as_optuna_shows_it(sobol: Tuned, tmp_path: Path, name: str) -> None:
+    optuna = pytest.importorskip("optuna")
+    if name == "study.db":
+        # a transaction for each: slow
+        sobol = sobol._replace(values=sobol.values[:5], objectives=sobol.objectives.take(range(5)))
+    keep_study(sobol, tmp_path / name, name="mine")
+    keep_study(sobol, tmp_path / name, name="mine")
+    storage: Any = f"sqlite:///{tmp_path / name}"
+    if name == "study.journal":
+        from optuna.storages.journal import JournalFileBackend
+
+        storage = optuna.storages.JournalStorage(JournalFileBackend(str(tmp_path / name)))
+    study = optuna.load_study(study_name="mine", storage=storage)
+    assert study.metric_names == ["missed", "false_alarms_per_10k", "delay_steps", "energy"]
+    assert len(study.trials) == len(sobol.values)
+    for place in (0, -1):
+        trial = study.trials[place]
+        assert list(trial.params.values()) == sobol.values[place].tolist()
+        shown = [getattr(sobol.objectives, one)[place] for one in study.metric_names]
+        assert trial.values == [value if value == value else float("inf") for value in shown]
+    fronts = {tuple(trial.values) for trial in study.best_trials}
+    assert len(fronts) == len(pareto(sobol.objectives)), "Optuna finds the same Pareto set"
+
+
+def test_a_library_that_is_not_there_is_named_with_the_extra_that_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for library, ask in (
+        ("scipy", lambda: search("sobol", np.zeros(2), 4, 0)),
+        ("cmaes", lambda: search("cmaes", np.zeros(2), 64, 0)),
+        ("optuna", require_optuna),
+        ("ray", lambda: executor("ray")),
+    ):
+        for name in [name for name in sys.modules if name.partition(".")[0] == library]:
+            monkeypatch.delitem(sys.modules, name)
+        monkeypatch.setitem(sys.modules, library, None)
+        with pytest.raises(TuneError, match=rf"needs {library}: pip install 'lbw-sim\[(tune|ray)\]'"):
+            ask()
+    assert search("random", np.zeros(2), 4, 0).ask().shape == (4, 2)
 
 
 def test_the_same_record_twice_is_refused(tmp_path: Path) -> None:
