@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "score": {"errors", "notebook", "values", "trace"},
     "backtest": {"errors", "values", "params", "guard", "trace", "replay", "simulate", "score"},
     "watch": {"errors", "values", "trace", "score"},
-    "live": {"errors", "values", "guard", "trace"},
+    "live": {"errors", "notebook", "values", "guard", "trace"},
     "stress": {"errors", "values", "guard", "trace", "live"},
     "plots": {"errors", "values", "trace", "score"},
     "report": {"errors", "values", "guard", "trace", "replay", "score", "plots"},
