@@ -31,5 +31,15 @@ def grid(title: str, head: Sequence[str], rows: Iterable[Sequence[object]]) -> s
     return f"{above}<table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
 
 
+def warned(texts: Iterable[str]) -> str:
+    """What to know before trusting what stands above; nothing without texts.
+
+    >>> warned(["a < b"]), warned([])
+    ('<p>Before you trust this:</p><ul><li>a &lt; b</li></ul>', '')
+    """
+    items = "".join(f"<li>{_text(text)}</li>" for text in texts)
+    return f"<p>Before you trust this:</p><ul>{items}</ul>" if items else ""
+
+
 def _text(value: object) -> str:
     return html.escape(str(value))

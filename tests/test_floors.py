@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "backtest": {"errors", "values", "params", "guard", "trace", "replay", "simulate", "score"},
     "tune": {"errors", "values", "params", "guard", "trace", "replay", "simulate", "score", "backtest"},
     "watch": {"errors", "values", "trace", "score"},
-    "live": {"errors", "values", "guard", "trace"},
+    "live": {"errors", "notebook", "values", "guard", "trace"},
     "stress": {"errors", "values", "guard", "trace", "replay", "score", "live"},
     "plots": {"errors", "values", "trace", "score"},
     "report": {"errors", "values", "guard", "trace", "replay", "score", "plots"},

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from lbw_sim import Decision, GuardSpec
 from lbw_sim.plots import Picture, plot_trace
@@ -44,6 +45,7 @@ def test_guards_replays_decisions_and_tables_show_themselves() -> None:
     assert f"<td>zscore</td><td>{len(found.alarms)}</td>" in together._repr_html_()
     assert "<th>regime</th><td>SPIKE</td>" in Decision(3, 1, 0.5, 0.25, 1)._repr_html_()
     assert "77, which is none" in Decision(77, 1, 0.5, 0.25, 1)._repr_html_()
+    assert "Before you trust this" not in found._repr_html_() + together._repr_html_()
     assert "&lt;i&gt;" in Table([{"guard": "<i>"}], [Column("guard", "guard")])._repr_html_()
 
 
@@ -52,3 +54,20 @@ def test_a_replay_lists_the_first_alarms_and_says_how_many_more() -> None:
     shown = Replay("run", "g", "f", {"step": np.arange(60), "regime": regimes})._repr_html_()
     assert shown.count("SPIKE") == 20
     assert "10 more" in shown
+
+
+def test_a_live_guard_shows_what_it_last_decided() -> None:
+    torch = pytest.importorskip("torch")
+    from lbw_sim.live import attach
+
+    weight = torch.nn.Parameter(torch.zeros(2))
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    with attach(optimizer, "default", run_id="<here>") as guard:
+        guard.observe(float("nan"))
+        weight.grad = torch.ones(2)
+        optimizer.step()
+        shown = guard._repr_html_()
+    for part in ("&lt;here&gt;", "<td>default</td>", "<th>steps</th><td>1</td>", "<td>NONFINITE</td>", "applied 1<",
+                 "<td>flying</td>"):  # fmt: skip
+        assert part in shown, shown
+    assert "<td>closed</td>" in guard._repr_html_()

@@ -30,6 +30,7 @@ from lbw_sim.live.ranks import DISAGREEMENT, FAULTS, Ranks
 from lbw_sim.live.scaler import watch_scaler
 from lbw_sim.live.sinks import Mirror, Sink
 from lbw_sim.live.snapshots import Snapshots
+from lbw_sim.notebook import facts
 from lbw_sim.trace import Recorder, collect
 from lbw_sim.trace.schema import SCALER_OVERFLOW, columns
 from lbw_sim.values import UNSAFE_REGIMES, Decision, Posture, Reason, Regime, Telemetry, nan
@@ -159,6 +160,18 @@ class LiveGuard:
     def __repr__(self) -> str:
         state = f"grounded: {self.grounded}" if self.grounded else f"scale {self._decision.scale:.3g}"
         return f"LiveGuard({self.spec.name!r}, {self.mode}, run_id={self.run_id!r}, step {self.step}, {state})"
+
+    def _repr_html_(self) -> str:
+        """For notebooks: what it is and what it last decided."""
+        last = self._decision
+        rows: list[tuple[str, object]] = [
+            ("guard", self.spec.name), ("fingerprint", self.spec.fingerprint), ("mode", self.mode),
+            ("steps", f"{self.step:,}"), ("regime", Regime(last.regime).name), ("posture", Posture(last.posture).name),
+            ("scale", f"{last.scale:.3g}, applied {self.applied_scale:.3g}"),
+            ("control energy so far", f"{last.energy:.3g}"), ("last word", Reason(last.reason).name),
+            ("state", f"grounded: {self.grounded}" if self.grounded else "closed" if self._closed else "flying"),
+        ]  # fmt: skip
+        return facts(f"live guard of run {self.run_id}", rows)
 
     @property
     def decision(self) -> Decision:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lbw_sim.guard import Guard, GuardSpec
-from lbw_sim.notebook import grid
+from lbw_sim.notebook import grid, warned
 from lbw_sim.replay import kernels
 from lbw_sim.replay.inlining import CannotInline
 from lbw_sim.replay.reference import DECIDED, alarm_rows, decide
@@ -74,6 +74,8 @@ class Replays(NamedTuple):
     """Rows with posture ROLLBACK."""
     decided: tuple[dict[str, NDArray[Any]], ...] | None
     """With `rows=True`, per guard: regime, posture and reason as enum codes, scale, energy, one entry per row."""
+    limitations: tuple[str, ...] = ()
+    """What this cannot show because of how the run was logged, a sentence each; none when a guard was attached."""
 
     def alarms(self, guard: int) -> list[tuple[int, int]]:
         """(first row, last row) of each alarm of one guard, in order; at most `max_alarms`."""
@@ -89,7 +91,8 @@ class Replays(NamedTuple):
             unsafe, energy = int(self.unsafe_steps[place]), f"{self.requested_energy[place]:.1f}"
             rows.append((spec.name, int(self.alarm_counts[place]), first, unsafe, energy))
         title = f"{self.run_id}, {len(self.steps)} rows, open loop"
-        return grid(title, ["guard", "alarms", "first at step", "unsafe steps", "energy asked for"], rows)
+        head = ["guard", "alarms", "first at step", "unsafe steps", "energy asked for"]
+        return grid(title, head, rows) + warned(self.limitations)
 
 
 class _Summary(NamedTuple):
@@ -287,6 +290,7 @@ def _replay_one(
         skip_requests=counted["skips"].astype(np.int64),
         rollback_requests=counted["rollbacks"].astype(np.int64),
         decided=tuple(decided) if rows else None,
+        limitations=tuple(limit.text for limit in trace.limitations) if isinstance(trace, Trace) else (),
     )
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lbw_sim.guard import Guard, GuardSpec
-from lbw_sim.notebook import grid
+from lbw_sim.notebook import grid, warned
 from lbw_sim.trace import Trace
 from lbw_sim.values import UNSAFE_REGIMES, Decision, Regime, Telemetry
 
@@ -35,6 +35,8 @@ class Replay(NamedTuple):
     fingerprint: str
     columns: dict[str, NDArray[np.generic]]
     """`step` and `lr` as recorded, and the decided columns: regime, posture and reason as enum codes, scale, energy."""
+    limitations: tuple[str, ...] = ()
+    """What this cannot show because of how the run was logged, a sentence each; none when a guard was attached."""
 
     @property
     def alarms(self) -> list[tuple[int, int]]:
@@ -48,7 +50,7 @@ class Replay(NamedTuple):
         regimes = self.columns["regime"]
         rows = [(steps[first], steps[last], Regime(int(regimes[first])).name) for first, last in found[:MOST_SHOWN]]
         more = [("…", f"{len(found) - MOST_SHOWN} more", "")] if len(found) > MOST_SHOWN else []
-        return grid(title, ["from step", "to step", "began as"], [*rows, *more])
+        return grid(title, ["from step", "to step", "began as"], [*rows, *more]) + warned(self.limitations)
 
 
 def alarm_rows(regimes: NDArray[np.generic]) -> NDArray[np.int64]:
@@ -104,4 +106,5 @@ def replay(trace: Trace, spec: GuardSpec) -> Replay:
     arrays: dict[str, NDArray[np.generic]] = {"step": columns["step"], "lr": columns["lr"]}
     for name, values in zip(DECIDED, decided or [()] * len(DECIDED), strict=True):
         arrays[name] = np.array(values, dtype=np.float64 if name in ("scale", "energy") else np.int8)
-    return Replay(trace.run_id, spec.name, spec.fingerprint, arrays)
+    limits = tuple(limitation.text for limitation in trace.limitations)
+    return Replay(trace.run_id, spec.name, spec.fingerprint, arrays, limits)

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from pyarrow import fs as arrow_fs
 
 from lbw_sim.errors import TraceError
-from lbw_sim.notebook import facts
+from lbw_sim.notebook import facts, warned
 from lbw_sim.trace import parquet
 from lbw_sim.trace.journal import DamagedHeaderError, JournalReader, TraceWarning
 from lbw_sim.trace.labels import MAX_BYTES, Label, parse_labels
@@ -148,7 +148,7 @@ class Trace:
             ("guard", guard), ("fingerprint", self.meta.fingerprint), ("ended", self.meta.ended), ("lost rows", lost),
             ("labels", "; ".join(f"{x.kind} {x.start_step}–{x.end_step}" for x in self.labels[:20]) or "none"),
         ]  # fmt: skip
-        return facts(f"run {self.run_id}", rows)
+        return facts(f"run {self.run_id}", rows) + warned(limitation.text for limitation in self.limitations)
 
     def __repr__(self) -> str:
         rows = sum(segment.rows for segment in self.segments)

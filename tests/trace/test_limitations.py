@@ -10,6 +10,8 @@ from typer.testing import CliRunner
 
 from lbw_sim.cli.app import app
 from lbw_sim.errors import TraceError
+from lbw_sim.guard import GuardSpec
+from lbw_sim.replay import replay, replay_many
 from lbw_sim.trace import read_trace
 from lbw_sim.trace.importers import import_path
 from lbw_sim.trace.limitations import limitations, refuse
@@ -41,6 +43,11 @@ def test_a_mean_over_windows_is_replayed_with_a_warning_and_scored_only_on_deman
     trace = read_trace(tmp_path / "out")
     assert trace.limitations[0].key == "windowed"
     assert "windowed" in repr(trace)
+    spec = GuardSpec.load("zscore")
+    (together,) = replay_many([trace], [spec])
+    for found in (trace, replay(trace, spec), together):
+        assert "each loss is the mean of the 10 steps" in found._repr_html_()
+    assert together.limitations == replay(trace, spec).limitations == tuple(one.text for one in trace.limitations)
 
 
 def test_each_fact_has_its_sentence() -> None:
