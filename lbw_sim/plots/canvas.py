@@ -34,6 +34,10 @@ TEXT = 9.0
 """Points; legible when the figure is 900 px wide."""
 WIDTH = 9.0
 """Inches."""
+PHONE_WIDTH = 4.9
+"""Inches: text keeps its size on a page of 390 px."""
+LONGEST_NARROW_NAME = 22
+"""Letters of a name in a figure of that width."""
 SUFFIXES = (".png", ".svg", ".pdf")
 
 
@@ -55,6 +59,20 @@ def plain(text: str) -> str:
 def printable(text: str) -> str:
     """Text with a blank for every line break and control character."""
     return "".join(letter if letter.isprintable() else " " for letter in text)
+
+
+def short(name: str, longest: int) -> str:
+    """A name that fits beside a line.
+
+    >>> short("a" * 40, 32)
+    'aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa…'
+    """
+    return name if len(name) <= longest else name[: longest - 1] + "…"
+
+
+def narrow(ax: Axes) -> bool:
+    """Whether the figure is drawn for a phone, where long names leave no room for anything else."""
+    return bool(ax.figure.get_size_inches()[0] <= PHONE_WIDTH)  # type: ignore[union-attr]
 
 
 def dress(ax: Axes, x_label: str = "", y_label: str = "") -> None:

@@ -12,7 +12,19 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from lbw_sim.errors import ScoreError
-from lbw_sim.plots.canvas import GREY, LINE_COLOURS, PALE, TEXT, WIDTH, dress, new_figure, plain
+from lbw_sim.plots.canvas import (
+    GREY,
+    LINE_COLOURS,
+    LONGEST_NARROW_NAME,
+    PALE,
+    TEXT,
+    WIDTH,
+    dress,
+    narrow,
+    new_figure,
+    plain,
+    short,
+)
 from lbw_sim.plots.loss_axis import LossAxis, loss_axis, median_rows, running_median, set_loss_axis, spread
 from lbw_sim.plots.thinning import changes, thin_rows
 
@@ -107,7 +119,8 @@ def draw_losses(info: ComparisonInfo, ax: Axes) -> None:
         ends.append(float(height((0.0, np.log10(value) if info.axis.log else value))[1]))
     for place, (line, want, at) in enumerate(zip(info.lines, ends, spread(ends, 0.062, 0.0, 1.0), strict=True)):
         look = _look(place)
-        name = f"{line.name} ({line.fate})" if line.fate else line.name
+        name = short(line.name, LONGEST_NARROW_NAME) if narrow(ax) else line.name
+        name = f"{name} ({line.fate})" if line.fate else name
         # a thin leader from where the line ends to where its name had to move
         ax.annotate(
             plain(name), (line.steps[-1], want), xycoords=ax.get_xaxis_transform(), xytext=(1.035, at),

@@ -13,7 +13,20 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from lbw_sim.errors import ScoreError
-from lbw_sim.plots.canvas import GREY, LINE_COLOURS, TEXT, WHITE, WIDTH, dress, footnote, new_figure, plain
+from lbw_sim.plots.canvas import (
+    GREY,
+    LINE_COLOURS,
+    LONGEST_NARROW_NAME,
+    TEXT,
+    WHITE,
+    WIDTH,
+    dress,
+    footnote,
+    narrow,
+    new_figure,
+    plain,
+    short,
+)
 from lbw_sim.plots.loss_axis import LossAxis, loss_axis, set_loss_axis
 
 MARKERS = ("o", "s", "D", "P", "X", "v", "p")
@@ -135,7 +148,8 @@ def draw_outcome(info: OutcomeInfo, ax: Axes) -> None:
             [lr * shift for lr, _ in line.dots], [loss for _, loss in line.dots], marker, markersize=5.5, alpha=0.75,
             markeredgecolor=WHITE, markeredgewidth=0.3, zorder=4, **look,
         )  # fmt: skip
-        handles.append(Line2D([], [], linewidth=1.5, marker=marker, markersize=5, label=plain(line.method), **look))
+        name = plain(short(line.method, LONGEST_NARROW_NAME) if narrow(ax) else line.method)
+        handles.append(Line2D([], [], linewidth=1.5, marker=marker, markersize=5, label=name, **look))
         above = [lr * shift for lr, loss in line.dots if loss > info.axis.high]
         ax.plot(above, [1.0] * len(above), "^", transform=edge, clip_on=False, markersize=7, zorder=4, **look)
         for lr, count in line.lost:

@@ -20,8 +20,10 @@ from lbw_sim.plots.canvas import (
     GREEN,
     GREY,
     LANE,
+    LONGEST_NARROW_NAME,
     ORANGE,
     PALE,
+    PHONE_WIDTH,
     PURPLE,
     SKY,
     TEXT,
@@ -30,7 +32,9 @@ from lbw_sim.plots.canvas import (
     YELLOW,
     Picture,
     dress,
+    narrow,
     plain,
+    short,
 )  # fmt: skip
 from lbw_sim.plots.loss_axis import LossAxis, loss_axis, median_rows, running_median, set_loss_axis
 from lbw_sim.plots.thinning import apart, changes, merge_spans, thin_rows
@@ -220,8 +224,9 @@ def run_figure(
     heights = [height for height, _ in panels]
     # places by hand: to find them out, everything would have to be drawn twice
     names = [len(lane.name) for lane in (*info.lanes, *info.rules)]
-    left = max(0.75, 0.15 + 0.067 * min(LONGEST_NAME, max(names)))
-    top = (0.35 if info.title else 0.0) + (0.45 if info.events else 0.28) + (0.0 if width >= WIDTH else 0.17)
+    left = max(0.75, 0.15 + 0.067 * min(LONGEST_NAME if width > PHONE_WIDTH else LONGEST_NARROW_NAME, max(names)))
+    more_lines_of_legend = 0 if width >= WIDTH else 1 if width > PHONE_WIDTH else 3
+    top = (0.35 if info.title else 0.0) + (0.45 if info.events else 0.28) + 0.17 * more_lines_of_legend
     gap, bottom = 0.13, 0.45
     height = sum(heights) + gap * (len(heights) - 1) + top + bottom
     figure = Figure(figsize=(width, height), dpi=100)
@@ -278,7 +283,7 @@ def draw_loss(info: RunInfo, ax: Axes) -> None:
     # above the frame and the event names, where it covers no line
     ax.legend(
         loc="lower left", bbox_to_anchor=(-0.01, 1.075 if info.events else 1.0), fontsize=TEXT - 1, frameon=False,
-        ncols=4 if _wide(ax) else 2, borderpad=0.1, borderaxespad=0.1, columnspacing=1.5,
+        ncols=4 if _wide(ax) else 1 if narrow(ax) else 2, borderpad=0.1, borderaxespad=0.1, columnspacing=1.5,
     )  # fmt: skip
     title = info.title + (" · shadow: scale not applied" if info.mode == "shadow" and info.title else "")
     ax.set_title(plain(title), loc="left", fontsize=TEXT + 2, pad=38 if info.events else 20)
@@ -299,7 +304,8 @@ def draw_lanes(lanes: Sequence[Lane], ax: Axes, hair: float) -> None:
     dress(ax)
     ax.grid(False, axis="y")
     ax.set_ylim(len(lanes) - 0.4, -0.6)
-    ax.set_yticks(range(len(lanes)), [plain(short(lane.name)) for lane in lanes], fontsize=TEXT - 1)
+    longest = LONGEST_NARROW_NAME if narrow(ax) else LONGEST_NAME
+    ax.set_yticks(range(len(lanes)), [plain(short(lane.name, longest)) for lane in lanes], fontsize=TEXT - 1)
     ax.tick_params(axis="y", length=0)
     for place, lane in enumerate(lanes):
         ax.axhline(place, color=LANE, linewidth=0.6, zorder=0)
@@ -352,15 +358,6 @@ def draw_energy(info: RunInfo, ax: Axes) -> None:
     )  # fmt: skip
     ax.set_ylim(0.0, 1.08 * float(np.max(info.energy)) or 1.0)
     ax.yaxis.set_major_locator(MaxNLocator(3))
-
-
-def short(name: str) -> str:
-    """A name that fits beside a lane.
-
-    >>> short("a" * 40)
-    'aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa…'
-    """
-    return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"
 
 
 def _hair(info: RunInfo) -> float:
@@ -478,7 +475,7 @@ def _name_events(info: RunInfo, ax: Axes) -> None:
     width = max(1.0, float(info.steps[-1]) - first)
     starts = [max(0.0, (event.start_step - first) / width) for event in info.events]
     # share of the frame's width per letter
-    letter = 0.009 if _wide(ax) else 0.014
+    letter = 0.009 if _wide(ax) else 0.028 if narrow(ax) else 0.014
     ends = [start + letter * len(event.name) for start, event in zip(starts, info.events, strict=True)]
     fit = all(end <= start for end, start in zip(ends, [*starts[1:], 1.02], strict=False))
     covered = -np.inf

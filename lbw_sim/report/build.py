@@ -20,6 +20,7 @@ import lbw_sim
 from lbw_sim.errors import LbwError, ScoreError
 from lbw_sim.guard import GuardSpec
 from lbw_sim.plots import (
+    PHONE_WIDTH,
     colour_variables,
     comparison_figure,
     detection_figure,
@@ -134,10 +135,14 @@ def _build(traces: Sequence[Trace], options: ReportOptions, tell: Progress, stac
         parts += _overview(runs, stamps, anchors, scores, options)
         if len(runs) <= MOST_COMPARED:
             compared = {name: columns for name, (_, columns) in kept.items()}
-            svg = inline_svg(comparison_figure(compared, width=8.0), "c", "smoothed losses and scales of all runs")
+            words = "smoothed losses and scales of all runs"
+            svg, narrow = (
+                Html(inline_svg(comparison_figure(compared, width=width), prefix, words))
+                for width, prefix in ((8.0, "c"), (PHONE_WIDTH, "cn"))
+            )
             parts += [
                 element("h2", "Losses over each other", id="losses"),
-                sections.figure(Html(svg), "Running medians, and below the scale.", "wide"),
+                sections.figure(svg, "Running medians, and below the scale.", "wide", narrow),
             ]
     parts += _grids(traces, runs, options)
     told = dataclasses.replace(options, rules={}, sweeps={})  # what a section needs of them
@@ -241,10 +246,11 @@ def _overview(
             sections.guards_table(scores, shown | {f"{name} (shown)" for name in shown}, runs),
         ]
         if any(score.counts.events for mine in scores.values() for score in mine):
-            svg = inline_svg(
-                detection_figure(scores, seed=0, sweeps=options.sweeps, width=6.4), "d",
-                "event recall against false alarms of every guard",
-            )  # fmt: skip
+            words = "event recall against false alarms of every guard"
+            svg, narrow = (
+                Html(inline_svg(detection_figure(scores, seed=0, sweeps=options.sweeps, width=width), prefix, words))
+                for width, prefix in ((6.4, "d"), (PHONE_WIDTH, "dn"))
+            )
             parts += [
                 element(
                     "p",
@@ -253,7 +259,7 @@ def _overview(
                     "run without labels counts as one without events.",
                     class_="quiet",
                 ),
-                sections.figure(Html(svg), "Event recall against false alarms, as replayed.", "middle"),
+                sections.figure(svg, "Event recall against false alarms, as replayed.", "middle", narrow),
             ]
     return parts
 
@@ -287,16 +293,24 @@ def _grids(traces: Sequence[Trace], runs: Sequence[RunFindings], options: Report
             continue
         seeds = {seed: place for place, seed in enumerate(sorted({run.seed for run in mine}))}
         starts = [run.initial_loss for run in mine if math.isfinite(run.initial_loss)]
-        drawn = outcome_figure(
-            [run.method for run in mine],
-            [run.peak_lr for run in mine],
-            [seeds[run.seed] for run in mine],
-            [run.final_loss for run in mine],
-            initial_loss=float(np.median(starts)) if starts else math.nan,
-            width=7.2,
+        svg, narrow = (
+            Html(
+                inline_svg(
+                    outcome_figure(
+                        [run.method for run in mine],
+                        [run.peak_lr for run in mine],
+                        [seeds[run.seed] for run in mine],
+                        [run.final_loss for run in mine],
+                        initial_loss=float(np.median(starts)) if starts else math.nan,
+                        width=width,
+                    ),
+                    f"{prefix}{number}",
+                    f"final loss against learning rate, {title}",
+                )
+            )
+            for width, prefix in ((7.2, "g"), (PHONE_WIDTH, "gn"))
         )
-        svg = inline_svg(drawn, f"g{number}", f"final loss against learning rate, {title}")
-        parts.append(sections.figure(Html(svg), "Dashed: the median of the losses at the start.", "wide"))
+        parts.append(sections.figure(svg, "Dashed: the median of the losses at the start.", "wide", narrow))
     return parts
 
 
@@ -320,11 +334,24 @@ def _run_section(
     run: RunFindings, columns: Columns, anchor: str, shown: GuardSpec | None, options: ReportOptions
 ) -> Html:
     """`shown`: the guard whose decisions stand in `columns`; None when its components are not installed here."""
-    drawn = run_figure(
-        columns, run.labels, mode="shadow" if run.view == "replayed" else run.mode, width=8.0, judge=run.judged,
-        rules={rule.name: rule.alarms for rule in run.rules if rule.alarms},
-    )  # fmt: skip
     words = f"loss, labels, alarms, regimes, rules and scale of {run.run_id} over its steps"
+    drawn, narrow = (
+        Html(
+            inline_svg(
+                run_figure(
+                    columns,
+                    run.labels,
+                    mode="shadow" if run.view == "replayed" else run.mode,
+                    width=width,
+                    judge=run.judged,
+                    rules={rule.name: rule.alarms for rule in run.rules if rule.alarms},
+                ),
+                prefix,
+                words,
+            )
+        )
+        for width, prefix in ((8.0, anchor), (PHONE_WIDTH, f"{anchor}-n"))
+    )
     caption = (
         "Loss, what the labels say, alarms and regimes of the guard shown, alarms of the other rules, and the scale. "
         "Numbers at the right: how many, or the share of rows."
@@ -365,7 +392,7 @@ def _run_section(
         sections.run_summary(run),
         sections.warnings_of(run),
         sections.run_cards(run),
-        sections.figure(Html(inline_svg(drawn, anchor, words)), caption, "wide"),
+        sections.figure(drawn, caption, "wide", narrow),
         close,
         element("details", element("summary", "What each rule would have said"), sections.rules_table(run))
         if run.rules or run.refused

@@ -73,9 +73,11 @@ def table(columns: Sequence[Column], rows: Sequence[Row], caption: Child = None)
     )
 
 
-def figure(svg: Html, caption: Child, class_: str = "") -> Html:
-    """A drawing and what it shows."""
-    box = element("div", svg, class_=f"scroll {class_}") if class_ == "wide" else svg
+def figure(svg: Html, caption: Child, class_: str = "", narrow: Html | None = None) -> Html:
+    """A drawing and what it shows. `narrow`: the same drawn for a phone; one of the two is shown."""
+    box: Child = element("div", svg, class_=f"scroll {class_}") if class_ == "wide" else svg
+    if narrow is not None:
+        box = [element("div", svg, class_=f"{class_} paired"), element("div", narrow, class_="narrow")]
     return element("figure", box, element("figcaption", caption), **({"class_": class_} if class_ == "middle" else {}))
 
 

@@ -429,3 +429,13 @@ def test_a_rule_without_its_channel_in_any_run_is_refused_and_not_replayed(tmp_p
     ((run, _),) = examine([trace], guard=None, fallback=GuardSpec.load("default"), rules=rules)
     assert [rule.name for rule in run.rules] == ["never"]
     assert [refused.name for refused in run.refused] == ["paired_rollback"]
+
+
+def test_wide_figures_are_drawn_a_second_time_for_a_phone(tmp_path: Path) -> None:
+    traces = [record(tmp_path, f"run{seed}", falling(seed=seed)) for seed in range(2)]
+    html = build_report(traces, ReportOptions(rules={"never": RULES["never"]}, details=1)).html
+    widths = re.findall(r'class="(wide paired|narrow)"><svg viewBox="0 0 ([\d.]+) ', html)
+    assert [kind for kind, _ in widths] == ["wide paired", "narrow"] * 2
+    # a point is a unit of the drawing: at 366 px beside margins of 12 px, letters keep their size
+    assert all(float(width) < 366.0 for kind, width in widths if kind == "narrow")
+    assert "@media screen and (max-width:560px){.paired{display:none}.narrow{display:block}}" in html
