@@ -7,9 +7,7 @@ holds code, and reading one never imports anything that it asks for.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
-import tomllib
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
@@ -17,7 +15,8 @@ from typing import Any
 
 import tomli_w
 
-from lbw_sim.errors import LbwError, SpecError, unknown_name
+from lbw_sim.errors import LbwError, SpecError
+from lbw_sim.guard.document import fingerprint_of, tables_of, text_of
 from lbw_sim.guard.envelope import Envelope
 from lbw_sim.guard.guard import Guard
 from lbw_sim.guard.registry import component
@@ -50,8 +49,7 @@ class GuardSpec:
 
         SHA-256 over components, versions, every parameter and the delay; the name does not count.
         """
-        canonical = json.dumps(self.tables, sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+        return fingerprint_of(self.tables)
 
     @classmethod
     def of(cls, guard: Guard, name: str) -> GuardSpec:
@@ -72,29 +70,17 @@ class GuardSpec:
         if isinstance(source, str) and source in preset_names():
             text = (resources.files("lbw_sim.guard") / "presets" / f"{source}.toml").read_text(encoding="utf-8")
             return cls.from_toml(text, where=f"preset {source}")
-        path = Path(source)
-        try:
-            text = path.read_text(encoding="utf-8")
-        except FileNotFoundError:
-            raise SpecError(unknown_name("guard preset or TOML file", str(source), preset_names())) from None
-        except (OSError, UnicodeDecodeError) as error:
-            raise SpecError(f"{path} cannot be read as a guard spec: {error}") from None
-        return cls.from_toml(text, where=str(path))
+        text = text_of(Path(source), "guard preset", preset_names(), SpecError)
+        return cls.from_toml(text, where=str(source))
 
     @classmethod
     def from_toml(cls, text: str, where: str = "guard spec") -> GuardSpec:
         """Parse, complete with defaults, and check. `where` names the source in errors. Raises SpecError."""
-        try:
-            raw = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
-            raise SpecError(f"{where} is not TOML: {error}") from None
-        if raw.get("lbw_spec") != FORMAT:
-            raise SpecError(f"{where}: lbw_spec={raw.get('lbw_spec')!r}; this version reads lbw_spec = {FORMAT}")
-        allowed = {"lbw_spec", "name", "delay_steps", *_TABLES}
-        problems = [unknown_name("table or key", key, allowed) for key in raw if key not in allowed]
-        problems += [f"table [{key}] is missing" for key in _TABLES[:3] if key not in raw]
-        if problems:
-            raise SpecError(f"{where}: {'; '.join(problems)}")
+        raw = tables_of(
+            text, where, mark="lbw_spec", format_number=FORMAT, allowed=("delay_steps", *_TABLES), required=_TABLES[:3],
+            error=SpecError,
+        )  # fmt: skip
+        problems = []
         parts: dict[str, Any] = {}
         for kind in _TABLES:
             try:

@@ -8,16 +8,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import torch
-from torch import distributed
 
 from lbw_sim.errors import LiveError
 from lbw_sim.guard import GuardSpec
 from lbw_sim.guard.evidence import BacktestReport, require_backtest
 from lbw_sim.live.live_guard import LiveGuard, Mode, attached
 from lbw_sim.live.probing import Probe, Probes
+from lbw_sim.live.ranks import Group, decide_together, refuse_together
 from lbw_sim.live.sinks import Sink
 from lbw_sim.live.snapshots import Snapshots
 from lbw_sim.live.wrappers import plain_optimizers
@@ -37,7 +37,7 @@ def attach(
     probes: Sequence[Probe] = (),
     snapshots: Snapshots | None = None,
     scaler: torch.amp.GradScaler | None = None,
-    process_group: distributed.ProcessGroup | Literal["default"] | None = "default",
+    process_group: Group = "default",
     mirror: Sequence[Sink] = (),
     provenance: Mapping[str, str | int | float | None] | None = None,
 ) -> LiveGuard:
@@ -59,7 +59,8 @@ def attach(
 
     Raises LiveError when the optimizer is guarded already or steps more than once per call, when the guard asks for
     what cannot be done here, or when ranks were given different guards; EvidenceError when the report is damaged or of
-    another guard; SpecError for a bad spec; TraceError when `trace` cannot be written.
+    another guard; SpecError for a bad spec; TraceError when `trace` cannot be written. What one rank refuses, all
+    refuse: the others raise LiveError with that rank's words.
 
     >>> model = torch.nn.Linear(2, 1)
     >>> optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
@@ -71,6 +72,39 @@ def attach(
     >>> live.step, live.decision.scale
     (1, 1.0)
     """
+    live: LiveGuard | None = None
+    refusal: Exception | None = None
+    try:
+        live = _prepared(
+            optimizer, guard, trace=trace, run_id=run_id, mode=mode, backtest=backtest, unproven=unproven,
+            probes=probes, snapshots=snapshots, scaler=scaler, process_group=process_group, mirror=mirror,
+            provenance=provenance,
+        )  # fmt: skip
+    except Exception as error:
+        refusal = error
+    if decide_together(process_group):
+        facts = {"guard": live.spec.fingerprint, "mode": mode, "run_id": run_id} if live is not None else None
+        refuse_together(process_group, facts, refusal)
+    if refusal is not None:
+        raise refusal
+    assert live is not None
+    live.take_off()
+    return live
+
+
+def _prepared(
+    optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
+    guard: GuardSpec | str | Path,
+    *,
+    mode: Mode,
+    backtest: BacktestReport | str | Path | None,
+    unproven: bool,
+    probes: Sequence[Probe],
+    snapshots: Snapshots | None,
+    provenance: Mapping[str, str | int | float | None] | None,
+    **more: Any,
+) -> LiveGuard:
+    """The guard, all but on its optimizers. Raises whatever this rank refuses."""
     spec = guard if isinstance(guard, GuardSpec) else GuardSpec.load(guard)
     if mode not in ("shadow", "active"):
         raise LiveError(f"mode={mode!r} is not 'shadow' or 'active'")
@@ -91,15 +125,11 @@ def attach(
     return LiveGuard(
         optimizers,
         spec,
-        trace=trace,
-        run_id=run_id,
         mode=mode,
         probes=Probes(probes),
         snapshots=snapshots if mode == "active" else None,
-        scaler=scaler,
-        process_group=process_group,
-        mirror=mirror,
         provenance={**permission, **(provenance or {})},
+        **more,
     )
 
 

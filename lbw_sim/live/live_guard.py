@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import inspect
 import logging
 import math
 import time
@@ -19,14 +20,14 @@ from types import TracebackType
 from typing import Any, Literal, NamedTuple, Self, SupportsFloat
 
 import torch
-from torch import distributed
+from torch.utils.hooks import RemovableHandle
 
 from lbw_sim.errors import LiveError
 from lbw_sim.guard import GuardSpec, state_from_data, state_to_data
 from lbw_sim.live.actuator import Actuator
 from lbw_sim.live.mailbox import Letter, Mail
 from lbw_sim.live.probing import Probes
-from lbw_sim.live.ranks import DISAGREEMENT, FAULTS, Ranks
+from lbw_sim.live.ranks import DISAGREEMENT, FAULTS, Group, Ranks, decide_together
 from lbw_sim.live.scaler import watch_scaler
 from lbw_sim.live.sinks import Mirror, Sink
 from lbw_sim.live.snapshots import Snapshots
@@ -43,6 +44,7 @@ attached: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
 """Every optimizer that has a guard now."""
 
 _FOUND_INF = "found_inf"
+_OPTIMIZER_FILE = inspect.getfile(torch.optim.Optimizer)
 
 
 class _Row(NamedTuple):
@@ -76,10 +78,11 @@ class LiveGuard:
         probes: Probes,
         snapshots: Snapshots | None,
         scaler: torch.amp.GradScaler | None,
-        process_group: distributed.ProcessGroup | Literal["default"] | None,
+        process_group: Group,
         mirror: Sequence[Sink],
         provenance: Mapping[str, str | int | float | None] | None,
     ) -> None:
+        """Everything that may be refused. It touches no optimizer: `take_off` does."""
         self.spec = spec
         self.mode = mode
         self.run_id = run_id or f"run-{datetime.now(UTC):%Y%m%d-%H%M%S-%f}"
@@ -100,9 +103,9 @@ class LiveGuard:
             )  # fmt: skip
         self._probes = probes
         self._snapshots = snapshots
-        self._ranks = _ranks(process_group, ("grad_norm", "update_norm", _FOUND_INF, *self._channels))
-        if self._ranks is not None:
-            self._ranks.refuse_differences({"guard": spec.fingerprint, "mode": mode, "run_id": run_id})
+        self._ranks = None
+        if decide_together(process_group):
+            self._ranks = Ranks(process_group, ("grad_norm", "update_norm", _FOUND_INF, *self._channels))
             if snapshots is not None and snapshots.in_checkpoints:
                 raise LiveError(
                     "Snapshots(in_checkpoints=True) is for one rank: each rank holds another part of the ring, and a "
@@ -133,6 +136,8 @@ class LiveGuard:
         self._started_s = time.perf_counter()
         self._fault_reason = int(Reason.GUARD_FAULT)
         self._closed = False
+        self._off = False
+        """The optimizers are their owner's again; hooks that could not be taken off do nothing."""
         self._folder = Path(trace) if trace is not None and (self._ranks is None or self._ranks.records) else None
         first = self._optimizers[0].param_groups[0]["params"][0]
         self._provenance = {
@@ -140,21 +145,31 @@ class LiveGuard:
             **(provenance or {}),
         }
         self._recorder: Recorder | None = None
-        self._mirror = Mirror(mirror) if mirror and (self._ranks is None or self._ranks.records) else None
+        self._sinks = mirror
+        self._mirror: Mirror | None = None
         if self._folder is not None:
             Recorder.check(self._folder, self.run_id)
+        self._scaler = scaler
+        self._hooks: list[RemovableHandle] = []
+        self._release_scaler: Callable[[], None] | None = None
+
+    def take_off(self) -> None:
+        """Put the hooks on, now that nobody refuses; `attach` calls it."""
+        if self._sinks and (self._ranks is None or self._ranks.records):
+            self._mirror = Mirror(self._sinks)
         before, after = _untraced(self._before_step), _untraced(self._after_step)
         self._hooks = [
             hook
-            for optimizer in optimizers
+            for optimizer in self._optimizers
             for hook in (
                 optimizer.register_step_pre_hook(before),
                 optimizer.register_step_post_hook(after),
                 optimizer.register_state_dict_pre_hook(self._before_state_dict),
             )
         ]
-        self._release_scaler = watch_scaler(scaler, self._optimizers, self._scaler_dropped) if scaler else None
-        attached.update(optimizers)
+        if self._scaler is not None:
+            self._release_scaler = watch_scaler(self._scaler, self._optimizers, self._scaler_dropped)
+        attached.update(self._optimizers)
         atexit.register(self.close)
 
     def __repr__(self) -> str:
@@ -230,7 +245,17 @@ class LiveGuard:
             self.ground(error)
 
     def mark(self, event: str) -> None:
-        """Write a word (24 ASCII characters at most) into the row of the coming step: an injected fault, an epoch."""
+        """Write a word (24 ASCII characters at most) into the row of the coming step: an injected fault, an epoch.
+
+        `grad_scaler_overflow` is the recorder's own word, for a step that the gradient scaler dropped: as a mark it is
+        left out, and the log says so.
+        """
+        if event == SCALER_OVERFLOW:
+            logger.warning(
+                "lbw-sim: run %s: mark(%r) is left out: the recorder writes that word itself, for a step that the "
+                "gradient scaler dropped. Choose another one", self.run_id, event,
+            )  # fmt: skip
+            return
         self._event = event
 
     def state_dict(self) -> dict[str, Any]:
@@ -285,12 +310,17 @@ class LiveGuard:
             self.ground(error, everywhere=False)
 
     def detach(self) -> None:
-        """Take the guard off the optimizer; the learning rate is its owner's again. Never raises."""
+        """Take the guard off the optimizer; the learning rate is its owner's again. Never raises.
+
+        Called from inside a step, by somebody's hook say, it leaves its own hooks behind, which then do nothing.
+        """
+        self._off = True
         try:
             self._restore()
-            for hook in self._hooks:
-                hook.remove()
-            self._hooks.clear()
+            if not _within_an_optimizer():
+                for hook in self._hooks:
+                    hook.remove()
+                self._hooks.clear()
             if self._release_scaler is not None:
                 self._release_scaler()
         except Exception as error:
@@ -308,6 +338,8 @@ class LiveGuard:
     def _before_step(
         self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        if self._off:
+            return None
         try:
             # an exception inside the last step skipped its post hook
             self._actuators[id(optimizer)].restore(gradients=False)
@@ -342,7 +374,7 @@ class LiveGuard:
 
     def _begin(self, optimizer: torch.optim.Optimizer) -> None:
         """One optimizer is about to update its parameters."""
-        if self._closed:
+        if self._off:
             return  # by a closure that closed the guard: nobody would put the learning rate back
         if self._new_step(optimizer):
             self._stepped.clear()
@@ -399,6 +431,8 @@ class LiveGuard:
         if acts and self._snapshots is not None:
             if decision.posture == Posture.ROLLBACK:
                 back = self._snapshots.roll_back(self.step, decision.rollback_steps, self._optimizers)
+                if self._snapshots.failure is not None:
+                    self.ground(self._snapshots.failure)
                 rolled_back_to = -1 if back is None else back
                 # the gradient belongs to the weights that were given up
                 skipped = back is not None
@@ -435,6 +469,8 @@ class LiveGuard:
             self.ground(error)
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._off:
+            return
         try:
             self._actuators[id(optimizer)].restore()
             self._end(optimizer)
@@ -593,14 +629,16 @@ def _untraced(hook: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
+def _within_an_optimizer() -> bool:
+    """Whether some caller is torch's Optimizer, which may be going over its hooks: taking one away would break that."""
+    frame = inspect.currentframe()
+    while frame is not None:
+        if frame.f_code.co_filename == _OPTIMIZER_FILE:
+            return True
+        frame = frame.f_back
+    return False
+
+
 def _overflowed(numbers: Mapping[str, float]) -> bool:
     """Whether the gradient scaler dropped the step."""
     return numbers.get(_FOUND_INF, 0.0) > 0.0
-
-
-def _ranks(group: distributed.ProcessGroup | Literal["default"] | None, channels: Sequence[str]) -> Ranks | None:
-    """The ranks that decide together; None: this process decides alone."""
-    if group is None or not (distributed.is_available() and distributed.is_initialized()):
-        return None
-    chosen = None if group == "default" else group
-    return Ranks(chosen, channels) if distributed.get_world_size(chosen) > 1 else None

@@ -11,6 +11,7 @@ import math
 import struct
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import distributed
@@ -23,18 +24,50 @@ FAULTS = "faults"
 DISAGREEMENT = "disagreement"
 """0.0 when the decisions of all ranks so far are equal."""
 
+Group = distributed.ProcessGroup | Literal["default"] | None
+"""Which ranks decide together; None: each alone."""
 Number = float | torch.Tensor
 """A number that is here, or one of a single element on a device."""
 
 _DECISION = struct.Struct("<IiidI")
 
 
+def decide_together(group: Group) -> bool:
+    """Whether several ranks decide together; otherwise this process decides alone."""
+    if group is None or not (distributed.is_available() and distributed.is_initialized()):
+        return False
+    return distributed.get_world_size(None if group == "default" else group) > 1
+
+
+def refuse_together(group: Group, facts: Mapping[str, object] | None, refusal: Exception | None) -> None:
+    """Raise on every rank when one of them refuses, or when they were not given the same `facts`.
+
+    `refusal`: why this rank cannot fly, None when it can; raised here as it is, on the others as a LiveError with this
+    rank's words. `facts`: what must be alike on all ranks; None on a rank that refuses.
+    """
+    chosen = None if group == "default" else group
+    told: list[Any] = [None] * distributed.get_world_size(chosen)
+    # by everybody, whatever happened: a rank that raised before would leave the others waiting
+    distributed.all_gather_object(told, (facts, refusal and f"{type(refusal).__name__}: {refusal}"), group=chosen)
+    if refusal is not None:
+        raise refusal
+    if refused := [f"rank {rank} refuses: {words}" for rank, (_, words) in enumerate(told) if words]:
+        raise LiveError(f"no rank is guarded, because {'; '.join(refused)}")
+    given = [facts for facts, _ in told]
+    if differing := sorted(name for name in given[0] if any(other[name] != given[0][name] for other in given)):
+        apart = "; ".join(
+            f"{name}: " + ", ".join(f"rank {rank} has {other[name]!r}" for rank, other in enumerate(given))
+            for name in differing
+        )
+        raise LiveError(f"the ranks were given different guards, so they would decide differently: {apart}")
+
+
 class Ranks:
     """The process group as the guard sees it: who records, what is sent, what comes back."""
 
-    def __init__(self, group: distributed.ProcessGroup | None, channels: Sequence[str]) -> None:
+    def __init__(self, group: Group, channels: Sequence[str]) -> None:
         """`channels`: everything that any rank may measure besides loss and tokens, in one order on all ranks."""
-        self._group = group
+        self._group = group = None if group == "default" else group
         self._channels = tuple(channels)
         self.size = distributed.get_world_size(group)
         self.records = distributed.get_rank(group) == 0
@@ -45,20 +78,6 @@ class Ranks:
         backend = distributed.get_backend(group)
         # gloo takes numbers from the host; nccl and its kind from the device
         self._device = torch.device("cpu") if "gloo" in backend or "mpi" in backend else _current_device()
-
-    def refuse_differences(self, facts: Mapping[str, object]) -> None:
-        """Raise LiveError on every rank when the ranks were not given the same `facts`."""
-        gathered: list[Mapping[str, object]] = [{}] * self.size
-        distributed.all_gather_object(gathered, dict(facts), group=self._group)
-        differing = sorted(
-            name for name in facts if any(other.get(name) != gathered[0].get(name) for other in gathered)
-        )
-        if differing:
-            told = "; ".join(
-                f"{name}: " + ", ".join(f"rank {rank} has {other.get(name)!r}" for rank, other in enumerate(gathered))
-                for name in differing
-            )
-            raise LiveError(f"the ranks were given different guards, so they would decide differently: {told}")
 
     def agree(self, decision: Decision) -> None:
         """Take this rank's decision into the checksum that goes along with the next step's numbers."""

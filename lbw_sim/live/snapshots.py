@@ -45,9 +45,9 @@ class Snapshots:
     as the weights. `also`: further objects with `state_dict` and `load_state_dict` that go back with the weights: a
     scheduler, a gradient scaler, a sampler; what is not named stays where it is, so that by default the run goes on
     with the next batch and the next learning rate. `model`: when given, its buffers (running statistics) go back too.
-    `on_rollback(step)` is called after each rollback with the step that the run is at again; if it raises, that is
-    logged. With `in_checkpoints` the guard's `state_dict` holds the whole ring (rollbacks then survive a resumption);
-    without, only which steps it held.
+    Of `also` all go back or, when one of them fails, none, and the guard is grounded. `on_rollback(step)` is called
+    after each rollback with the step that the run is at again; if it raises, that is logged. With `in_checkpoints` the
+    guard's `state_dict` holds the whole ring (rollbacks then survive a resumption); without, only which steps it held.
 
     Raises LiveError when a value makes no sense.
 
@@ -86,6 +86,8 @@ class Snapshots:
         """Time spent taking snapshots, on the training thread."""
         self.taken = 0
         """Snapshots taken so far."""
+        self.failure: LiveError | None = None
+        """Why an object of `also` could not go back; None: all could."""
 
     @property
     def steps(self) -> list[int]:
@@ -164,8 +166,7 @@ class Snapshots:
                 local(weight).copy_(kept)
             for (optimizer, parameter), kept_state in zip(_parameters_of(optimizers), snapshot.states, strict=True):
                 _put_back(optimizer, parameter, kept_state)
-        for other, kept_other in zip(self._also, snapshot.others, strict=True):
-            other.load_state_dict(copy.deepcopy(kept_other))
+        self._load_companions(snapshot)
         del self._ring[index + 1 :]
         if self._on_rollback is not None:
             try:
@@ -174,6 +175,24 @@ class Snapshots:
                 # the weights are back already: to give up here would leave this rank's step unlike the others'
                 logger.warning("lbw-sim: on_rollback failed at step %d: %r", snapshot.step, error)
         return snapshot.step
+
+    def _load_companions(self, snapshot: _Snapshot) -> None:
+        """All of them or none: one that cannot go back would leave a schedule, say, unlike its data loader."""
+        present: list[tuple[Stateful, dict[str, Any]]] = []
+        try:
+            for other, kept in zip(self._also, snapshot.others, strict=True):
+                present.append((other, copy.deepcopy(other.state_dict())))
+                other.load_state_dict(copy.deepcopy(kept))
+        except Exception as error:
+            self.failure = LiveError(
+                f"a {type(present[-1][0]).__name__} of also= could not go back to step {snapshot.step}: {error!r}; "
+                "weights and optimizer are back, as on every rank, and everything in also= stays where it was"
+            )
+            for other, now in reversed(present):
+                try:
+                    other.load_state_dict(now)
+                except Exception as worse:
+                    logger.warning("lbw-sim: a %s could not be put back either: %r", type(other).__name__, worse)
 
     def state_dict(self) -> dict[str, Any]:
         """The steps that are held and, with `in_checkpoints`, what they hold."""

@@ -7,17 +7,15 @@ everything flown on it says so.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import math
-import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import tomli_w
 
-from lbw_sim.errors import LbwError, SimulateError, unknown_name
+from lbw_sim.errors import LbwError, SimulateError
+from lbw_sim.guard.document import fingerprint_of, tables_of, text_of
 from lbw_sim.guard.registry import component, components
 from lbw_sim.params import build, meta, params_of
 
@@ -89,8 +87,7 @@ class PlantSpec:
     @property
     def fingerprint(self) -> str:
         """16 hexadecimal digits: equal exactly when two specs give the same rollouts and the same range."""
-        canonical = json.dumps([dict(self.plant), self.fitted], sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+        return fingerprint_of([dict(self.plant), self.fitted])
 
     def __hash__(self) -> int:
         return hash(self.fingerprint)
@@ -107,38 +104,17 @@ class PlantSpec:
         """A plant by component name, at its defaults and uncalibrated, or from a TOML file. Raises SimulateError."""
         if isinstance(source, str) and source in components("plant"):
             return cls.of(component("plant", source)())
-        path = Path(source)
-        try:
-            text = path.read_text(encoding="utf-8")
-        except FileNotFoundError:
-            raise SimulateError(unknown_name("plant or TOML file", str(source), components("plant"))) from None
-        except (OSError, UnicodeDecodeError) as error:
-            raise SimulateError(f"{path} cannot be read as a plant: {error}") from None
-        return cls.from_toml(text, where=str(path))
+        text = text_of(Path(source), "plant", components("plant"), SimulateError)
+        return cls.from_toml(text, where=str(source))
 
     @classmethod
     def from_toml(cls, text: str, where: str = "plant") -> PlantSpec:
         """Parse and check. `where` names the source in errors. Raises SimulateError."""
-        try:
-            raw = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
-            raise SimulateError(f"{where} is not TOML: {error}") from None
-        if raw.get("lbw_plant") != FORMAT:
-            raise SimulateError(f"{where}: lbw_plant={raw.get('lbw_plant')!r}; this version reads lbw_plant = {FORMAT}")
-        allowed = {
-            "lbw_plant",
-            "name",
-            "fingerprint",
-            "plant",
-            "fitted",
-            "uncertainty",
-            "draws",
-            "training",
-            "held_out",
-        }
-        unknown = [unknown_name("table or key", key, allowed) for key in raw if key not in allowed]
-        if unknown:
-            raise SimulateError(f"{where}: {'; '.join(unknown)}")
+        allowed = ("fingerprint", "plant", "fitted", "uncertainty", "draws", "training", "held_out")
+        raw = tables_of(
+            text, where, mark="lbw_plant", format_number=FORMAT, allowed=allowed, required=("plant",),
+            error=SimulateError,
+        )  # fmt: skip
         try:
             spec = cls(
                 str(raw.get("name", "unnamed")),

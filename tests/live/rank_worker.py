@@ -188,6 +188,19 @@ def norms() -> dict[str, Any]:
     return {"scenario": "norms"}
 
 
+def refusal() -> dict[str, Any]:
+    """The last rank names a guard that there is not; then all of them name the same one."""
+    optimizer = torch.optim.SGD(model().parameters(), lr=0.1)
+    try:
+        attach(optimizer, "default" if rank < size - 1 else "defualt", trace=folder, run_id="refused")
+        words = ""
+    except Exception as error:
+        words = f"{type(error).__name__}: {error}"
+    hooks = len(optimizer._optimizer_step_pre_hooks)
+    attach(optimizer, "default", trace=folder, run_id="refused").close()
+    return {"scenario": "refusal", "words": words, "hooks": hooks}
+
+
 LATE = {"delay_steps": 1}
 SCENARIOS: dict[str, Callable[[], dict[str, Any]]] = {
     "ddp": lambda: fly("ddp", EAGER, fault=spike, at=slow_last_rank, tokens=lambda: 100.0 * (rank + 1)),
@@ -206,6 +219,7 @@ SCENARIOS: dict[str, Callable[[], dict[str, Any]]] = {
     ),
     "different": lambda: fly("different", EAGER if rank else REWINDING, snapshots=Snapshots()),
     "norms": norms,
+    "refusal": refusal,
     "death": lambda: fly("death", EAGER, fault=spike, at=die),
 }
 

@@ -49,7 +49,7 @@ def told(size: int, folder: Path, *scenarios: str) -> list[dict[str, dict[str, A
 
 WHOLE = ("ddp", "ddp_late", "nan", "nan_late", "rollback", "fsdp", "fsdp_late", "fsdp_rollback")
 """Scenarios in which nothing of ours breaks."""
-OTHERS = ("broken", "broken_late", "disagreement", "recorder", "different", "norms")
+OTHERS = ("broken", "broken_late", "disagreement", "recorder", "different", "refusal", "norms")
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +133,15 @@ def test_ranks_that_were_given_different_guards_are_refused_before_training(
     two: list[dict[str, dict[str, Any]]],
 ) -> None:
     assert all("the ranks were given different guards" in rank["different"]["error"] for rank in two)
+
+
+def test_what_one_rank_refuses_all_refuse_with_its_words_and_nobody_waits(
+    two: list[dict[str, dict[str, Any]]],
+) -> None:
+    first, last = (rank["refusal"] for rank in two)
+    assert last["words"].startswith("SpecError: no guard preset or TOML file named 'defualt'")
+    assert first["words"] == f"LiveError: no rank is guarded, because rank 1 refuses: {last['words']}"
+    assert [first["hooks"], last["hooks"]] == [0, 0]
 
 
 def test_norms_over_shards_and_copies_on_two_ranks_are_those_of_one_process(

@@ -95,6 +95,45 @@ def test_named_companions_go_back_and_others_stay() -> None:
     raise AssertionError("no rollback came")
 
 
+def test_where_one_companion_cannot_go_back_none_does_and_the_guard_is_grounded(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Loader:
+        """Knows how many batches it gave, and cannot go back to an earlier one."""
+
+        given = 0
+
+        def state_dict(self) -> dict[str, int]:
+            return {"given": self.given}
+
+        def load_state_dict(self, state: dict[str, int]) -> None:
+            before, self.given = self.given, state["given"]
+            if self.given < before:
+                raise ValueError("a stream has no way back")
+
+    run, loader = make_run(), Loader()
+    schedule = torch.optim.lr_scheduler.ExponentialLR(run.optimizer, 1.0)
+    ring = Snapshots(every_steps=1, keep=10, also=[schedule, loader])
+    states: dict[Any, Any] = {}
+    with attach(run.optimizer, REWINDING, trace=tmp_path, run_id="half", snapshots=ring, **ACTIVE) as live:
+        for step in range(40):
+            states[live.step] = state_of(run)
+            train(run, range(step, step + 1), live, fault=spike)
+            if live.grounded is None:
+                schedule.step()
+                loader.given += 1
+            elif "went_back" not in states:
+                states["went_back"] = live.step
+                assert live.step <= step - 4
+                assert_same_state(state_of(run), states[live.step])
+                assert schedule.last_epoch == loader.given == step, "the schedule had gone back and came again"
+                assert "a Loader of also= could not go back" in live.grounded
+                assert "a stream has no way back" in live.grounded
+    assert "went_back" in states
+    assert caplog.text.count("is grounded at step") == 1
+    assert verify(read_trace(tmp_path)).rows == 40
+
+
 def test_running_statistics_go_back_with_the_model() -> None:
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 1))

@@ -305,6 +305,52 @@ def test_an_exception_inside_the_step_costs_one_row_no_other_and_no_learning_rat
     assert verify(read_trace(tmp_path)).rows == 60
 
 
+@pytest.mark.parametrize("place", ["before ours", "after ours", "post", "state dict"])
+def test_a_guard_closed_inside_somebodys_hook_is_closed_and_training_goes_on(place: str, tmp_path: Path) -> None:
+    run, alone = make_run(), make_run()
+
+    def close(*_: Any) -> None:
+        if live.step == 5:
+            live.close()
+
+    def hook() -> None:
+        if place == "post":
+            run.optimizer.register_step_post_hook(close)
+        elif place == "state dict":
+            run.optimizer.register_state_dict_pre_hook(close)
+        else:
+            run.optimizer.register_step_pre_hook(close)
+
+    if place == "before ours":
+        hook()
+    live = attach(run.optimizer, EAGER, trace=tmp_path, run_id="closed", **ACTIVE)
+    if place != "before ours":
+        hook()
+    for step in range(10):
+        train(run, range(step, step + 1), live)
+        run.optimizer.state_dict()
+    train(alone, range(10))
+    assert same_bits(weights(run), weights(alone))
+    with attach(run.optimizer, EAGER, trace=tmp_path, run_id="again") as live:
+        train(run, range(10, 13), live)
+    assert read_trace(tmp_path, "again").to_numpy()["step"].tolist() == [0, 1, 2]
+    assert 5 <= len(read_trace(tmp_path, "closed").to_numpy()["step"]) <= 6
+
+
+def test_a_mark_that_is_the_recorders_own_word_is_left_out_and_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = make_run()
+    with attach(run.optimizer, EAGER, trace=tmp_path, run_id="word") as live:
+        live.mark("grad_scaler_overflow")
+        train(run, range(3), live)
+        live.mark("epoch 1")
+        train(run, range(3, 5), live)
+    assert read_trace(tmp_path).to_numpy()["event"].tolist() == ["", "", "", "epoch 1", ""]
+    assert verify(read_trace(tmp_path)).rows == 5
+    assert "mark('grad_scaler_overflow') is left out" in caplog.text
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_guarded_run_on_a_gpu_never_waits_for_it(tmp_path: Path) -> None:
     torch.manual_seed(0)
