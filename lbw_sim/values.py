@@ -122,6 +122,12 @@ class Signals(NamedTuple):
     """Loss of a batch that never changes; nats. nan on the steps on which it was not evaluated."""
     initial_weight_rms: float = nan
     """Root mean square of the weight matrices before training."""
+    full_step_lr: float = nan
+    """Learning rate at which one step of Adam, its elements all pulling one way, is as large as a typical weight matrix
+    before training."""
+    gain_ratio: float = nan
+    """What the last measured steps did to the loss of their own batches, over twice what their halves would have done: 1
+    when the loss is straight along the step, 0 when the whole step brings nothing."""
     extra: tuple[float, ...] = ()
     """Further channels passed through, in the order in which the sensor names them."""
 

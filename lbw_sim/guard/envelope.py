@@ -53,7 +53,7 @@ class Envelope:
     (0.5, 'RATE_LIMIT')
     """
 
-    min_scale: float = param(0.1, low=0.01, high=1.0, doc="lowest scale", log=True)
+    min_scale: float = param(0.1, low=0.001, high=1.0, doc="lowest scale", log=True)
     max_drop: float = param(0.75, low=0.01, high=1.0, unit="1/step", doc="largest fall of the scale in one step")
     max_rise: float = param(0.05, low=0.005, high=1.0, unit="1/step", doc="largest rise of the scale in one step")
     max_damped_steps: int = param(

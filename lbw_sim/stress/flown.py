@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from lbw_sim.errors import StressError
 from lbw_sim.guard import GuardSpec
 from lbw_sim.live import LiveGuard, Probe, Snapshots, attach
-from lbw_sim.live.probes import Canary, InitialWeightRms, PairedProbe, UpdateNorm
+from lbw_sim.live.probes import Canary, FullStepLr, HalfStep, InitialWeightRms, PairedProbe, UpdateNorm
 from lbw_sim.stress.faults import Fault
 from lbw_sim.stress.fleet import add_noise
 from lbw_sim.stress.method import Fitting, Workplace
@@ -123,6 +123,8 @@ def every_probe(session: Session, optimizer: torch.optim.Optimizer) -> list[Prob
         Canary(session.model, lambda: session.loss(canary), every_steps=MEASURE_EVERY),
         PairedProbe(session.model, session.loss, every_steps=MEASURE_EVERY, span_steps=SPAN),
         InitialWeightRms(session.model),
+        FullStepLr(session.model),
+        HalfStep(session.model, session.loss, optimizer),
         UpdateNorm(optimizer),
     ]
 

@@ -18,7 +18,7 @@ requests = st.builds(
 )
 envelopes = st.builds(
     Envelope,
-    min_scale=st.floats(0.01, 1.0),
+    min_scale=st.floats(0.001, 1.0),
     max_drop=st.floats(0.01, 1.0),
     max_rise=st.floats(0.05, 1.0),
     max_damped_steps=st.integers(1, 60),

@@ -17,10 +17,22 @@ from torch.nn import functional
 
 from lbw_sim.errors import LiveError
 from lbw_sim.live import attach
-from lbw_sim.live.probes import Canary, GradNorm, InitialWeightRms, PairedProbe, RobustRms, UpdateNorm
+from lbw_sim.live.probes import (
+    Canary,
+    FullStepLr,
+    GradNorm,
+    HalfStep,
+    InitialWeightRms,
+    PairedProbe,
+    RobustRms,
+    UpdateNorm,
+)
 from lbw_sim.trace import read_trace
 
-EVERYTHING = {"grad_norm", "update_norm", "robust_rms", "canary_loss", "probe_gain", "initial_weight_rms"}
+EVERYTHING = {
+    "grad_norm", "update_norm", "robust_rms", "canary_loss", "probe_gain", "initial_weight_rms", "full_step_lr",
+    "step_gain", "half_step_gain",
+}  # fmt: skip
 
 
 def noisy_model(seed: int = 0) -> nn.Sequential:
@@ -52,6 +64,8 @@ def all_probes(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Any]:
         Canary(model, with_dice, every_steps=2),
         PairedProbe(model, lambda batch: loss_of(model, batch), every_steps=2, span_steps=3),
         InitialWeightRms(model),
+        FullStepLr(model),
+        HalfStep(model, lambda batch: loss_of(model, batch), optimizer, dense_steps=10, every_steps=5),
     ]
 
 
@@ -87,6 +101,9 @@ def test_training_with_every_probe_is_bit_for_bit_training_without(tmp_path: Pat
         "canary_loss": 15,
         "probe_gain": 14,
         "initial_weight_rms": 30,
+        "full_step_lr": 30,
+        "step_gain": 14,  # steps 0 to 9, 10, 15, 20 and 25, each told with the next
+        "half_step_gain": 14,
     }
 
 
@@ -230,6 +247,58 @@ def test_initial_weight_rms_is_the_median_matrix_and_stays_what_it_was() -> None
         InitialWeightRms(nn.LayerNorm(4))
 
 
+def test_the_learning_rate_of_a_full_step_is_the_median_matrix_and_falls_with_the_width() -> None:
+    model = nn.ModuleList([nn.Embedding(8, 4), *(nn.Linear(width, width) for width in (4, 16, 64))])
+    for layer in model:
+        nn.init.constant_(layer.weight, 0.5)
+    # 0.5 · (1/√8 + 1/√4), and of the squares 1/√width: 0.43, 0.5, 0.25, 0.125, of which the lower middle one
+    probe = FullStepLr(model)
+    nn.init.zeros_(model[2].weight)
+    assert float(probe.before_step(500, None)["full_step_lr"]) == 0.25
+    assert float(FullStepLr(model).before_step(0, None)["full_step_lr"]) == pytest.approx(0.5 * (8**-0.5 + 0.5))
+    assert float(FullStepLr(model, lr=0.5).before_step(0, None)["full_step_lr"]) == 0.5
+    with pytest.raises(LiveError, match="lr=-1.0 is not a positive number"):
+        FullStepLr(model, lr=-1.0)
+    with pytest.raises(LiveError, match="trains no weight matrix"):
+        FullStepLr(nn.LayerNorm(4))
+
+
+def test_a_half_step_is_measured_on_its_own_batch_and_one_that_a_rollback_cut_off_is_not() -> None:
+    model = Scalar()
+    probe = HalfStep(
+        model, lambda batch: batch * model.weight.square(), torch.optim.SGD([model.weight], lr=1.0), every_steps=3,
+        dense_steps=2,
+    )  # fmt: skip
+    found = {}
+    for place, step in enumerate([0, 1, 2, 3, 4, 6, 5, 6, 7]):
+        values = probe.before_step(step, float(place + 1))
+        if values:
+            found[place] = (float(values["step_gain"]), float(values["half_step_gain"]))
+        model.weight.data += 1.0  # weight is place + 1 before this
+    # batch 1: 1 → 4, half-way 2.25; batch 2, twice; batch 4 at step 3; step 6 is taken back; and again at place 7
+    assert found == {1: (3.0, 1.25), 2: (10.0, 4.5), 4: (36.0, 17.0), 8: (136.0, 66.0)}
+
+
+def test_weights_stand_where_they_were_when_the_half_step_cannot_be_measured() -> None:
+    model = noisy_model()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    calls: list[int] = []
+
+    def fails_the_third_time(batch: Any) -> torch.Tensor:
+        calls.append(1)
+        if len(calls) == 3:
+            raise OSError("no loss half-way")
+        return loss_of(model, batch)
+
+    probe = HalfStep(model, fails_the_third_time, optimizer)
+    probe.before_step(0, batch_of(0))
+    train(model, optimizer, 1)
+    weights = copy.deepcopy(model.state_dict())
+    with pytest.raises(OSError, match="half-way"):
+        probe.before_step(1, batch_of(1))
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+
+
 def _one_rank(rank: int, folder: str) -> None:
     """FSDP2 and a replicated parameter on two ranks; each writes what its probes said."""
     from torch.distributed.fsdp import fully_shard
@@ -308,6 +377,8 @@ def test_no_probe_waits_for_the_gpu() -> None:
         Canary(model, lambda: loss_of(model, batch), every_steps=1),
         PairedProbe(model, lambda given: loss_of(model, given), every_steps=1, span_steps=1),
         InitialWeightRms(model),
+        FullStepLr(model),
+        HalfStep(model, lambda given: loss_of(model, given), optimizer),
     ]
     for step in range(4):
         optimizer.zero_grad()

@@ -1,0 +1,134 @@
+"""A wrapper: a cap on the learning rate that is learned from whether a whole step brings twice what half of it would."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from lbw_sim.guard.analyzers.bad_batch import BadBatch
+from lbw_sim.guard.guard import Analyzer
+from lbw_sim.params import analyzer, param, part
+from lbw_sim.values import Assessment, Regime, Signals, nan
+
+LARGEST, LEAST = 1e12, 1e-12
+"""Learning rates beyond these count as these."""
+LONGEST_STEPS = 1_000_000_000
+"""Counters go no further."""
+
+
+class TrustCapState(NamedTuple):
+    """The inner state, what is known of the schedule, and what has been learned."""
+
+    inner: Any
+    peak_lr: float
+    """Learning rate that stands for the whole schedule; 0 before the first."""
+    tenure_steps: int
+    """Steps for which the learning rate was at least half of that, less those since for which it was not."""
+    cap: float
+    """Largest peak that is allowed now; 0: there is none."""
+    before_cut: float
+    """The cap, or the peak below it, when it was lowered last; 0: it never was."""
+    measured: int
+    """Ratios since then, as far as they matter."""
+    silent_steps: int
+    """Steps since the last ratio, as far as they matter."""
+    age_steps: int
+    """Steps since the start, as far as they matter."""
+
+
+@analyzer(version=1, needs=("lr", "full_step_lr", "gain_ratio"))
+class TrustCap:
+    """The inner analyzer's regime; the evidence is the schedule's peak over the cap, above 1 when it is too high.
+
+    `gain_ratio` compares the optimizer's own steps with their halves: near 1 while they are short for the curvature along
+    them, 2/3 at the bottom of the valley, 0 where they bring nothing; and its scale is the same for every model. So
+
+    - the cap begins at `first_share` of `full_step_lr`, what the initial weights can take;
+    - above `grow_ratio` it is multiplied by `up` at every measurement, as long as it is in the way;
+    - below `cut_ratio` it falls to `down` times what was in force, at most once in `wait` measurements; where it was not in
+      the way, only below `alarm_ratio`: a run that is under its cap is not touched without need;
+    - above the middle of `cut_ratio` and `grow_ratio` it goes back by `up` to where it was before the last cut: that one was a false alarm;
+    - after an alarm of the inner analyzer, to `harm_cut` times that.
+
+    In the first `settle_steps` a SPIKE of the inner analyzer is WARMUP: the noise of the loss is not known yet, and a
+    batch that is not skipped then does no harm that lasts.
+
+    While the schedule comes down, at less than `still` of its peak, the ratio rises by itself and would undo the decay:
+    then the cap does not grow beyond that. A ratio that stops coming is no evidence:
+    after `stale_steps` without one the cap opens by 5 % a step.
+
+    The peak and not the present rate is capped, so that what divides by the evidence keeps the schedule's shape: warm-up
+    and decay stay, only lower. The peak is forgotten when the learning rate has been below half of it for as long as it
+    was above: a bump of 20 steps 20 steps after its end, the peak of a linear or cosine decay only with the run; the new
+    peak is then the learning rate of that step. A schedule that falls fast and goes on for long, such as 1/√step, is
+    followed in stairs. Neither rule knows the length of the run.
+
+    >>> rule, cap = TrustCap(), []
+    >>> state = rule.init()
+    >>> for ratio in [0.95, 0.95, 0.8, 0.3]:
+    ...     state, _ = rule.step(state, Signals(lr=1.0, full_step_lr=0.04, gain_ratio=ratio))
+    ...     cap.append(round(state.cap, 5))
+    >>> cap
+    [0.013, 0.0169, 0.0169, 0.01352]
+    """
+
+    inner: Analyzer = part(BadBatch, doc="the analyzer that names the regime")
+    first_share: float = param(0.25, low=1e-3, high=1e6, doc="first cap, as a share of full_step_lr", log=True)
+    cut_ratio: float = param(0.7, low=-1.0, high=1.0, doc="ratio below which a cap that is in the way falls")
+    alarm_ratio: float = param(0.7, low=-1.0, high=1.0, doc="ratio below which a cap is put in the way")
+    grow_ratio: float = param(0.93, low=0.0, high=2.0, doc="ratio above which the cap may grow")
+    up: float = param(1.3, low=1.001, high=2.0, doc="factor of one growth")
+    down: float = param(0.8, low=0.1, high=0.99, doc="factor of one cut")
+    wait: int = param(3, low=1, high=1_000, doc="measurements from one cut to the next")
+    harm_cut: float = param(0.5, low=0.05, high=1.0, doc="factor of a cut after an alarm of the inner analyzer")
+    still: float = param(0.9, low=0.0, high=1.0, doc="share of the peak below which the schedule comes down")
+    stale_steps: int = param(100, low=1, high=100_000, unit="steps", doc="silence after which the cap opens")
+
+    settle_steps: int = param(20, low=0, high=10_000, unit="steps", doc="first steps, in which no batch is called bad")
+
+    def init(self) -> TrustCapState:
+        """No schedule, no cap."""
+        return TrustCapState(self.inner.init(), 0.0, 0, 0.0, 0.0, self.wait, 0, 0)
+
+    def step(self, state: TrustCapState, signals: Signals) -> tuple[TrustCapState, Assessment]:
+        """Ask the inner analyzer, then look at the learning rate and at the ratio, if there is one."""
+        inner, assessment = self.inner.step(state.inner, signals)
+        regime = assessment.regime
+        age_steps = min(state.age_steps + 1, self.settle_steps + 1)
+        if regime == Regime.SPIKE and age_steps <= self.settle_steps:
+            regime = int(Regime.WARMUP)
+        peak_lr, tenure_steps = state.peak_lr, state.tenure_steps
+        lr = 0.0
+        # a learning rate of 0, before a warm-up or after a decay, says nothing about the peak
+        if signals.lr > 0.0:
+            lr = max(LEAST, min(LARGEST, signals.lr))
+            if lr > 2.0 * peak_lr:
+                tenure_steps = 0
+            peak_lr = max(peak_lr, lr)
+            tenure_steps = min(tenure_steps + 1, LONGEST_STEPS) if lr >= 0.5 * peak_lr else tenure_steps - 1
+            if tenure_steps <= 0:
+                peak_lr, tenure_steps = lr, 1
+        cap, before_cut, measured = state.cap, state.before_cut, state.measured
+        silent_steps = min(state.silent_steps + 1, self.stale_steps)
+        if cap == 0.0 and signals.full_step_lr > 0.0:
+            cap = max(LEAST, min(LARGEST, self.first_share * signals.full_step_lr))
+        in_force = min(cap, peak_lr) if cap > 0.0 else peak_lr
+        ratio = signals.gain_ratio
+        if regime == Regime.DIVERGING or regime == Regime.OSCILLATION:
+            if in_force > 0.0:
+                cap, before_cut, measured = max(LEAST, self.harm_cut * in_force), in_force, 0
+        elif ratio == ratio:
+            silent_steps = 0
+            measured = min(measured + 1, self.wait)
+            if ratio < (self.cut_ratio if in_force < peak_lr else self.alarm_ratio):
+                if measured >= self.wait and in_force > 0.0:
+                    cap, before_cut, measured = max(LEAST, self.down * in_force), in_force, 0
+            elif ratio > self.grow_ratio and cap < peak_lr and lr >= self.still * peak_lr:
+                cap = min(LARGEST, cap * self.up)
+            elif ratio > 0.5 * (self.cut_ratio + self.grow_ratio) and cap < before_cut:
+                cap = min(before_cut, cap * self.up)
+        elif silent_steps >= self.stale_steps:
+            cap = min(LARGEST, cap * 1.05)
+        evidence = peak_lr / cap if cap > 0.0 and peak_lr > 0.0 else nan
+        return TrustCapState(
+            inner, peak_lr, tenure_steps, cap, before_cut, measured, silent_steps, age_steps
+        ), Assessment(regime, evidence, signals.lr)
