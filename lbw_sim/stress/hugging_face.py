@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -22,7 +23,8 @@ from lbw_sim.stress.faults import Fault
 from lbw_sim.stress.text import CANARY_SEED
 from lbw_sim.stress.workload import Facts, Setting
 
-Tokens = npt.NDArray[np.int64]
+Tokens = npt.NDArray[np.int32]
+"""A hundred million of them are kept from run to run."""
 
 WIKITEXT = ("Salesforce/wikitext", "wikitext-103-raw-v1")
 BYTES = 256
@@ -193,7 +195,7 @@ class HuggingFaceSession:
         try:
             with torch.no_grad():
                 for start in range(0, count, batch):
-                    part = windows[start : start + batch].to(self._device)
+                    part = windows[start : start + batch].to(self._device).long()
                     total += float(self.loss(part)) * len(part)
         finally:
             self.model.train(training)
@@ -203,7 +205,7 @@ class HuggingFaceSession:
         wanted, tokens = self._wanted, self._text.train
         starts = np.random.default_rng((_BATCH, seed, step)).random(wanted.batch) * (len(tokens) - wanted.context + 1)
         windows = tokens[starts.astype(np.int64)[:, None] + np.arange(wanted.context)]
-        return torch.from_numpy(windows).to(self._device)
+        return torch.from_numpy(windows).to(self._device).long()
 
     def _arithmetic(self) -> contextlib.AbstractContextManager[Any]:
         if self._device.startswith("cuda") and not self._wanted.lora:
@@ -213,16 +215,16 @@ class HuggingFaceSession:
 
 def _model(wanted: LanguageModel, setting: Setting, random: bool) -> nn.Module:
     transformers = _library("transformers")
-    on_gpu = setting.device.startswith("cuda")
-    # a CPU computes in bfloat16 so slowly that nobody would want it
-    number = torch.bfloat16 if wanted.lora and on_gpu else torch.float32
+    number = _number(wanted, setting.device)
     with _seeded(setting.seed, setting.device):
         if random:
             with torch.device(setting.device), _default_dtype(number):
                 model = transformers.AutoModelForCausalLM.from_config(wanted.shape.config())
         else:
             try:
-                model = transformers.AutoModelForCausalLM.from_pretrained(wanted.repository, dtype=number)
+                model = transformers.AutoModelForCausalLM.from_pretrained(
+                    wanted.repository, **{_dtype_name(transformers.__version__): number}
+                )
             except (OSError, ValueError) as error:
                 raise StressError(
                     f"the weights of {wanted.repository} cannot be had: {_first_line(error)}. Where nothing can be "
@@ -250,15 +252,26 @@ def _model(wanted: LanguageModel, setting: Setting, random: bool) -> nn.Module:
     return module
 
 
+def _number(wanted: LanguageModel, device: str) -> torch.dtype:
+    """What the weights are kept in. A CPU computes in bfloat16 so slowly that nobody would want it."""
+    return torch.bfloat16 if wanted.lora and device.startswith("cuda") else torch.float32
+
+
+def _dtype_name(version: str) -> str:
+    """transformers renamed the argument in 4.56."""
+    major, minor = (int(part) for part in version.split(".")[:2])
+    return "dtype" if (major, minor) >= (4, 56) else "torch_dtype"
+
+
 def _text(wanted: LanguageModel, setting: Setting) -> _Text:
     """The text as token ids: a file or what Python ships, or WikiText-103."""
     if setting.data is None and wanted.repository:
-        return _wikitext(wanted.repository)
+        return _wikitext(wanted.repository, WIKITEXT)
     if setting.data is None:
         prose = corpus("prose")
         return _Text(
-            prose.train.astype(np.int64),
-            prose.validation.astype(np.int64),
+            prose.train.astype(np.int32),
+            prose.validation.astype(np.int32),
             "byte",
             {"text": prose.name, "text_digest": prose.digest, "tokenizer": "bytes"},
         )
@@ -268,16 +281,17 @@ def _text(wanted: LanguageModel, setting: Setting) -> _Text:
         raise StressError(f"{setting.data} cannot be read as a text in UTF-8: {error}") from None
     tokenizer = _tokenizer(wanted.repository)
     if tokenizer is None:
-        ids = np.frombuffer(text.encode(), dtype=np.uint8).astype(np.int64)
+        ids = np.frombuffer(text.encode(), dtype=np.uint8).astype(np.int32)
     else:
-        ids = np.array(tokenizer(text)["input_ids"], dtype=np.int64)
+        ids = np.array(tokenizer(text)["input_ids"], dtype=np.int32)
     cut = int(len(ids) * (1.0 - VALIDATION_SHARE))
     facts: Facts = {"text": setting.data.name, "tokenizer": "bytes" if tokenizer is None else wanted.repository}
     return _Text(ids[:cut], ids[cut:], "byte" if tokenizer is None else "token", facts)
 
 
+@lru_cache(maxsize=1)
 def _tokenizer(repository: str) -> Any | None:
-    """The model's own; None where it cannot be had."""
+    """The model's own; None where it cannot be had, which its hub's client takes a while to find out."""
     if not repository:
         return None
     try:
@@ -286,11 +300,12 @@ def _tokenizer(repository: str) -> Any | None:
         return None
 
 
-def _wikitext(repository: str) -> _Text:
+@lru_cache(maxsize=1)
+def _wikitext(repository: str, source: tuple[str, ...]) -> _Text:
     """WikiText-103 raw: the whole training split for training, the whole validation split for validation."""
     tokenizer = _tokenizer(repository)
     try:
-        splits = _library("datasets").load_dataset(*WIKITEXT)
+        splits = _library("datasets").load_dataset(*source)
     except Exception as error:
         # datasets raises half a dozen kinds when it cannot reach its hub
         raise StressError(
@@ -300,7 +315,7 @@ def _wikitext(repository: str) -> _Text:
     if tokenizer is None:
         raise StressError(f"the tokenizer of {repository} cannot be had; a text of your own (--data FILE) needs none")
     found = {name: _tokens(splits[name], tokenizer) for name in ("train", "validation")}
-    facts: Facts = {"text": "/".join(WIKITEXT), "tokenizer": repository}
+    facts: Facts = {"text": "/".join(source), "tokenizer": repository}
     return _Text(found["train"], found["validation"], "token", facts)
 
 
@@ -308,7 +323,7 @@ def _tokens(split: Any, tokenizer: Any) -> Tokens:
     """A split of rows with `text` as one row of ids; what `map` computes stays in the cache of datasets."""
     mapped = split.map(lambda rows: {"input_ids": tokenizer(rows["text"])["input_ids"]}, batched=True)
     column = mapped.data.column("input_ids").combine_chunks()
-    return np.asarray(column.flatten(), dtype=np.int64)
+    return np.asarray(column.flatten(), dtype=np.int32)
 
 
 def _library(name: str) -> Any:

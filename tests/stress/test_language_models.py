@@ -44,6 +44,35 @@ def test_parameters_are_those_that_the_models_cards_state() -> None:
 
 
 @needs_libraries
+def test_the_arithmetic_of_every_shape_is_that_of_the_class_which_is_built() -> None:
+    from transformers import AutoModelForCausalLM
+
+    for name, model in MODELS.items():
+        with torch.device("meta"):
+            built = AutoModelForCausalLM.from_config(model.shape.config())
+        assert sum(parameter.numel() for parameter in built.parameters()) == model.shape.parameters, name
+        assert built.config.max_position_embeddings >= model.context
+
+
+@needs_libraries
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_adapters_in_float32_train_on_weights_in_bfloat16(checkpointing: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    # as on a GPU
+    monkeypatch.setattr(hugging_face, "_number", lambda wanted, device: torch.bfloat16)
+    session = HuggingFaceSession(MODELS["qwen2.5-toy"]._replace(checkpointing=checkpointing), Setting(seed=0))
+    kinds = {(p.requires_grad, p.dtype) for p in session.model.parameters()}
+    assert kinds == {(True, torch.float32), (False, torch.bfloat16)}
+    optimizer = torch.optim.AdamW([p for p in session.model.parameters() if p.requires_grad], lr=1e-2)
+    batch = session.batch(0)
+    before = float(session.loss(batch).detach())
+    for _ in range(3):
+        optimizer.zero_grad()
+        session.loss(batch).backward()
+        optimizer.step()
+    assert float(session.loss(batch).detach()) < before - 0.05
+
+
+@needs_libraries
 @pytest.mark.parametrize("name", ["qwen2.5-toy", "tinyllama-toy"])
 def test_a_toy_of_the_architecture_trains(name: str) -> None:
     load = workload(name)
