@@ -74,14 +74,14 @@ def test_while_the_schedule_comes_down_the_cap_only_takes_back_its_last_cut() ->
 
 
 def test_an_alarm_of_the_inner_analyzer_cuts_deeper() -> None:
-    rule = TrustCap(inner=ProbeRise(limit_share=0.02, confirm=1), harm_cut=0.25)
+    rule = TrustCap(inner=ProbeRise(limit_share=0.02, confirm=1), first_share=0.25, harm_cut=0.25)
     harmed = Signals(lr=100.0, full_step_lr=4.0, gain_ratio=0.99, probe_gain=1.0, loss_level=2.0)
     state, assessment = rule.step(rule.init(), harmed)
     assert (assessment.regime, state.cap, assessment.evidence) == (Regime.DIVERGING, 0.25, 400.0)
 
 
 def test_without_ratios_the_cap_opens_and_without_a_size_there_is_none_before_the_first_cut() -> None:
-    silent = caps(TrustCap(stale_steps=10), steps([nan] * 200))
+    silent = caps(TrustCap(first_share=0.25, stale_steps=10), steps([nan] * 200))
     assert silent[8:11] == pytest.approx([1.0, 1.05, 1.1025])
     assert silent[-1] > 100.0
     assert caps(RULE, [Signals(lr=8.0, gain_ratio=ratio) for ratio in (nan, 0.95, 0.1)]) == [0.0, 0.0, 4.0]

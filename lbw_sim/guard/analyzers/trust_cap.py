@@ -65,14 +65,14 @@ class TrustCap:
     >>> rule, cap = TrustCap(), []
     >>> state = rule.init()
     >>> for ratio in [0.95, 0.95, 0.8, 0.3]:
-    ...     state, _ = rule.step(state, Signals(lr=1.0, full_step_lr=0.04, gain_ratio=ratio))
+    ...     state, _ = rule.step(state, Signals(lr=1.0, full_step_lr=0.08, gain_ratio=ratio))
     ...     cap.append(round(state.cap, 5))
     >>> cap
     [0.013, 0.0169, 0.0169, 0.01352]
     """
 
     inner: Analyzer = part(BadBatch, doc="the analyzer that names the regime")
-    first_share: float = param(0.25, low=1e-3, high=1e6, doc="first cap, as a share of full_step_lr", log=True)
+    first_share: float = param(0.125, low=1e-3, high=1e6, doc="first cap, as a share of full_step_lr", log=True)
     cut_ratio: float = param(0.7, low=-1.0, high=1.0, doc="ratio below which a cap that is in the way falls")
     alarm_ratio: float = param(0.7, low=-1.0, high=1.0, doc="ratio below which a cap is put in the way")
     grow_ratio: float = param(0.93, low=0.0, high=2.0, doc="ratio above which the cap may grow")
