@@ -1,7 +1,7 @@
 """The stress suite on tiny models with seeds that chose nothing: flies what is missing and writes the page.
 
-Writes docs/results/stress_tiny.md, its figures, and the rows behind it (docs/results/stress_tiny/, which `lbw report`
-shows as a page). Run from the repository root; stopped, it goes on where it was:
+Writes docs/results/stress_tiny.md, its figures, and the rows behind it (docs/results/stress_tiny/PART, which
+`lbw report` shows as a page). Run from the repository root; stopped, it goes on where it was:
 python analysis/stress_tiny.py [--work FOLDER] [--processes 2]
 """
 
@@ -12,35 +12,105 @@ import dataclasses
 import math
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 from lbw_sim.plots import save
 from lbw_sim.plots.suite import ranks_figure, sensitivity_figure
 from lbw_sim.score.stress_judgement import judge
 from lbw_sim.score.stress_page import markdown_page, page
 from lbw_sim.score.stress_results import Suite, write_suite
-from lbw_sim.stress.suite import PRESETS, SuitePlan, run_suite
+from lbw_sim.stress.suite import CLIPS, GUARDS, PRESETS, PUBLISHED, SuitePlan, run_suite
 
 SEEDS = (400, 401, 402)
 """Used for nothing else."""
-GUARD = "guard:paired_rollback"
-PRESET = dataclasses.replace(PRESETS["tiny-full"], seeds=SEEDS)
+GUARD = "guard:adaptive_cap"
 TARGET = Path("docs/results/stress_tiny.md")
 FIGURES = Path("docs/figures")
 ROWS = Path("docs/results/stress_tiny")
 
 
-def lead(suite: Suite, cpu_minutes: float) -> list[str]:
+class Part(NamedTuple):
+    """A suite of its own: what is judged together was flown whole."""
+
+    name: str
+    title: str
+    workloads: tuple[str, ...]
+    methods: tuple[str, ...]
+    controlled: tuple[str, ...]
+    leave_out: tuple[str, ...] = ()
+    """Beginnings of the anchors of sections that another part has already, or that would be long."""
+
+
+PARTS = (
+    Part(
+        "guards",
+        "Guards, clipping and the static cap, with the controls of the learned cap",
+        ("post_ln", "pre_ln"),
+        ("adamw", *CLIPS, "static_cap", *GUARDS),
+        (GUARD,),
+    ),
+    Part(
+        "published",
+        "Every method, post-LN",
+        ("post_ln",),
+        ("adamw", *CLIPS, *PUBLISHED, *GUARDS),
+        (),
+        ("workloads", "seed-paper", "rows-"),
+    ),
+    Part(
+        "fine_tuning",
+        "Fine-tuning, post-LN: trained on code, then on prose",
+        ("post_ln_fine_tune",),
+        ("adamw", "static_cap", GUARD),
+        (),
+        ("seed-paper", "ranks"),
+    ),
+)
+
+
+def lead(suites: list[Suite]) -> list[str]:
     """What the reader must know first."""
     seeds = ", ".join(map(str, SEEDS))
+    flown = {run.run_id: run.cpu_seconds for suite in suites for run in suite.runs}
     return [
-        f"Made by `analysis/stress_tiny.py`: {len({run.run_id for run in suite.runs})} real runs, seeds {seeds}, which "
-        f"chose nothing; {cpu_minutes:.0f} minutes of CPU time in the training loops, on two cores that others used as "
-        "well: wall-clock times and speed-ups here say little. No run was recorded, so AdamW flew without any guard. "
-        "The rows are in [stress_tiny/results.csv](stress_tiny/results.csv); `lbw report docs/results/stress_tiny` "
-        "shows them as a page with every measure at every learning rate. How to read it: [stress.md](../stress.md).",
+        f"Made by `analysis/stress_tiny.py`: {len(flown)} real runs, seeds {seeds}, which chose nothing; "
+        f"{math.fsum(flown.values()) / 60.0:.0f} minutes of CPU time in the training loops, on two cores that others "
+        "used as well: wall-clock times and speed-ups say little here, CPU times more. No run was recorded, so AdamW "
+        "flew without any guard. All rows are in `stress_tiny/`; `lbw report docs/results/stress_tiny/guards` shows "
+        "them as a page, with every measure at every learning rate. How to read this: [stress.md](../stress.md).",
         "Tiny models, short runs, one text: this says what a method does to such a run, not what it is worth on a "
         "large model. A short run flatters a lower learning rate.",
     ]
+
+
+def flown(part: Part, work: Path, processes: int) -> Suite:
+    """Fly what is missing of one part."""
+
+    def tell(done: int, total: int, seconds_left: float) -> None:
+        left = "" if math.isnan(seconds_left) else f", about {seconds_left / 60:.0f} min left"
+        print(f"\r{part.name}: {done} of {total}{left}   ", end="", file=sys.stderr)
+
+    preset = dataclasses.replace(
+        PRESETS["tiny-full"], about=part.title, workloads=part.workloads, methods=part.methods,
+        controlled=part.controlled, seeds=SEEDS,
+    )  # fmt: skip
+    suite = run_suite(SuitePlan(preset=preset, traces=False), work, processes=processes, progress=tell)
+    print(file=sys.stderr)
+    return suite
+
+
+def written(part: Part, suite: Suite) -> str:
+    """Rows and figures of a part, and its text."""
+    judgement = judge(suite)
+    (ROWS / part.name).mkdir(parents=True, exist_ok=True)
+    write_suite(suite, ROWS / part.name)
+    figures = {}
+    for name, figure in (("sensitivity", sensitivity_figure(judgement)), ("ranks", ranks_figure(judgement.ranks))):
+        if name not in part.leave_out:
+            path = save(figure, FIGURES / f"stress_tiny_{part.name}_{name}.svg")
+            figures[name] = f"../figures/{path.name}"
+    sections = [s for s in page(judgement, every_rate=False) if not s.anchor.startswith(part.leave_out or ("-",))]
+    return markdown_page(sections, part.title, [], figures, level=2)
 
 
 def main() -> None:
@@ -49,28 +119,10 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("build/stress_tiny"), help="folder of the suite")
     parser.add_argument("--processes", type=int, default=2)
     arguments = parser.parse_args()
-
-    def tell(done: int, total: int, seconds_left: float) -> None:
-        left = "" if math.isnan(seconds_left) else f", about {seconds_left / 60:.0f} min left"
-        print(f"\r{done} of {total}{left}   ", end="", file=sys.stderr)
-
-    plan = SuitePlan(preset=PRESET, traces=False)
-    suite = run_suite(plan, arguments.work, processes=arguments.processes, progress=tell)
-    print(file=sys.stderr)
-    judgement = judge(suite)
-    save(sensitivity_figure(judgement), FIGURES / "stress_tiny_sensitivity.svg")
-    save(ranks_figure(judgement.ranks), FIGURES / "stress_tiny_ranks.svg")
-    ROWS.mkdir(parents=True, exist_ok=True)
-    write_suite(suite, ROWS)
-    seconds = math.fsum({run.run_id: run.cpu_seconds for run in suite.runs}.values())
-    figures = {
-        "sensitivity": "../figures/stress_tiny_sensitivity.svg",
-        "ranks": "../figures/stress_tiny_ranks.svg",
-    }
-    text = markdown_page(
-        page(judgement, every_rate=False), "Stress suite, tiny models", lead(suite, seconds / 60.0), figures
-    )
-    TARGET.write_text(text, encoding="utf-8")
+    suites = [flown(part, arguments.work, arguments.processes) for part in PARTS]
+    head = "\n".join(["# Stress suite on tiny models", "", *(line for text in lead(suites) for line in (text, ""))])
+    texts = [written(part, suite) for part, suite in zip(PARTS, suites, strict=True)]
+    TARGET.write_text(head + "\n" + "\n".join(texts), encoding="utf-8")
     print(TARGET)
 
 

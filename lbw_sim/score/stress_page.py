@@ -83,13 +83,16 @@ def page(judgement: Judgement, *, every_rate: bool = True) -> list[Section]:
     return [section for section in made if section.points or section.rows or section.figure]
 
 
-def markdown_page(sections: Sequence[Section], title: str, lead: Sequence[str], figures: Mapping[str, str]) -> str:
-    """The sections as a Markdown document. `figures`: name of a figure -> its path as the page links it."""
-    lines = [f"# {title}", "", *(part for text in lead for part in (text, ""))]
+def markdown_page(
+    sections: Sequence[Section], title: str, lead: Sequence[str], figures: Mapping[str, str], level: int = 1
+) -> str:
+    """The sections as a Markdown document. `figures`: name of a figure -> its path as the page links it; without it a
+    section that is made of one is left out. `level`: of the title's heading."""
+    lines = [f"{'#' * level} {title}", "", *(part for text in lead for part in (text, ""))]
     for section in sections:
         if section.figure and section.figure not in figures:
             continue
-        lines += [f"## {section.title}", ""]
+        lines += [f"{'#' * (level + 1)} {section.title}", ""]
         if section.listed:
             lines += [*(f"- {text}" for text in section.points), ""]
         else:

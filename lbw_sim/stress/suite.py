@@ -79,9 +79,9 @@ PUBLISHED = (
     "restart",
 )  # fmt: skip
 """Rules of others that are flown beside the guards."""
-GUARDS = ("guard:default", "guard:canary_rollback", "guard:paired_rollback")
-"""Loss only; with a canary and rollback; with a paired probe and rollback."""
-CONTROLLED = ("guard:default", "guard:paired_rollback")
+GUARDS = ("guard:default", "guard:canary_rollback", "guard:paired_rollback", "guard:adaptive_cap")
+"""Loss only; with a canary and rollback; with a paired probe and rollback; with a cap learned from half steps."""
+CONTROLLED = ("guard:adaptive_cap",)
 TINY = tuple(
     f"{architecture}{tuning}"
     for tuning in ("", "_fine_tune")
@@ -108,8 +108,8 @@ PRESETS = {
             name="tiny",
             about="Two tiny byte GPTs, four learning rates, few methods: minutes on two cores",
             workloads=("post_ln", "pre_ln"),
-            methods=(BASELINE, "clip:1.0", "static_cap", "guard:paired_rollback"),
-            controlled=("guard:paired_rollback",),
+            methods=(BASELINE, "clip:1.0", "static_cap", "guard:adaptive_cap"),
+            controlled=CONTROLLED,
             seeds=(0, 1, 2),
             lrs=(3e-3, 1e-2, 1e-1, 1.0),
         ),
@@ -118,7 +118,7 @@ PRESETS = {
             about="Tiny byte GPTs of three architectures, from scratch and fine-tuned; every method, seven rates",
             workloads=TINY,
             methods=(BASELINE, *CLIPS, *PUBLISHED, *GUARDS),
-            controlled=("guard:paired_rollback",),
+            controlled=CONTROLLED,
             seeds=(0, 1, 2),
         ),
         Preset(

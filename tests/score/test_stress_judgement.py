@@ -11,7 +11,7 @@ from stress_runs import GUARD, INITIAL, SEEDS, grid, run, suite
 from lbw_sim.errors import ScoreError
 from lbw_sim.score.stress_judgement import BEST_RATE, UNTOUCHED, Standing, judge, missed
 from lbw_sim.score.stress_page import markdown_page, page
-from lbw_sim.score.stress_results import Suite, csv_text, read_suite, write_suite
+from lbw_sim.score.stress_results import Suite, SuiteRun, csv_text, read_suite, write_suite
 from lbw_sim.score.stress_words import sentences, verdict
 
 nan = math.nan
@@ -64,6 +64,21 @@ def test_a_run_that_ends_in_nan_counts_as_untrained_and_is_named() -> None:
     assert found.diverged == 3
     assert found.sensitivity.mean == pytest.approx((0.0 + 1.0 + (INITIAL - 2.01)) / 3)
     assert "| adamw | 2.010 ± 0.025 | 3.010 ± 0.025 | nan |" in markdown_page(page(judge(suite(rows))), "t", [], {})
+
+
+def test_a_pair_counts_no_run_as_worse_than_untrained_and_p_is_of_whole_seeds() -> None:
+    def ended(loss: float, seed: int) -> list[SuiteRun]:
+        return [run("adamw", lr, seed, INITIAL if lr == 1.0 else 2.0) for lr in (0.01, 0.1, 1.0)] + [
+            run("zclip", 0.01, seed, 2.0), run("zclip", 0.1, seed, 2.0 + loss), run("zclip", 1.0, seed, 9.0 + loss),
+        ]  # fmt: skip
+
+    pair = judge(suite([*ended(0.3, 400), *ended(-0.5, 401), *ended(nan, 402)])).pair("zclip", "adamw")
+    assert pair is not None
+    # 9 is worse than untrained, nan is untrained: no difference to a run that ended as it began
+    assert pair.difference.mean == pytest.approx((0.3 - 0.5 + (INITIAL - 2.0)) / 9)
+    assert (pair.lower, pair.higher) == (1, 2)
+    # of the eight patterns of signs of 0.3, -0.5 and 3 six come at least as far as 2.8
+    assert pair.p == 6 / 8
 
 
 def test_retrained_tokens_are_lost_and_an_unknown_target_is_not_zero() -> None:
