@@ -11,16 +11,20 @@ strong and weak, with feedback and without. Plants are calibrated on `calibratio
 from __future__ import annotations
 
 import argparse
+import hashlib
+import itertools
 import json
-import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from scipy.stats import spearmanr
 
 from lbw_sim.guard import Guard, GuardSpec
 from lbw_sim.guard.analyzers import LOSS
@@ -43,7 +47,12 @@ from lbw_sim.guard.policies.slow_start import SlowStart
 from lbw_sim.guard.sensors.ewma import Ewma
 from lbw_sim.guard.sensors.raw import Raw
 from lbw_sim.guard.sensors.robust_loss import RobustLoss
+from lbw_sim.replay import replay
+from lbw_sim.simulate import Noise, PlantSpec, Record, calibrate, drawn_noise, recorded_noise, rollouts
 from lbw_sim.stress import Excitation, RunPlan, train
+from lbw_sim.stress.schedule import scheduled_lr
+from lbw_sim.trace import Trace, read_trace
+from lbw_sim.values import Posture
 
 STEPS = 300
 ARCHITECTURES = ("post_ln", "pre_ln")
@@ -277,6 +286,268 @@ def collect(work: Path, parts: Sequence[str], processes: int) -> dict[Job, Outco
     return {job: done[keys[job]] for job in wanted}
 
 
+Matrix = np.ndarray[Any, np.dtype[np.float64]]
+
+HIGHEST_LR = 0.6
+"""Calibration runs that went higher are left out of the fit: no judged run can, and what happens there bends the fit."""
+PLANTS = {
+    "`growing_weights`": "growing_weights",
+    "`lasting_damage`": "lasting_damage",
+    "`functional_scaling` (reversible)": "functional_scaling",
+    "`tissue_law` (naive)": "tissue_law",
+    "`noisy_quadratic` (naive, reversible)": "noisy_quadratic",
+}
+HEADLINE = "`growing_weights`"
+"""Chosen on the development runs, before any judged run was looked at."""
+NOISES = 16
+HARM = 0.15
+"""Nats above the best unguarded rate, from which on a run counts as harmed; for the open-loop rows."""
+WORST = 6.0
+"""Nats; stands for a rollout that diverged."""
+DRAWS = 2000
+SHOWN = {"post_ln": "post-LN", "pre_ln": "pre-LN"}
+TARGET = Path("docs/results/sim_to_real.md")
+FIGURE = Path("docs/figures/sim_to_real.svg")
+
+
+def real_losses(outcomes: dict[Job, Outcome], part: str, architecture: str) -> Matrix:
+    """[settings, rates, seeds]."""
+    return np.array(
+        [
+            [[outcomes[Job(part, architecture, lr, seed, setting)].loss for seed in SEEDS[part]] for lr in LRS[part]]
+            for setting in SETTINGS[part]
+        ]
+    )
+
+
+def schedule(lr: float) -> Matrix:
+    return np.array([scheduled_lr(step, STEPS, lr) for step in range(STEPS)])
+
+
+def calibration_traces(work: Path, architecture: str) -> dict[Job, Trace]:
+    return {
+        job: read_trace(work / "traces" / "calibration" / f"run_id={job.run_id}")
+        for job in jobs("calibration")
+        if job.architecture == architecture
+    }
+
+
+def fitted(law: str, records: Sequence[Record], architecture: str, work: Path) -> PlantSpec:
+    """From the work folder, where it was fitted before by this very plant's version."""
+    digest = hashlib.sha256(
+        repr([(r.run_id, len(r.loss)) for r in records]).encode() + PlantSpec.load(law).fingerprint.encode()
+    ).hexdigest()[:12]
+    path = work / f"plant_{architecture}_{law}_{digest}.toml"
+    if not path.exists():
+        calibrate(records, PlantSpec.load(law), draws=0, held_out=[], name=f"{law}_{architecture}").save(path)
+    return PlantSpec.load(path)
+
+
+def simulated(spec: PlantSpec, records: Sequence[Record], part: str) -> tuple[Matrix, float]:
+    """Mean final loss of every setting at every rate, [settings, rates]; share of rollouts that left the range."""
+    quiet = [record for record in records if record.run_id.endswith("_none") and record.effective_lr.max() <= 1e-2]
+    noise = recorded_noise(spec, quiet, STEPS)
+    drawn = drawn_noise(NOISES, STEPS)
+    flown = rollouts(
+        [spec],
+        [GuardSpec.of(guard, name) for name, guard in SETTINGS[part].items()],
+        {f"{lr:g}": schedule(lr) for lr in LRS[part]},
+        Noise(np.ascontiguousarray(noise[np.arange(NOISES) % len(noise)]), drawn.walk),
+        threads=1,
+    )
+    finals = np.minimum(np.nan_to_num(flown.final_loss[0], nan=WORST, posinf=WORST), WORST)
+    return finals.mean(axis=2), float(flown.left_range.mean())
+
+
+def open_loop(
+    traces: dict[Job, Trace], outcomes: dict[Job, Outcome], part: str
+) -> tuple[dict[str, Matrix], dict[str, Matrix]]:
+    """Scores without a closed loop, lower is better: name -> [settings, rates], and [settings] over all rates.
+
+    Every guard is replayed on the unguarded calibration runs. A run is harmed when it ends `HARM` above the best rate.
+    Delay: share of a harmed run that has passed before the guard first acts; false alarms: share of steps of an
+    unharmed run on which it acts. Energy: what it asks for in unharmed runs less what it asks for in harmed ones.
+    """
+    plain = [job for job in traces if job.setting == "none"]
+    mean = {lr: np.mean([outcomes[job].loss for job in plain if job.lr == lr]) for lr in LRS["calibration"]}
+    harmed = {job: outcomes[job].loss > min(mean.values()) + HARM for job in plain}
+    acted, energy = {}, {}
+    for job in plain:
+        for name, guard in SETTINGS[part].items():
+            found = replay(traces[job], GuardSpec.of(guard, name)).columns
+            acts = (found["scale"] < 1.0) | (found["posture"] == int(Posture.SKIP))
+            if harmed[job]:
+                acted[job, name] = float(np.argmax(acts)) / STEPS if acts.any() else 1.0
+            else:
+                acted[job, name] = float(acts.mean())
+            energy[job, name] = float(found["energy"][-1]) / STEPS * (-1.0 if harmed[job] else 1.0)
+    # what is known without any guard: the loss of unguarded runs at the neighbouring rates
+    known = np.interp(np.log(LRS[part]), np.log(LRS["calibration"]), [mean[lr] for lr in LRS["calibration"]])
+    names = list(SETTINGS[part])
+    by_rate, overall = {}, {}
+    for title, table in {"delay and false alarms": acted, "energy where it matters": energy}.items():
+        rows = np.empty((len(names), len(LRS[part])))
+        for column, lr in enumerate(LRS[part]):
+            near = min(LRS["calibration"], key=lambda other: abs(np.log(other / lr)))
+            rows[:, column] = [np.mean([table[job, name] for job in plain if job.lr == near]) for name in names]
+        # over rates the unguarded loss ranks, within one the guard's score
+        by_rate[title] = known + 1e-3 * rows
+        kinds = [[job for job in plain if harmed[job] == kind] for kind in (False, True)]
+        overall[title] = np.array(
+            [sum(np.mean([table[job, name] for job in kind]) for kind in kinds if kind) for name in names]
+        )
+    by_rate["unguarded runs at neighbouring rates, no guard at all"] = np.tile(known, (len(names), 1))
+    return by_rate, overall
+
+
+class Scores(NamedTuple):
+    """How one ranking does against really trained runs."""
+
+    pooled: float
+    """Spearman over all settings and rates."""
+    per_rate: float
+    """Mean over rates of Spearman over settings."""
+    choice: float
+    """Spearman over settings of the mean over rates: what somebody who chooses one guard for all rates goes by."""
+    regret: float
+    """Mean loss over rates of the setting that it puts first, above the best setting's; nats."""
+    regret_per_rate: float
+    """The same where every rate has a choice of its own; mean over rates."""
+
+
+def scores(predicted: Matrix, overall: Matrix, really: Matrix) -> Scores:
+    """`predicted` and `really` [settings, rates], `overall` [settings]."""
+
+    def correlation(x: Matrix, y: Matrix) -> float:
+        # everything alike: no ranking at all
+        return float(spearmanr(x, y).statistic) if np.ptp(x) > 0 and np.ptp(y) > 0 else float("nan")
+
+    rates = range(really.shape[1])
+    mean = really.mean(axis=1)
+    return Scores(
+        correlation(predicted.ravel(), really.ravel()),
+        float(np.mean([correlation(predicted[:, r], really[:, r]) for r in rates])),
+        correlation(overall, mean),
+        float(mean[overall.argmin()] - mean.min()),
+        float(np.mean([really[predicted[:, r].argmin(), r] - really[:, r].min() for r in rates])),
+    )
+
+
+def halves(seeds: int) -> list[tuple[list[int], list[int]]]:
+    """Every way to cut the seeds into two halves, each once from either side."""
+    everyone = range(seeds)
+    return [
+        (list(half), [seed for seed in everyone if seed not in half])
+        for half in itertools.combinations(everyone, seeds // 2)
+    ]
+
+
+class Row(NamedTuple):
+    """One ranking in the table."""
+
+    name: str
+    scores: Scores
+    """Against the mean over all seeds."""
+    against_halves: Scores
+    """Against the mean over half of them, mean over halves: what the ceiling can be compared with."""
+    low: Scores
+    """2.5 % over seeds drawn again, and `high` 97.5 %."""
+    high: Scores
+
+
+def judged_rows(rankings: dict[str, tuple[Matrix, Matrix]], real: Matrix) -> tuple[list[Row], Scores]:
+    """Every ranking against reality, and the ceiling: half of the seeds against the other half."""
+    rng = np.random.default_rng(0)
+    seeds = real.shape[2]
+    drawn = [rng.integers(0, seeds, seeds) for _ in range(DRAWS)]
+    distinct = {tuple(sorted(one)) for one in drawn}
+    means = {key: real[:, :, list(key)].mean(axis=2) for key in distinct}
+    weights = Counter(tuple(sorted(one)) for one in drawn)
+    cuts = halves(seeds)
+    rows = []
+    for name, (predicted, overall) in rankings.items():
+        resampled = np.repeat(
+            [scores(predicted, overall, means[key]) for key in weights], list(weights.values()), axis=0
+        )
+        rows.append(
+            Row(
+                name,
+                scores(predicted, overall, real.mean(axis=2)),
+                Scores(*np.mean([scores(predicted, overall, real[:, :, one].mean(axis=2)) for one, _ in cuts], axis=0)),
+                Scores(*np.quantile(resampled, 0.025, axis=0)),
+                Scores(*np.quantile(resampled, 0.975, axis=0)),
+            )
+        )
+    ceiling = []
+    for one, other in cuts:
+        predicted = real[:, :, one].mean(axis=2)
+        ceiling.append(scores(predicted, predicted.mean(axis=1), real[:, :, other].mean(axis=2)))
+    return rows, Scores(*np.mean(ceiling, axis=0))
+
+
+class Study(NamedTuple):
+    """One architecture's answers."""
+
+    architecture: str
+    plants: dict[str, PlantSpec]
+    simulated: dict[str, Matrix]
+    real: Matrix
+    rows: list[Row]
+    ceiling: Scores
+    left_range: dict[str, float]
+
+
+def study(work: Path, outcomes: dict[Job, Outcome], part: str, architecture: str) -> Study:
+    """Calibrate, fly, judge."""
+    traces = calibration_traces(work, architecture)
+    everything = [Record.of(trace) for trace in traces.values()]
+    records = [record for record in everything if record.effective_lr.max() <= HIGHEST_LR]
+    plants = {name: fitted(law, records, architecture, work) for name, law in PLANTS.items()}
+    flown = {name: simulated(spec, records, part) for name, spec in plants.items()}
+    rankings = {name: (finals, finals.mean(axis=1)) for name, (finals, _) in flown.items()}
+    by_rate, overall = open_loop(traces, outcomes, part)
+    for name, rows in by_rate.items():
+        title = f"open loop: {name}" if name in overall else name
+        rankings[title] = (rows, overall.get(name, rows.mean(axis=1)))
+    real = real_losses(outcomes, part, architecture)
+    judged, ceiling = judged_rows(rankings, real)
+    return Study(
+        architecture, plants, {name: finals for name, (finals, _) in flown.items()}, real, judged, ceiling,
+        {name: left for name, (_, left) in flown.items()},
+    )  # fmt: skip
+
+
+def table(study: Study) -> list[str]:
+    """As Markdown."""
+
+    def cell(row: Row, field: str) -> str:
+        value, half = getattr(row.scores, field), getattr(row.against_halves, field)
+        if np.isnan(value):
+            return "–"
+        low, high = getattr(row.low, field), getattr(row.high, field)
+        return f"{value:.2f} ({low:.2f} to {high:.2f}); {half:.2f}"
+
+    ceiling = study.ceiling
+    lines = [
+        "| ranked by | Spearman, all | per rate | of the choice | regret, nats | regret per rate |",
+        "|---|---|---|---|---|---|",
+        f"| half of the seeds, against the other half (ceiling) | {ceiling.pooled:.2f} | {ceiling.per_rate:.2f} | "
+        f"{ceiling.choice:.2f} | {ceiling.regret:.3f} | {ceiling.regret_per_rate:.3f} |",
+    ]
+    for row in study.rows:
+        alike = np.isnan(row.scores.choice)
+        lines.append(
+            f"| {row.name} | {cell(row, 'pooled')} | {cell(row, 'per_rate')} | {cell(row, 'choice')} | "
+            + (
+                "– | – |"
+                if alike
+                else f"{row.scores.regret:.3f} ({row.low.regret:.3f} to {row.high.regret:.3f}) | "
+                f"{row.scores.regret_per_rate:.3f} |"
+            )
+        )
+    return lines
+
+
 def main() -> None:
     """Train, develop, judge."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -284,10 +555,23 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--part", default="judge", choices=("train", "develop", "judge"))
     options = parser.parse_args()
-    os.nice(10)
+    started = time.process_time()
+    outcomes = collect(options.work, PARTS, options.processes)
+    trained_min = sum(one.cpu_s for one in outcomes.values()) / 60
+    print(f"{len(outcomes)} runs, {trained_min:.0f} CPU-minutes")
     if options.part == "train":
-        outcomes = collect(options.work, PARTS, options.processes)
-        print(len(outcomes), "runs,", sum(one.cpu_s for one in outcomes.values()) / 60, "CPU-minutes")
+        return
+    part = "development" if options.part == "develop" else "judged"
+    found = [study(options.work, outcomes, part, architecture) for architecture in ARCHITECTURES]
+    for one in found:
+        print(one.architecture, f"range left: {one.left_range}", *table(one), sep="\n")
+    if part == "development":
+        return
+    draw(found)
+    developed = [study(options.work, outcomes, "development", architecture) for architecture in ARCHITECTURES]
+    minutes = trained_min + (time.process_time() - started) / 60
+    TARGET.write_text("\n".join(page(found, developed, minutes)) + "\n", encoding="utf-8")
+    print(TARGET)
 
 
 if __name__ == "__main__":
