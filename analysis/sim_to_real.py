@@ -8,19 +8,26 @@ strong and weak, with feedback and without. Plants are calibrated on `calibratio
 `judged` runs share neither seed nor learning rate nor guard setting with them and are looked at once.
 """
 
+# ruff: noqa: E501  (the page is prose: its lines are as long as they are)
+
 from __future__ import annotations
 
 import argparse
+import hashlib
+import itertools
 import json
-import os
+import platform
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from scipy.stats import spearmanr
 
 from lbw_sim.guard import Guard, GuardSpec
 from lbw_sim.guard.analyzers import LOSS
@@ -43,7 +50,12 @@ from lbw_sim.guard.policies.slow_start import SlowStart
 from lbw_sim.guard.sensors.ewma import Ewma
 from lbw_sim.guard.sensors.raw import Raw
 from lbw_sim.guard.sensors.robust_loss import RobustLoss
+from lbw_sim.replay import replay
+from lbw_sim.simulate import Noise, PlantSpec, Record, calibrate, drawn_noise, recorded_noise, rollouts
 from lbw_sim.stress import Excitation, RunPlan, train
+from lbw_sim.stress.schedule import scheduled_lr
+from lbw_sim.trace import Trace, read_trace
+from lbw_sim.values import Posture
 
 STEPS = 300
 ARCHITECTURES = ("post_ln", "pre_ln")
@@ -277,6 +289,404 @@ def collect(work: Path, parts: Sequence[str], processes: int) -> dict[Job, Outco
     return {job: done[keys[job]] for job in wanted}
 
 
+Matrix = np.ndarray[Any, np.dtype[np.float64]]
+
+HIGHEST_LR = 0.6
+"""Calibration runs that went higher are left out of the fit: no judged run can, and they would bend it."""
+PLANTS = {
+    "`growing_weights`": "growing_weights",
+    "`lasting_damage`": "lasting_damage",
+    "`functional_scaling` (reversible)": "functional_scaling",
+    "`tissue_law` (naive)": "tissue_law",
+    "`noisy_quadratic` (naive, reversible)": "noisy_quadratic",
+}
+HEADLINE = "`growing_weights`"
+"""Chosen on the development runs, before any judged run was looked at."""
+NOISES = 16
+HARM = 0.15
+"""Nats above the best unguarded rate, from which on a run counts as harmed; for the open-loop rows."""
+WORST = 6.0
+"""Nats; stands for a rollout that diverged."""
+DRAWS = 2000
+SHOWN = {"post_ln": "post-LN", "pre_ln": "pre-LN"}
+TARGET = Path("docs/results/sim_to_real.md")
+FIGURE = Path("docs/figures/sim_to_real.svg")
+
+
+def real_losses(outcomes: dict[Job, Outcome], part: str, architecture: str) -> Matrix:
+    """[settings, rates, seeds]."""
+    return np.array(
+        [
+            [[outcomes[Job(part, architecture, lr, seed, setting)].loss for seed in SEEDS[part]] for lr in LRS[part]]
+            for setting in SETTINGS[part]
+        ]
+    )
+
+
+def schedule(lr: float) -> Matrix:
+    return np.array([scheduled_lr(step, STEPS, lr) for step in range(STEPS)])
+
+
+def calibration_traces(work: Path, architecture: str) -> dict[Job, Trace]:
+    return {
+        job: read_trace(work / "traces" / "calibration" / f"run_id={job.run_id}")
+        for job in jobs("calibration")
+        if job.architecture == architecture
+    }
+
+
+def fitted(law: str, records: Sequence[Record], architecture: str, work: Path) -> PlantSpec:
+    """From the work folder, where it was fitted before by this very plant's version."""
+    digest = hashlib.sha256(
+        repr([(r.run_id, len(r.loss)) for r in records]).encode() + PlantSpec.load(law).fingerprint.encode()
+    ).hexdigest()[:12]
+    path = work / f"plant_{architecture}_{law}_{digest}.toml"
+    if not path.exists():
+        calibrate(records, PlantSpec.load(law), draws=0, held_out=[], name=f"{law}_{architecture}").save(path)
+    return PlantSpec.load(path)
+
+
+def simulated(spec: PlantSpec, records: Sequence[Record], part: str) -> tuple[Matrix, float]:
+    """Mean final loss of every setting at every rate, [settings, rates]; share of rollouts that left the range."""
+    quiet = [record for record in records if record.run_id.endswith("_none") and record.effective_lr.max() <= 1e-2]
+    noise = recorded_noise(spec, quiet, STEPS)
+    drawn = drawn_noise(NOISES, STEPS)
+    flown = rollouts(
+        [spec],
+        [GuardSpec.of(guard, name) for name, guard in SETTINGS[part].items()],
+        {f"{lr:g}": schedule(lr) for lr in LRS[part]},
+        Noise(np.ascontiguousarray(noise[np.arange(NOISES) % len(noise)]), drawn.walk),
+        threads=1,
+    )
+    finals = np.minimum(np.nan_to_num(flown.final_loss[0], nan=WORST, posinf=WORST), WORST)
+    return finals.mean(axis=2), float(flown.left_range.mean())
+
+
+def open_loop(
+    traces: dict[Job, Trace], outcomes: dict[Job, Outcome], part: str
+) -> tuple[dict[str, Matrix], dict[str, Matrix]]:
+    """Scores without a closed loop, lower is better: name -> [settings, rates], and [settings] over all rates.
+
+    Every guard is replayed on the unguarded calibration runs. A run is harmed when it ends `HARM` above the best rate.
+    Delay: share of a harmed run that has passed before the guard first acts; false alarms: share of steps of an
+    unharmed run on which it acts. Energy: what it asks for in unharmed runs less what it asks for in harmed ones.
+    """
+    plain = [job for job in traces if job.setting == "none"]
+    mean = {lr: np.mean([outcomes[job].loss for job in plain if job.lr == lr]) for lr in LRS["calibration"]}
+    harmed = {job: outcomes[job].loss > min(mean.values()) + HARM for job in plain}
+    acted, energy = {}, {}
+    for job in plain:
+        for name, guard in SETTINGS[part].items():
+            found = replay(traces[job], GuardSpec.of(guard, name)).columns
+            acts = (found["scale"] < 1.0) | (found["posture"] == int(Posture.SKIP))
+            if harmed[job]:
+                acted[job, name] = float(np.argmax(acts)) / STEPS if acts.any() else 1.0
+            else:
+                acted[job, name] = float(acts.mean())
+            energy[job, name] = float(found["energy"][-1]) / STEPS * (-1.0 if harmed[job] else 1.0)
+    # what is known without any guard: the loss of unguarded runs at the neighbouring rates
+    known = np.interp(np.log(LRS[part]), np.log(LRS["calibration"]), [mean[lr] for lr in LRS["calibration"]])
+    names = list(SETTINGS[part])
+    by_rate, overall = {}, {}
+    for title, table in {"delay and false alarms": acted, "energy where it matters": energy}.items():
+        rows = np.empty((len(names), len(LRS[part])))
+        for column, lr in enumerate(LRS[part]):
+            near = min(LRS["calibration"], key=lambda other: abs(np.log(other / lr)))
+            rows[:, column] = [np.mean([table[job, name] for job in plain if job.lr == near]) for name in names]
+        # over rates the unguarded loss ranks, within one the guard's score
+        by_rate[title] = known + 1e-3 * rows
+        kinds = [[job for job in plain if harmed[job] == kind] for kind in (False, True)]
+        overall[title] = np.array(
+            [sum(np.mean([table[job, name] for job in kind]) for kind in kinds if kind) for name in names]
+        )
+    by_rate["unguarded runs at neighbouring rates, no guard at all"] = np.tile(known, (len(names), 1))
+    return by_rate, overall
+
+
+class Scores(NamedTuple):
+    """How one ranking does against really trained runs."""
+
+    pooled: float
+    """Spearman over all settings and rates."""
+    per_rate: float
+    """Mean over rates of Spearman over settings."""
+    choice: float
+    """Spearman over settings of the mean over rates: what somebody who chooses one guard for all rates goes by."""
+    regret: float
+    """Mean loss over rates of the setting that it puts first, above the best setting's; nats."""
+    regret_per_rate: float
+    """The same where every rate has a choice of its own; mean over rates."""
+
+
+def scores(predicted: Matrix, overall: Matrix, really: Matrix) -> Scores:
+    """`predicted` and `really` [settings, rates], `overall` [settings]."""
+
+    def correlation(x: Matrix, y: Matrix) -> float:
+        # everything alike: no ranking at all
+        return float(spearmanr(x, y).statistic) if np.ptp(x) > 0 and np.ptp(y) > 0 else float("nan")
+
+    rates = range(really.shape[1])
+    mean = really.mean(axis=1)
+    return Scores(
+        correlation(predicted.ravel(), really.ravel()),
+        float(np.mean([correlation(predicted[:, r], really[:, r]) for r in rates])),
+        correlation(overall, mean),
+        float(mean[overall.argmin()] - mean.min()),
+        float(np.mean([really[predicted[:, r].argmin(), r] - really[:, r].min() for r in rates])),
+    )
+
+
+def halves(seeds: int) -> list[tuple[list[int], list[int]]]:
+    """Every way to cut the seeds into two halves, each once from either side."""
+    everyone = range(seeds)
+    return [
+        (list(half), [seed for seed in everyone if seed not in half])
+        for half in itertools.combinations(everyone, seeds // 2)
+    ]
+
+
+class Row(NamedTuple):
+    """One ranking in the table."""
+
+    name: str
+    scores: Scores
+    """Against the mean over all seeds."""
+    against_halves: Scores
+    """Against the mean over half of them, mean over halves: what the ceiling can be compared with."""
+    low: Scores
+    """2.5 % over seeds drawn again, and `high` 97.5 %."""
+    high: Scores
+
+
+def judged_rows(rankings: dict[str, tuple[Matrix, Matrix]], real: Matrix) -> tuple[list[Row], Scores]:
+    """Every ranking against reality, and the ceiling: half of the seeds against the other half."""
+    rng = np.random.default_rng(0)
+    seeds = real.shape[2]
+    drawn = [rng.integers(0, seeds, seeds) for _ in range(DRAWS)]
+    distinct = {tuple(sorted(one)) for one in drawn}
+    means = {key: real[:, :, list(key)].mean(axis=2) for key in distinct}
+    weights = Counter(tuple(sorted(one)) for one in drawn)
+    cuts = halves(seeds)
+    rows = []
+    for name, (predicted, overall) in rankings.items():
+        resampled = np.repeat(
+            [scores(predicted, overall, means[key]) for key in weights], list(weights.values()), axis=0
+        )
+        rows.append(
+            Row(
+                name,
+                scores(predicted, overall, real.mean(axis=2)),
+                Scores(*np.mean([scores(predicted, overall, real[:, :, one].mean(axis=2)) for one, _ in cuts], axis=0)),
+                Scores(*np.quantile(resampled, 0.025, axis=0)),
+                Scores(*np.quantile(resampled, 0.975, axis=0)),
+            )
+        )
+    ceiling = []
+    for one, other in cuts:
+        predicted = real[:, :, one].mean(axis=2)
+        ceiling.append(scores(predicted, predicted.mean(axis=1), real[:, :, other].mean(axis=2)))
+    return rows, Scores(*np.mean(ceiling, axis=0))
+
+
+class Study(NamedTuple):
+    """One architecture's answers."""
+
+    architecture: str
+    plants: dict[str, PlantSpec]
+    simulated: dict[str, Matrix]
+    real: Matrix
+    rows: list[Row]
+    ceiling: Scores
+    left_range: dict[str, float]
+
+
+def study(work: Path, outcomes: dict[Job, Outcome], part: str, architecture: str) -> Study:
+    """Calibrate, fly, judge."""
+    traces = calibration_traces(work, architecture)
+    everything = [Record.of(trace) for trace in traces.values()]
+    records = [record for record in everything if record.effective_lr.max() <= HIGHEST_LR]
+    plants = {name: fitted(law, records, architecture, work) for name, law in PLANTS.items()}
+    flown = {name: simulated(spec, records, part) for name, spec in plants.items()}
+    rankings = {name: (finals, finals.mean(axis=1)) for name, (finals, _) in flown.items()}
+    by_rate, overall = open_loop(traces, outcomes, part)
+    for name, rows in by_rate.items():
+        title = f"open loop: {name}" if name in overall else name
+        rankings[title] = (rows, overall.get(name, rows.mean(axis=1)))
+    real = real_losses(outcomes, part, architecture)
+    judged, ceiling = judged_rows(rankings, real)
+    return Study(
+        architecture, plants, {name: finals for name, (finals, _) in flown.items()}, real, judged, ceiling,
+        {name: left for name, (_, left) in flown.items()},
+    )  # fmt: skip
+
+
+def table(study: Study) -> list[str]:
+    """As Markdown."""
+
+    def cell(row: Row, field: str) -> str:
+        value, half = getattr(row.scores, field), getattr(row.against_halves, field)
+        if np.isnan(value):
+            return "–"
+        low, high = getattr(row.low, field), getattr(row.high, field)
+        return f"{value:.2f} ({low:.2f} to {high:.2f}); {half:.2f}"
+
+    ceiling = study.ceiling
+    lines = [
+        "| ranked by | Spearman, all | per rate | of the choice | regret, nats | regret per rate |",
+        "|---|---|---|---|---|---|",
+        f"| half of the seeds, against the other half (ceiling) | {ceiling.pooled:.2f} | {ceiling.per_rate:.2f} | "
+        f"{ceiling.choice:.2f} | {ceiling.regret:.3f} | {ceiling.regret_per_rate:.3f} |",
+    ]
+    for row in study.rows:
+        alike = np.isnan(row.scores.choice)
+        lines.append(
+            f"| {row.name} | {cell(row, 'pooled')} | {cell(row, 'per_rate')} | {cell(row, 'choice')} | "
+            + (
+                "– | – |"
+                if alike
+                else f"{row.scores.regret:.3f} ({row.low.regret:.3f} to {row.high.regret:.3f}) | "
+                f"{row.scores.regret_per_rate:.3f} |"
+            )
+        )
+    return lines
+
+
+def draw(found: Sequence[Study], path: Path) -> None:
+    """Simulated against real final loss, a dot per setting and rate, means over seeds."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(1, len(found), figsize=(9.0, 4.3), layout="constrained")
+    for axes, one in zip(panels, found, strict=True):
+        finals, real = one.simulated[HEADLINE], one.real.mean(axis=2)
+        for column, lr in enumerate(LRS["judged"]):
+            color = pyplot.get_cmap("viridis")(column / (len(LRS["judged"]) - 0.5))
+            axes.plot(finals[:, column], real[:, column], "o", color=color, markersize=4, alpha=0.8, label=f"{lr:g}")
+        choice = int(finals.mean(axis=1).argmin())
+        axes.plot(finals[choice], real[choice], "o", color="none", markeredgecolor="crimson", markersize=9)
+        shift = float(np.mean(real - finals))
+        ends = np.array([finals.min(), finals.max()])
+        axes.plot(ends, ends + shift, "-", color="0.6", linewidth=1, zorder=0)
+        axes.set_title(f"{SHOWN[one.architecture]}: {len(finals)} guards at {len(LRS['judged'])} rates")
+        axes.set_xlabel("simulated final training loss, nats per byte")
+    panels[0].set_ylabel("real validation loss, nats per byte")
+    panels[0].legend(title="peak rate", fontsize=8, loc="lower right")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+    pyplot.close(figure)
+
+
+def bars(found: Sequence[Study]) -> list[str]:
+    """The two bars, for every way of ranking."""
+    lines = [
+        "| | Spearman, all | per rate | of the choice | regret, nats |",
+        "|---|---|---|---|---|",
+    ]
+    for one in found:
+        row = next(row for row in one.rows if row.name == HEADLINE)
+        cells = []
+        for field in ("pooled", "per_rate", "choice"):
+            mine, top = getattr(row.against_halves, field), getattr(one.ceiling, field)
+            cells.append(f"{mine:.2f} / {top:.2f} = {mine / top:.2f}{'' if mine / top >= 0.9 else ', missed'}")
+        cells.append(f"{row.scores.regret:.3f}{'' if row.scores.regret <= 0.05 else ', missed'}")
+        lines.append(f"| {SHOWN[one.architecture]} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def settings_table(found: Sequence[Study]) -> list[str]:
+    """Every setting, really and simulated."""
+    heads = [f"{SHOWN[one.architecture]}, {kind}" for one in found for kind in ("real", "simulated")]
+    lines = ["| setting | " + " | ".join(heads) + " |", "|---|" + "---|" * len(heads)]
+    order = np.argsort(np.mean([one.real.mean(axis=(1, 2)) for one in found], axis=0))
+    for place in order:
+        cells = []
+        for one in found:
+            by_seed, finals = one.real[place].mean(axis=0), one.simulated[HEADLINE]
+            shift = float(np.mean(one.real) - np.mean(finals))
+            cells += [f"{by_seed.mean():.3f} ± {by_seed.std(ddof=1):.3f}", f"{finals[place].mean() + shift:.3f}"]
+        lines.append(f"| {list(SETTINGS['judged'])[place]} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def page(found: Sequence[Study], developed: Sequence[Study], minutes: float) -> list[str]:
+    """The whole document."""
+    counts = {part: len(jobs(part)) for part in PARTS}
+    lines = [
+        "# Does the simulator rank guards as reality does?",
+        "",
+        f"Made by `analysis/sim_to_real.py`: {sum(counts.values()):,} really trained tiny GPTs of {STEPS} steps. Judged: "
+        f"{len(SETTINGS['judged'])} guard settings × {len(LRS['judged'])} peak rates "
+        f"({', '.join(f'{lr:g}' for lr in LRS['judged'])}) × seeds {', '.join(map(str, SEEDS['judged']))}, post-LN and "
+        f"pre-LN: {counts['judged']:,} runs. Calibration: {counts['calibration']} runs without a guard, other seeds and "
+        f"rates, undisturbed and with the rate moved on purpose ({', '.join(PROGRAMS)}); those that went above {HIGHEST_LR} "
+        f"are left out. The plant was chosen and mended on {counts['development']} development runs of "
+        f"{len(SETTINGS['development'])} other settings at other rates and seeds; settings were chosen before anything was "
+        f"simulated; the judged runs were looked at once. `hold` is both in the judged and the development list, and "
+        f"equal to `never` to the bit. Loss: validation loss of the last weights, nats per byte.",
+        "",
+        "Three rankings: of all settings at all rates; of settings at one rate, mean over rates; and of settings by their "
+        "mean over rates, which is how somebody chooses one guard for rates that he does not know (*the choice*). "
+        "Regret: how much worse the setting that is put first really is than the best one.",
+        "",
+        "## The bars",
+        "",
+        f"Spearman of {HEADLINE}, and of one half of the seeds against the other: at least 0.9 of it was wanted. Both "
+        "against means over two seeds. Regret at most 0.05, on the mean over all seeds.",
+        "",
+        *bars(found),
+        "",
+        "@@findings@@",
+        "",
+        "![Simulated against real loss](../figures/sim_to_real.svg)",
+        "",
+        "The line has slope 1: training and validation text differ in difficulty. Ringed: the setting that the simulator "
+        "chooses.",
+        "",
+        "## Judged, against everything else",
+        "",
+        "Against the mean over all four seeds (95 % over seeds drawn again); after the semicolon, against the mean over two "
+        "of them, as the ceiling has it. Open loop: the guards replayed on unguarded calibration runs of the nearest rate, "
+        f"early action on runs that end {HARM} above the best rate, little on others. Over rates those rows are given the "
+        "unguarded loss for nothing; the last row is that alone.",
+        "",
+    ]
+    for one in found:
+        left = 100 * one.left_range[HEADLINE]
+        lines += [
+            f"**{SHOWN[one.architecture]}** ({left:.0f} % of rollouts left the calibrated range)",
+            "",
+            *table(one),
+            "",
+        ]
+    lines += [
+        "## Every setting",
+        "",
+        "Mean over rates ± standard deviation over seeds; simulated: shifted by one number, "
+        "so that the means over all agree.",
+        "",
+        *settings_table(found),
+        "",
+    ]
+    for one in found:
+        parts = [f"{k} {v:.3g}" for k, v in one.plants[HEADLINE].plant.items() if k not in ("name", "version")]
+        lines += [f"Fitted on {SHOWN[one.architecture]}: {', '.join(parts)}.", ""]
+    lines += [
+        "## On the development runs",
+        "",
+        "What the plant was built on: two seeds, so the ceiling is one seed against the other.",
+        "",
+    ]
+    for one in developed:
+        lines += [f"**{SHOWN[one.architecture]}**", "", *table(one), ""]
+    lines.append(
+        f"Python {platform.python_version()}, torch {torch.__version__}, {platform.machine()}: {minutes:.0f} minutes of CPU "
+        f"time, training included."
+    )
+    return lines
+
+
 def main() -> None:
     """Train, develop, judge."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -284,10 +694,23 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--part", default="judge", choices=("train", "develop", "judge"))
     options = parser.parse_args()
-    os.nice(10)
+    started = time.process_time()
+    outcomes = collect(options.work, PARTS, options.processes)
+    trained_min = sum(one.cpu_s for one in outcomes.values()) / 60
+    print(f"{len(outcomes)} runs, {trained_min:.0f} CPU-minutes")
     if options.part == "train":
-        outcomes = collect(options.work, PARTS, options.processes)
-        print(len(outcomes), "runs,", sum(one.cpu_s for one in outcomes.values()) / 60, "CPU-minutes")
+        return
+    part = "development" if options.part == "develop" else "judged"
+    found = [study(options.work, outcomes, part, architecture) for architecture in ARCHITECTURES]
+    for one in found:
+        print(one.architecture, f"range left: {one.left_range}", *table(one), sep="\n")
+    if part == "development":
+        return
+    draw(found, FIGURE)
+    developed = [study(options.work, outcomes, "development", architecture) for architecture in ARCHITECTURES]
+    minutes = trained_min + (time.process_time() - started) / 60
+    TARGET.write_text("\n".join(page(found, developed, minutes)) + "\n", encoding="utf-8")
+    print(TARGET)
 
 
 if __name__ == "__main__":

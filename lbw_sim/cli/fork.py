@@ -53,9 +53,11 @@ def fork(
 ) -> None:
     """Fork real runs: same checkpoint, same data, an action on and off; record all branches and compare them.
 
-    Every trunk is forked at every --at: once with nothing done (`off`), once per --guard and --action. Guards have
-    watched the trunk from its first step and act from the fork on. Without --loop the tiny GPT is trained. Each
-    branch is a run of its own in the folder, from the fork on; `lbw show FOLDER` tells which left which trunk where.
+    Every trunk is forked at every --at: once with nothing done (`off`), once per --guard and --action.
+
+    Guards have watched the trunk from its first step and act from the fork on. Without --loop the tiny GPT is trained.
+
+    Each branch is recorded as a run of its own, from the fork on; lbw show tells which left which trunk where.
     """
     from lbw_sim.score import Column
     from lbw_sim.stress import RunPlan
@@ -73,7 +75,8 @@ def fork(
         with stages() as progress:
             found = fork_loop(_loop(loop), seed, at, actions, out, name=loop.partition(":")[2], progress=progress)
     else:
-        architecture, lr, steps = architecture or "post_ln", lr or 0.03, steps or 300
+        architecture = "post_ln" if architecture is None else architecture
+        lr, steps = 0.03 if lr is None else lr, 300 if steps is None else steps
         trunks = [
             RunPlan(
                 run_id=f"{architecture.replace('_', '')}_lr{lr:g}_{fault or 'none'}_s{one}",

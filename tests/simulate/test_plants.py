@@ -7,7 +7,9 @@ from itertools import pairwise
 
 import pytest
 
+from lbw_sim.params import params_of
 from lbw_sim.simulate.plants.functional_scaling import FunctionalScaling
+from lbw_sim.simulate.plants.growing_weights import GrowingWeights
 from lbw_sim.simulate.plants.lasting_damage import LastingDamage
 from lbw_sim.simulate.plants.multi_power_law import MultiPowerLaw
 from lbw_sim.simulate.plants.noisy_quadratic import NoisyQuadratic
@@ -104,8 +106,41 @@ def test_damage_is_for_ever_and_a_rate_below_the_critical_one_does_none() -> Non
     assert in_time[-1].dead == 0.0
 
 
+def test_weights_that_do_not_grow_are_lasting_damage() -> None:
+    plain = LastingDamage(floor=2.1, pace=90.0, critical_lr=0.02, critical_spread=0.2, hazard=0.05)
+    shared = {name: getattr(plain, name) for name in params_of(plain)}
+    huge = GrowingWeights(weight_size=1e4, wear_loss=0.0, **shared)
+    lrs = [0.01] * 100 + [0.3] * 6 + [1e-3] * 200
+    ours, theirs = flown(huge, lrs, 0.3), flown(plain, lrs, 0.3)
+    assert [one.expected_loss for one in ours] == pytest.approx([one.expected_loss for one in theirs], rel=1e-6)
+    assert plain.dead_loss > theirs[-1].loss > flown(plain, [0.01] * 306)[-1].loss + 0.1
+
+
+def test_grown_weights_are_its_formula_and_no_later_rate_undoes_it() -> None:
+    plant = GrowingWeights(weight_size=0.1, wear_loss=0.5, heat_loss=0.0, swing_loss=0.0, hazard=1e-6, floor=2.0)
+    lrs = [0.2] * 30 + [0.01] * 500
+    square, time = 1.0, 0.0
+    for lr in lrs:
+        relative = lr / math.sqrt(square)
+        time += relative / (1.0 + relative / plant.lr_saturation)
+        square += (lr / 0.1) ** 2
+    direct = 2.0 + plant.amplitude * (1.0 + plant.pace * time) ** -plant.exponent + 0.5 * (1.0 - square**-0.5)
+    assert flown(plant, lrs)[-1].expected_loss == pytest.approx(direct, abs=1e-3)
+    # the same rates in the other order: what is learned first, with small weights, is learned
+    assert flown(plant, lrs[::-1])[-1].expected_loss < direct - 0.2
+
+
 @pytest.mark.parametrize(
-    "plant", [NoisyQuadratic(), TissueLaw(), MultiPowerLaw(), FunctionalScaling(), StabilityEdge(), LastingDamage()]
+    "plant",
+    [
+        NoisyQuadratic(),
+        TissueLaw(),
+        MultiPowerLaw(),
+        FunctionalScaling(),
+        StabilityEdge(),
+        LastingDamage(),
+        GrowingWeights(),
+    ],
 )
 def test_a_skipped_update_leaves_the_weights_alone(plant: object) -> None:
     state = plant.init()  # type: ignore[attr-defined]
