@@ -37,7 +37,7 @@ from lbw_sim.plots.canvas import (
     short,
 )  # fmt: skip
 from lbw_sim.plots.loss_axis import LossAxis, loss_axis, median_rows, running_median, set_loss_axis
-from lbw_sim.plots.thinning import apart, changes, merge_spans, thin_rows
+from lbw_sim.plots.thinning import BUCKETS, NARROW_BUCKETS, apart, changes, merge_spans, thin_rows
 from lbw_sim.score.detection import JudgedAlarm, find_alarms, score_regimes, unsafe_rows
 from lbw_sim.trace import Trace
 from lbw_sim.trace.labels import EVENT_KINDS, Label
@@ -254,16 +254,17 @@ def draw_loss(info: RunInfo, ax: Axes) -> None:
     for regime, colour in REGIME_COLOURS.items():
         spans = [(start, end) for code, start, end in info.bands if code == regime]
         if spans and regime != Regime.STABLE:
-            _fill(ax, spans, 0.0, 1.0, colour, _hair(info), alpha=0.22, whole_height=True)
-    rows = thin_rows(info.loss)
+            _fill(ax, spans, 0.0, 1.0, colour, _hair(info, ax), alpha=0.22, whole_height=True)
+    buckets = NARROW_BUCKETS if narrow(ax) else BUCKETS
+    rows = thin_rows(info.loss, buckets)
     ax.plot(info.steps[rows], info.loss[rows], color=GREY, linewidth=0.6, alpha=0.6, label="loss")
-    rows = thin_rows(info.loss_median)
+    rows = thin_rows(info.loss_median, buckets)
     name = f"running median, {info.median_rows} rows"
     ax.plot(info.steps[rows], info.loss_median[rows], color=BLACK, linewidth=1.3, label=name)
     edge = ax.get_xaxis_transform()
     cut = info.axis.cut or None
     for outside, height, marker in ((info.steps_above, 0.985, "^"), (info.steps_below, 0.015, "v")):
-        outside = apart(outside, 2.0 * _hair(info))
+        outside = apart(outside, 2.0 * _hair(info, ax))
         if len(outside):
             ax.plot(
                 outside, np.full(len(outside), height), marker, transform=edge, color=VERMILLION, markersize=4,
@@ -271,7 +272,7 @@ def draw_loss(info: RunInfo, ax: Axes) -> None:
             )  # fmt: skip
             cut = None
     if len(info.steps_nonfinite):
-        crosses = apart(info.steps_nonfinite, 2.0 * _hair(info))
+        crosses = apart(info.steps_nonfinite, 2.0 * _hair(info, ax))
         ax.plot(
             crosses, np.full(len(crosses), 0.03), "x", transform=edge, color=BLACK,
             markersize=5, label=f"not finite ({len(info.steps_nonfinite)} steps)", clip_on=False,
@@ -291,12 +292,12 @@ def draw_loss(info: RunInfo, ax: Axes) -> None:
 
 def draw_timeline(info: RunInfo, ax: Axes) -> None:
     """One named line per kind of label, verdict and regime."""
-    draw_lanes(info.lanes, ax, _hair(info))
+    draw_lanes(info.lanes, ax, _hair(info, ax))
 
 
 def draw_rules(info: RunInfo, ax: Axes) -> None:
     """One line per other guard: when it would have been in alarm."""
-    draw_lanes(info.rules, ax, _hair(info))
+    draw_lanes(info.rules, ax, _hair(info, ax))
 
 
 def draw_lanes(lanes: Sequence[Lane], ax: Axes, hair: float) -> None:
@@ -360,9 +361,9 @@ def draw_energy(info: RunInfo, ax: Axes) -> None:
     ax.yaxis.set_major_locator(MaxNLocator(3))
 
 
-def _hair(info: RunInfo) -> float:
+def _hair(info: RunInfo, ax: Axes) -> float:
     """Steps that are less than a dot wide."""
-    return (float(info.steps[-1]) - float(info.steps[0])) / 1500.0
+    return (float(info.steps[-1]) - float(info.steps[0])) / (400.0 if narrow(ax) else 1500.0)
 
 
 def _wide(ax: Axes) -> bool:

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 BUCKETS = 600
 """Across the width of a figure; each draws at most five points."""
+NARROW_BUCKETS = 200
+"""The same for a figure on a phone."""
 
 
 def thin_rows(values: NDArray[np.float64], buckets: int = BUCKETS) -> NDArray[np.int64]:
