@@ -103,12 +103,13 @@ def same_bits(a: Trained, b: Trained) -> bool:
 
 
 def test_a_row_holds_the_mean_of_its_micro_batches_and_shadow_changes_no_bit(tmp_path: Path) -> None:
-    alone, watched = train(tmp_path, None), train(tmp_path, "shadow")
+    alone, watched = train(tmp_path, None), train(tmp_path, "shadow", tokens=64)
     assert same_bits(alone, watched)
     columns = read_trace(tmp_path).to_numpy()
     means = [sum(watched.losses[i : i + MICRO_BATCHES]) / MICRO_BATCHES for i in range(0, len(watched.losses), 3)]
     assert columns["loss"].tolist() == pytest.approx(means, rel=1e-6)
     assert columns["grad_norm"].tolist() == watched.norms
+    assert columns["tokens"].tolist() == [64.0 * MICRO_BATCHES] * STEPS
     assert columns["scale"].min() < 1.0, "it decided to act"
 
 

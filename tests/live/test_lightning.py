@@ -123,7 +123,7 @@ def test_a_row_holds_the_mean_loss_of_its_micro_batches_and_the_gradient_before_
     fit(
         module,
         tmp_path,
-        GuardCallback(EAGER, trace=tmp_path / "traces", run_id="truth"),
+        GuardCallback(EAGER, trace=tmp_path / "traces", run_id="truth", tokens=lambda batch: len(batch[0])),
         data=7,
         max_epochs=2,
         accumulate_grad_batches=2,
@@ -136,6 +136,7 @@ def test_a_row_holds_the_mean_loss_of_its_micro_batches_and_the_gradient_before_
     assert columns["loss"].tolist() == pytest.approx([sum(step) / len(step) for step in steps], rel=1e-6)
     assert columns["grad_norm"].tolist() == norms
     assert columns["grad_norm"].min() > 0.01
+    assert columns["tokens"].tolist() == [64.0 * len(step) for step in steps]
 
 
 def test_a_shadow_guard_changes_no_bit_of_training(tmp_path: Path) -> None:
