@@ -13,16 +13,12 @@ import pytest
 import torch
 
 from lbw_sim.errors import LiveError
-from lbw_sim.guard import Guard, GuardSpec
-from lbw_sim.guard.analyzers.composite import Composite
-from lbw_sim.guard.envelope import Envelope
-from lbw_sim.guard.policies.damp_release import DampRelease
-from lbw_sim.guard.sensors.robust_loss import RobustLoss
 from lbw_sim.live import LiveGuard
 from lbw_sim.live.flight import Window
-from lbw_sim.replay import verify
 from lbw_sim.trace import read_trace
 from lbw_sim.values import Regime
+
+from .trainers import ACTIVE, EAGER, assert_parts_are_the_whole, fails, same_bits, weights
 
 # lightning takes seconds to import: inside the tests, so that only the process that runs them pays
 pytestmark = [
@@ -33,16 +29,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Be aware that when using .ckpt_path"),
     pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
 ]
-EAGER = GuardSpec.of(
-    Guard(
-        sensor=RobustLoss(startup_rows=5),
-        analyzer=Composite(hold_rows=3, recovery_rows=3),
-        policy=DampRelease(hold_steps=4),
-        envelope=Envelope(),
-    ),
-    "eager",
-)
-ACTIVE: dict[str, Any] = {"mode": "active", "unproven": True}
 QUIET: dict[str, Any] = {
     "accelerator": "cpu",
     "logger": False,
@@ -89,14 +75,6 @@ def fit(module: Any, folder: Path, *callbacks: Any, data: int = 12, ckpt_path: A
     trainer = lightning.Trainer(callbacks=list(callbacks), **settings)
     trainer.fit(module, batches(data), ckpt_path=ckpt_path)
     return trainer
-
-
-def weights(module: Any) -> list[torch.Tensor]:
-    return [p.detach().clone() for p in module.parameters()]
-
-
-def same_bits(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
-    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
 def spike(step: int, loss: torch.Tensor) -> torch.Tensor:
@@ -189,12 +167,7 @@ def test_a_resumed_fit_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     fit(second, tmp_path, guard(None), ckpt_path=tmp_path / "at-9.ckpt", **settings)
 
     assert same_bits(weights(whole), weights(second))
-    a, b = (read_trace(tmp_path / "traces" / f"run_id={name}") for name in ("whole", "parts"))
-    assert len(b.segments) == 2
-    assert verify(b).rows >= 12
-    for name in ("step", "loss", "lr", "effective_lr", "grad_norm", "regime", "posture", "scale", "energy", "reason"):
-        assert a.to_numpy()[name].tolist() == b.to_numpy()[name].tolist(), name
-    assert a.to_numpy()["scale"][9] < 1.0, "interrupted while the guard was acting"
+    assert_parts_are_the_whole(tmp_path / "traces", rows=12)
 
 
 @pytest.mark.parametrize("broken", [(Window, "add"), (LiveGuard, "state_dict"), (LiveGuard, "detach")])
@@ -204,9 +177,6 @@ def test_a_bug_of_ours_never_reaches_the_trainers_loop(
     from lightning.pytorch.callbacks import ModelCheckpoint
 
     from lbw_sim.live.lightning import GuardCallback
-
-    def fails(*_: Any, **__: Any) -> None:
-        raise ZeroDivisionError("a bug of ours")
 
     alone, module = tiny_module(), tiny_module()
     fit(alone, tmp_path)
