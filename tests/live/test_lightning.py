@@ -15,6 +15,7 @@ import torch
 from lbw_sim.errors import LiveError
 from lbw_sim.live import LiveGuard
 from lbw_sim.live.flight import Window
+from lbw_sim.replay import verify
 from lbw_sim.trace import read_trace
 from lbw_sim.values import Regime
 
@@ -115,6 +116,24 @@ def test_a_row_holds_the_mean_loss_of_its_micro_batches_and_the_gradient_before_
     assert columns["grad_norm"].tolist() == norms
     assert columns["grad_norm"].min() > 0.01
     assert columns["tokens"].tolist() == [64.0 * len(step) for step in steps]
+
+
+def test_a_step_that_the_precision_plugins_scaler_drops_is_a_dropped_row_and_no_alarm(tmp_path: Path) -> None:
+    from lightning.pytorch.plugins import MixedPrecision
+
+    from lbw_sim.live.lightning import GuardCallback
+
+    # so large a scale that the first gradients overflow, as in half precision on a GPU
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**19, growth_interval=1000)
+    plugin = MixedPrecision("16-mixed", "cpu", scaler=scaler)
+    fit(tiny_module(), tmp_path, GuardCallback(EAGER, trace=tmp_path / "traces", run_id="amp"), plugins=[plugin])
+    columns = read_trace(tmp_path / "traces").to_numpy()
+    dropped = [event == "grad_scaler_overflow" for event in columns["event"].tolist()]
+    assert 1 <= sum(dropped) < len(dropped) == 12
+    assert columns["skipped"].tolist() == dropped
+    assert columns["nonfinite"].max() == 0.0
+    assert Regime.NONFINITE not in columns["regime"].tolist()
+    assert verify(read_trace(tmp_path / "traces")).rows == 12
 
 
 def test_a_shadow_guard_changes_no_bit_of_training(tmp_path: Path) -> None:
