@@ -1,7 +1,7 @@
 """The guard in a loop that is written with Hugging Face's accelerate: one line after `prepare`.
 
 It takes each step's loss from `accelerator.backward` and the gradient norm from `accelerator.clip_grad_norm_`, so it is
-for one loss and one optimizer. For several, and to record tokens, use `attach` on the prepared optimizer's
+for one loss and one optimizer. For several, use `attach` on the prepared optimizer's
 `.optimizer` and call `observe` yourself. It refuses DeepSpeed.
 """
 
@@ -29,11 +29,14 @@ def guard_accelerator(
     *,
     trace: str | Path | None = None,
     run_id: str | None = None,
+    tokens: int | Callable[[], int] | None = None,
     **options: Any,
 ) -> LiveGuard:
     """Guard a prepared optimizer; `options` go to `lbw_sim.live.attach`.
 
-    The loss of a step is the mean of what went to `accelerator.backward` since the last step. `save_state` and
+    The loss of a step is the mean of what went to `accelerator.backward` since the last step. `tokens`: how many each
+    of these calls was for, a number or a function that is asked then; several ranks' losses are weighted by their sum.
+    None: not recorded. `save_state` and
     `load_state` carry the guard's memory; call `load_state` before the first step and give the `run_id` of the run that
     goes on. Close the guard when training is over.
 
@@ -46,7 +49,7 @@ def guard_accelerator(
     if others:
         raise LiveError("guard_accelerator is for one loss and one optimizer; for several use attach and observe")
     live = attach(inner, guard, trace=trace, run_id=run_id, **{"scaler": accelerator.scaler, **options})
-    steps = _Steps(accelerator, live)
+    steps = _Steps(accelerator, live, tokens)
     accelerator.register_for_checkpointing(live)
     wrap_method(accelerator, "backward", steps.backward)
     wrap_method(accelerator, "clip_grad_norm_", steps.clip_grad_norm)
@@ -57,8 +60,9 @@ def guard_accelerator(
 class _Steps:
     """Puts micro-batches together to steps. None of its exceptions reaches the loop."""
 
-    def __init__(self, accelerator: Any, live: LiveGuard) -> None:
+    def __init__(self, accelerator: Any, live: LiveGuard, tokens: int | Callable[[], int] | None) -> None:
         self._accelerator = accelerator
+        self._tokens = tokens
         self._live = live
         self._window = Window()
 
@@ -67,6 +71,8 @@ class _Steps:
         with self._harmless():
             # whole, not divided by the accumulated batches: that happens inside
             self._window.add(loss)
+            if self._tokens is not None:
+                self._window.add_tokens(self._tokens() if callable(self._tokens) else self._tokens)
         return result
 
     def clip_grad_norm(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -81,7 +87,8 @@ class _Steps:
             if self._accelerator.sync_gradients:
                 window, self._window = self._window, Window()
                 if window.loss_sum is not None:
-                    self._live.observe(window.loss_sum / window.micro_batches, grad_norm=window.grad_norm)
+                    loss = window.loss_sum / window.micro_batches
+                    self._live.observe(loss, tokens=window.tokens, grad_norm=window.grad_norm)
         return original(*args, **kwargs)
 
     @contextlib.contextmanager

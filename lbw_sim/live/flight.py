@@ -14,7 +14,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsFloat
 
 import torch
 
@@ -39,6 +39,8 @@ class Window:
 
     loss_sum: torch.Tensor | None = None
     micro_batches: int = 0
+    tokens: float | None = None
+    """Of all micro-batches; None: not counted."""
     grad_norm: Any = None
     """Of the whole gradient, before clipping; None: not measured."""
 
@@ -46,6 +48,10 @@ class Window:
         """One more micro-batch."""
         self.loss_sum = loss.detach() if self.loss_sum is None else self.loss_sum + loss.detach()
         self.micro_batches += 1
+
+    def add_tokens(self, tokens: SupportsFloat) -> None:
+        """Those of one more micro-batch."""
+        self.tokens = (self.tokens or 0.0) + float(tokens)
 
     def set_grad_norm(self, norm: Any) -> None:
         """The last one counts, as for clipping."""

@@ -7,7 +7,7 @@ once, and training goes on.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,8 @@ class GuardCallback(Callback):  # type: ignore[misc]
 
     The loss of a step is the mean over its micro-batches, as the module returned it. `grad_norm` measures the whole
     gradient before clipping, at the price of reading every gradient once a step. Guard and trace continue when a fit is
-    resumed (`ckpt_path=`). Tokens are not recorded: a batch does not say how many it holds.
+    resumed (`ckpt_path=`). `tokens`: how many a batch holds, a number or a function of the batch; several ranks' losses
+    are then weighted by it. None: not recorded.
 
     Raises SpecError for a bad spec and TypeError for an option that `attach` does not have; `fit` raises LiveError
     before its first step for manual optimization and DeepSpeed.
@@ -46,10 +47,12 @@ class GuardCallback(Callback):  # type: ignore[misc]
         trace: str | Path | None = None,
         run_id: str | None = None,
         grad_norm: bool = True,
+        tokens: int | Callable[[Any], int] | None = None,
         **options: Any,
     ) -> None:
         self._flight = Flight(guard, {"trace": trace, "run_id": run_id, **options})
         self._measures_grad_norm = grad_norm
+        self._tokens = tokens
         self._loaded: dict[str, Any] = {}
         self._window = Window()
 
@@ -106,6 +109,12 @@ class GuardCallback(Callback):  # type: ignore[misc]
             },
         )
 
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Count a micro-batch's tokens."""
+        if self._flight.flying and self._tokens is not None:
+            with self._flight.harmless("counting tokens"):
+                self._window.add_tokens(self._tokens(batch) if callable(self._tokens) else self._tokens)
+
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: torch.Tensor) -> None:
         """Take a micro-batch's loss, which Lightning has divided by the accumulated batches and a scaler scaled."""
         if self._flight.flying:
@@ -127,7 +136,7 @@ class GuardCallback(Callback):  # type: ignore[misc]
                         window.set_grad_norm(_grad_norm(optimizer))
                     # the last batches of an epoch may be fewer than it was divided by
                     loss = window.loss_sum * (trainer.accumulate_grad_batches / window.micro_batches)
-                    self.live.observe(loss, grad_norm=window.grad_norm)
+                    self.live.observe(loss, tokens=window.tokens, grad_norm=window.grad_norm)
                 elif getattr(trainer.precision_plugin, "scaler", None) is None:
                     # training_step returned None; without a scaler Lightning steps all the same
                     self.live.observe(nan)

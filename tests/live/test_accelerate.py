@@ -12,29 +12,15 @@ import pytest
 import torch
 
 from lbw_sim.errors import LiveError
-from lbw_sim.guard import Guard, GuardSpec
-from lbw_sim.guard.analyzers.composite import Composite
-from lbw_sim.guard.envelope import Envelope
-from lbw_sim.guard.policies.damp_release import DampRelease
-from lbw_sim.guard.sensors.robust_loss import RobustLoss
 from lbw_sim.live import LiveGuard
 from lbw_sim.live.accelerate import guard_accelerator
 from lbw_sim.live.wrappers import plain_optimizers
-from lbw_sim.replay import verify
 from lbw_sim.trace import read_trace
+
+from .trainers import ACTIVE, EAGER, assert_parts_are_the_whole, fails, same_bits, weights
 
 # accelerate takes seconds to import: inside the tests, so that only the process that runs them pays
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("accelerate") is None, reason="needs accelerate")
-EAGER = GuardSpec.of(
-    Guard(
-        sensor=RobustLoss(startup_rows=5),
-        analyzer=Composite(hold_rows=3, recovery_rows=3),
-        policy=DampRelease(hold_steps=4),
-        envelope=Envelope(),
-    ),
-    "eager",
-)
-ACTIVE: dict[str, Any] = {"mode": "active", "unproven": True}
 STEPS, MICRO_BATCHES = 14, 3
 
 
@@ -95,20 +81,17 @@ def train(
             break
     if guard is not None:
         guard.close()
-    return Trained([p.detach().clone() for p in model.parameters()], losses, norms)
-
-
-def same_bits(a: Trained, b: Trained) -> bool:
-    return all(torch.equal(x, y) for x, y in zip(a.weights, b.weights, strict=True))
+    return Trained(weights(model), losses, norms)
 
 
 def test_a_row_holds_the_mean_of_its_micro_batches_and_shadow_changes_no_bit(tmp_path: Path) -> None:
-    alone, watched = train(tmp_path, None), train(tmp_path, "shadow")
-    assert same_bits(alone, watched)
+    alone, watched = train(tmp_path, None), train(tmp_path, "shadow", tokens=64)
+    assert same_bits(alone.weights, watched.weights)
     columns = read_trace(tmp_path).to_numpy()
     means = [sum(watched.losses[i : i + MICRO_BATCHES]) / MICRO_BATCHES for i in range(0, len(watched.losses), 3)]
     assert columns["loss"].tolist() == pytest.approx(means, rel=1e-6)
     assert columns["grad_norm"].tolist() == watched.norms
+    assert columns["tokens"].tolist() == [64.0 * MICRO_BATCHES] * STEPS
     assert columns["scale"].min() < 1.0, "it decided to act"
 
 
@@ -116,21 +99,13 @@ def test_a_run_resumed_from_save_state_equals_an_uninterrupted_one(tmp_path: Pat
     whole = train(tmp_path, "whole", **ACTIVE)
     train(tmp_path, "parts", save_at=9, **ACTIVE)
     second = train(tmp_path, "parts", seed=9, resume=True, **ACTIVE)
-    assert same_bits(whole, second)
-    a, b = (read_trace(tmp_path / f"run_id={name}") for name in ("whole", "parts"))
-    assert len(b.segments) == 2
-    assert verify(b).rows >= STEPS
-    for name in ("step", "loss", "lr", "effective_lr", "grad_norm", "regime", "posture", "scale", "energy", "reason"):
-        assert a.to_numpy()[name].tolist() == b.to_numpy()[name].tolist(), name
-    assert a.to_numpy()["scale"][9] < 1.0, "interrupted while the guard was acting"
+    assert same_bits(whole.weights, second.weights)
+    assert_parts_are_the_whole(tmp_path, rows=STEPS)
 
 
 def test_a_bug_of_ours_never_reaches_the_loop(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def fails(*_: Any, **__: Any) -> None:
-        raise ZeroDivisionError("a bug of ours")
-
     alone = train(tmp_path, None, spiky=False)
     with caplog.at_level(logging.WARNING, logger="lbw_sim"):
         broken = train(
@@ -140,7 +115,7 @@ def test_a_bug_of_ours_never_reaches_the_loop(
             before_training=lambda: monkeypatch.setattr(LiveGuard, "observe", fails),
             **ACTIVE,
         )
-    assert same_bits(alone, broken)
+    assert same_bits(alone.weights, broken.weights)
     assert caplog.text.count("a bug of ours") == 1, "said once"
 
 

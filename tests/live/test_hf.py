@@ -13,31 +13,18 @@ import pytest
 import torch
 
 from lbw_sim.errors import LiveError
-from lbw_sim.guard import Guard, GuardSpec
-from lbw_sim.guard.analyzers.composite import Composite
-from lbw_sim.guard.envelope import Envelope
-from lbw_sim.guard.policies.damp_release import DampRelease
-from lbw_sim.guard.sensors.robust_loss import RobustLoss
 from lbw_sim.live import LiveGuard
 from lbw_sim.replay import verify
 from lbw_sim.trace import read_trace
 from lbw_sim.values import Regime
+
+from .trainers import ACTIVE, EAGER, assert_parts_are_the_whole, fails, same_bits, weights
 
 # transformers takes seconds to import: inside the tests, so that only the process that runs them pays
 pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("transformers") is None, reason="needs transformers"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning:(?!lbw_sim)"),
 ]
-EAGER = GuardSpec.of(
-    Guard(
-        sensor=RobustLoss(startup_rows=5),
-        analyzer=Composite(hold_rows=3, recovery_rows=3),
-        policy=DampRelease(hold_steps=4),
-        envelope=Envelope(),
-    ),
-    "eager",
-)
-ACTIVE: dict[str, Any] = {"mode": "active", "unproven": True}
 Fault = Callable[[int, torch.Tensor], torch.Tensor]
 VOCABULARY = 64
 
@@ -105,14 +92,6 @@ def logged(trainer: Any, name: str) -> list[float]:
     return [entry[name] for entry in trainer.state.log_history if "loss" in entry]
 
 
-def weights(trainer: Any) -> list[torch.Tensor]:
-    return [p.detach().clone() for p in trainer.model.parameters()]
-
-
-def same_bits(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
-    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
-
-
 def spike(step: int, loss: torch.Tensor) -> torch.Tensor:
     return loss * 4.0 if 6 <= step < 10 else loss
 
@@ -148,7 +127,7 @@ def test_a_shadow_guard_changes_no_bit_of_training_and_leaves_the_trainer_as_it_
     alone.train()
     guard = guard_trainer(watched, EAGER, trace=tmp_path / "traces", run_id="shadow")
     watched.train()
-    assert same_bits(weights(alone), weights(watched))
+    assert same_bits(weights(alone.model), weights(watched.model))
     columns = read_trace(tmp_path / "traces").to_numpy()
     assert columns["scale"].min() < 1.0, "it decided to act"
     assert columns["effective_lr"].tolist() == columns["lr"].tolist(), "and did not"
@@ -172,7 +151,7 @@ def test_a_nan_loss_that_the_log_hides_is_seen_and_its_step_skipped(tmp_path: Pa
     assert columns["regime"][6] == Regime.NONFINITE
     assert columns["skipped"].tolist()[6]
     assert logged(trainer, "lbw/effective_lr") == columns["effective_lr"].tolist()
-    assert all(w.isfinite().all() for w in weights(trainer))
+    assert all(w.isfinite().all() for w in weights(trainer.model))
 
 
 @pytest.mark.parametrize("restore_callbacks", [False, True])
@@ -207,13 +186,8 @@ def test_a_resumed_training_equals_an_uninterrupted_one(restore_callbacks: bool,
 
     assert guard.live is not None
     assert guard.live.run_id == "parts"
-    assert same_bits(weights(whole), weights(second))
-    a, b = (read_trace(tmp_path / "traces" / f"run_id={name}") for name in ("whole", "parts"))
-    assert len(b.segments) == 2
-    assert verify(b).rows >= 12
-    for name in ("step", "loss", "lr", "effective_lr", "grad_norm", "regime", "posture", "scale", "energy", "reason"):
-        assert a.to_numpy()[name].tolist() == b.to_numpy()[name].tolist(), name
-    assert a.to_numpy()["scale"][9] < 1.0, "interrupted while the guard was acting"
+    assert same_bits(weights(whole.model), weights(second.model))
+    assert_parts_are_the_whole(tmp_path / "traces", rows=12)
 
 
 def test_a_guard_that_comes_late_counts_the_trainers_steps(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -243,9 +217,6 @@ def test_a_bug_of_ours_never_reaches_the_trainers_loop(
 ) -> None:
     from lbw_sim.live.hf import guard_trainer
 
-    def fails(*_: Any, **__: Any) -> None:
-        raise ZeroDivisionError("a bug of ours")
-
     settings: dict[str, Any] = {"save_strategy": "steps", "save_steps": 3, "max_steps": 6}
     alone, trainer = (tiny_trainer(tmp_path / name, **settings) for name in ("alone", "guarded"))
     alone.train()
@@ -255,7 +226,7 @@ def test_a_bug_of_ours_never_reaches_the_trainers_loop(
         trainer.train()
     assert guard.live is not None
     guard.live.detach()
-    assert same_bits(weights(alone), weights(trainer))
+    assert same_bits(weights(alone.model), weights(trainer.model))
     assert ("a bug of ours" in caplog.text) == (broken != "detach")
     assert "training_step" not in vars(trainer)
 

@@ -13,16 +13,13 @@ import pytest
 import torch
 
 from lbw_sim.errors import LiveError
-from lbw_sim.guard import Guard, GuardSpec
-from lbw_sim.guard.analyzers.composite import Composite
-from lbw_sim.guard.envelope import Envelope
-from lbw_sim.guard.policies.damp_release import DampRelease
-from lbw_sim.guard.sensors.robust_loss import RobustLoss
 from lbw_sim.live import LiveGuard
 from lbw_sim.live.flight import Window
 from lbw_sim.replay import verify
 from lbw_sim.trace import read_trace
 from lbw_sim.values import Regime
+
+from .trainers import ACTIVE, EAGER, assert_parts_are_the_whole, fails, same_bits, weights
 
 # lightning takes seconds to import: inside the tests, so that only the process that runs them pays
 pytestmark = [
@@ -33,16 +30,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Be aware that when using .ckpt_path"),
     pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
 ]
-EAGER = GuardSpec.of(
-    Guard(
-        sensor=RobustLoss(startup_rows=5),
-        analyzer=Composite(hold_rows=3, recovery_rows=3),
-        policy=DampRelease(hold_steps=4),
-        envelope=Envelope(),
-    ),
-    "eager",
-)
-ACTIVE: dict[str, Any] = {"mode": "active", "unproven": True}
 QUIET: dict[str, Any] = {
     "accelerator": "cpu",
     "logger": False,
@@ -91,14 +78,6 @@ def fit(module: Any, folder: Path, *callbacks: Any, data: int = 12, ckpt_path: A
     return trainer
 
 
-def weights(module: Any) -> list[torch.Tensor]:
-    return [p.detach().clone() for p in module.parameters()]
-
-
-def same_bits(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
-    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
-
-
 def spike(step: int, loss: torch.Tensor) -> torch.Tensor:
     return loss * 40.0 if 6 <= step < 10 else loss
 
@@ -123,7 +102,7 @@ def test_a_row_holds_the_mean_loss_of_its_micro_batches_and_the_gradient_before_
     fit(
         module,
         tmp_path,
-        GuardCallback(EAGER, trace=tmp_path / "traces", run_id="truth"),
+        GuardCallback(EAGER, trace=tmp_path / "traces", run_id="truth", tokens=lambda batch: len(batch[0])),
         data=7,
         max_epochs=2,
         accumulate_grad_batches=2,
@@ -136,6 +115,25 @@ def test_a_row_holds_the_mean_loss_of_its_micro_batches_and_the_gradient_before_
     assert columns["loss"].tolist() == pytest.approx([sum(step) / len(step) for step in steps], rel=1e-6)
     assert columns["grad_norm"].tolist() == norms
     assert columns["grad_norm"].min() > 0.01
+    assert columns["tokens"].tolist() == [64.0 * len(step) for step in steps]
+
+
+def test_a_step_that_the_precision_plugins_scaler_drops_is_a_dropped_row_and_no_alarm(tmp_path: Path) -> None:
+    from lightning.pytorch.plugins import MixedPrecision
+
+    from lbw_sim.live.lightning import GuardCallback
+
+    # so large a scale that the first gradients overflow, as in half precision on a GPU
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**19, growth_interval=1000)
+    plugin = MixedPrecision("16-mixed", "cpu", scaler=scaler)
+    fit(tiny_module(), tmp_path, GuardCallback(EAGER, trace=tmp_path / "traces", run_id="amp"), plugins=[plugin])
+    columns = read_trace(tmp_path / "traces").to_numpy()
+    dropped = [event == "grad_scaler_overflow" for event in columns["event"].tolist()]
+    assert 1 <= sum(dropped) < len(dropped) == 12
+    assert columns["skipped"].tolist() == dropped
+    assert columns["nonfinite"].max() == 0.0
+    assert Regime.NONFINITE not in columns["regime"].tolist()
+    assert verify(read_trace(tmp_path / "traces")).rows == 12
 
 
 def test_a_shadow_guard_changes_no_bit_of_training(tmp_path: Path) -> None:
@@ -188,12 +186,7 @@ def test_a_resumed_fit_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     fit(second, tmp_path, guard(None), ckpt_path=tmp_path / "at-9.ckpt", **settings)
 
     assert same_bits(weights(whole), weights(second))
-    a, b = (read_trace(tmp_path / "traces" / f"run_id={name}") for name in ("whole", "parts"))
-    assert len(b.segments) == 2
-    assert verify(b).rows >= 12
-    for name in ("step", "loss", "lr", "effective_lr", "grad_norm", "regime", "posture", "scale", "energy", "reason"):
-        assert a.to_numpy()[name].tolist() == b.to_numpy()[name].tolist(), name
-    assert a.to_numpy()["scale"][9] < 1.0, "interrupted while the guard was acting"
+    assert_parts_are_the_whole(tmp_path / "traces", rows=12)
 
 
 @pytest.mark.parametrize("broken", [(Window, "add"), (LiveGuard, "state_dict"), (LiveGuard, "detach")])
@@ -203,9 +196,6 @@ def test_a_bug_of_ours_never_reaches_the_trainers_loop(
     from lightning.pytorch.callbacks import ModelCheckpoint
 
     from lbw_sim.live.lightning import GuardCallback
-
-    def fails(*_: Any, **__: Any) -> None:
-        raise ZeroDivisionError("a bug of ours")
 
     alone, module = tiny_module(), tiny_module()
     fit(alone, tmp_path)
