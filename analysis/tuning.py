@@ -42,9 +42,8 @@ class Way(NamedTuple):
 
 WAYS = (
     Way("default, sobol", "default", "sobol", 4_096),
-    Way("default, cmaes", "default", "cmaes", 4_097),
     Way("default, sobol with halving", "default", "sobol", 10_000, halving=True),
-    Way("default, sobol, half the budget", "default", "sobol", 4_096, false_alarms_per_10k=0.5),
+    Way("default, cmaes", "default", "cmaes", 4_097),
     Way("zscore, sobol", "zscore", "sobol", 4_096),
 )
 
@@ -163,7 +162,8 @@ def page(traces: Path, work: Path) -> str:
             }
         )
     for name in ("default", "zscore"):
-        rows.append({"guard": f"{name}, as shipped", **measures(judged(GuardSpec.load(name), runs), weighed)})
+        shipped = measures(judged(GuardSpec.load(name), runs), weighed)
+        rows.append({"guard": f"{name}, as shipped", **shipped})
     rows.append({"guard": "never", **measures(silent, weighed)})
     return "\n".join(text(runs, families, weighed, rows, parted, changes)) + "\n"
 
