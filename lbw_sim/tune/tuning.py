@@ -323,7 +323,7 @@ def tune(
         energy=energy,
         simulated=simulated,
         warnings=(
-            *_warnings(
+            *warnings_of(
                 rows["held out"],
                 rows["tuning"],
                 rule,
@@ -479,7 +479,7 @@ def _energy(judged: Sequence[JudgedRun], guard: int) -> float:
     return 1_000.0 * math.fsum(run.energy[guard] for run in judged) / rows if rows else math.nan
 
 
-def _warnings(
+def warnings_of(
     held_out: Sequence[Mapping[str, Any]],
     tuning: Sequence[Mapping[str, Any]],
     rule: Rule,
@@ -487,7 +487,11 @@ def _warnings(
     kept: bool,
     unchanged: bool,
 ) -> Iterator[str]:
-    """What a reader must not miss."""
+    """What a reader must not miss.
+
+    `held_out`, `tuning`: detection rows of `tuned` and `start`; `kept`: the budget is kept on the tuning side;
+    `unchanged`: what is recommended is the start.
+    """
     out = {str(row["guard"]): row for row in held_out if row["group"] == "all"}
     own = next(row for row in tuning if row["group"] == "all" and row["guard"] == "tuned")
     tuned, start = out["tuned"], out["start"]
