@@ -197,6 +197,15 @@ def text(
             way = row.get("way")
             if isinstance(way, Way) and way.start == start:
                 lines.append(f"- {verdict(way, row, shipped)}")
+    tuned = [row for row in rows if isinstance(way := row.get("way"), Way) and way.start == "default"]
+    shipped = by_name["default, as shipped"]
+    beaten = [row for row in tuned if float(str(row["pooled"])) > float(str(shipped["pooled"]))]
+    lines += [
+        "",
+        f"So held out, {len(beaten) or 'none'} of {len(tuned)} searches from `default` sees more than `default` as "
+        "shipped. On runs like these, fly the default; tune where your runs are unlike them, or where the guard was "
+        "never fitted to anything.",
+    ]
     return [
         *lines,
         "",
