@@ -24,7 +24,7 @@ from lbw_sim.params import meta
 from lbw_sim.replay import kernels
 from lbw_sim.replay.compiled import CompileWarning
 from lbw_sim.replay.inlining import CannotInline
-from lbw_sim.simulate.loop import ENDED, Loop, LoopState, Playback, StepInputs, StepOutputs
+from lbw_sim.simulate.loop import ENDED, Loop, Playback, StepInputs, StepOutputs
 from lbw_sim.simulate.spec import PlantSpec
 
 Engine = Literal["auto", "compiled", "python"]
@@ -180,7 +180,8 @@ def rollouts(
                 fly(chunk)
     finally:
         stop.set()
-    results = {name: np.array([one.results[name] for one in found if one]).reshape(shape) for name in RESULTS}
+    table = np.array([one.results for one in found if one]).reshape(*shape, len(RESULTS))
+    results = {name: table[..., place] for place, name in enumerate(RESULTS)}
     counts = {why: results[f"{why}_steps"].astype(np.int64) for why in ("above", "below", "sudden", "late")}
     outside = np.full(shape, "", dtype="U24")
     for why, steps in counts.items():
@@ -227,7 +228,8 @@ def loop_kernel(
 class _Flown(NamedTuple):
     """One rollout."""
 
-    results: dict[str, float]
+    results: Sequence[float]
+    """In the order of `RESULTS`."""
     rows: dict[str, NDArray[Any]]
 
 
@@ -305,13 +307,13 @@ def _fly(
         )  # fmt: skip
     table = start.buffer.reshape(layout.rows, lanes)
     places = kernels.number_places(handed[0][0].init())
-    at = {name: len(layout.parameters) + layout.state.index(places[name]) for name in RESULTS}
+    results = table[[len(layout.parameters) + layout.state.index(places[name]) for name in RESULTS]].T.tolist()
     faults = start.unfit | (table[layout.summary_row("fault")] != 0.0)
     return [
         _reference(*one, rows)
         if faults[lane]
         else _Flown(
-            {name: float(table[row, lane]) for name, row in at.items()},
+            results[lane],
             {name: out.reshape(steps, lanes)[:, lane].copy() for name, out in zip(_ROWS, outputs, strict=True)}
             if rows
             else {},
@@ -334,6 +336,4 @@ def _reference(
         kept = {
             name: np.array(values, _ROWS[name]) for name, values in zip(_ROWS, zip(*shown, strict=True), strict=True)
         }
-    return _Flown(
-        {name: float(value) for name, value in zip(LoopState._fields, state, strict=True) if name in RESULTS}, kept
-    )
+    return _Flown([float(getattr(state, name)) for name in RESULTS], kept)

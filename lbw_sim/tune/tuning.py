@@ -119,13 +119,12 @@ class _Tally(NamedTuple):
 
     def joined(self, other: _Tally) -> _Tally:
         """Over further runs."""
-        counts = {
-            name: np.concatenate([values, other.counts[name]], axis=1) if name == "delays" else values
-            + other.counts[name] for name, values in self.counts.items()
-        }  # fmt: skip
         return _Tally(
-            counts, self.events + other.events, self.clean_rows + other.clean_rows, self.rows + other.rows
-        )  # fmt: skip
+            _added([self.counts, other.counts]),
+            self.events + other.events,
+            self.clean_rows + other.clean_rows,
+            self.rows + other.rows,
+        )
 
     def take(self, places: NDArray[np.int64]) -> _Tally:
         """Of some of the candidates."""
@@ -180,22 +179,17 @@ class _Desk:
         """All of the candidates along all of the runs."""
         batches = [self.candidates(values[i : i + BATCH]) for i in range(0, len(values), BATCH)]
         shards = list(_shards(runs))
+        # a run's batches one after another: whoever has opened it has it still
         tasks = [
-            Watch(batch, tuple(r.path for r in shard), tuple(r.digest for r in shard))
-            for batch in batches for shard in shards
+            Watch(batch, tuple(run.path for run in shard), tuple(run.digest for run in shard))
+            for shard in shards for batch in batches
         ]  # fmt: skip
-        tallies = []
-        for task, shard, found in zip(tasks, shards * len(batches), self._done(tasks), strict=True):
-            about = [sum(getattr(run, name) for run in shard) for name in ("events", "clean_rows", "rows")]
-            tallies.append(_Tally(found, *about))
-            self.report(len(task.candidates.values) * about[2])
-        joined = []
-        for at in range(0, len(tallies), len(shards)):
-            one = tallies[at]
-            for other in tallies[at + 1 : at + len(shards)]:
-                one = one.joined(other)
-            joined.append(one)
-        return joined[0]._replace(counts=_stacked([one.counts for one in joined]))
+        found: list[list[Arrays]] = [[] for _ in batches]
+        for place, (task, one) in enumerate(zip(tasks, self._done(tasks), strict=True)):
+            found[place % len(batches)].append(one)
+            self.report(len(task.candidates.values) * sum(run.rows for run in shards[place // len(batches)]))
+        events, clean_rows, rows = (sum(getattr(run, n) for run in runs) for n in ("events", "clean_rows", "rows"))
+        return _Tally(_stacked([_added(parts) for parts in found]), events, clean_rows, rows)
 
     def flown(self, values: NDArray[np.float64]) -> Arrays | None:
         """All of the candidates on all plants; None without plants."""
@@ -328,14 +322,15 @@ def tune(
         tuning=rows["tuning"],
         energy=energy,
         simulated=simulated,
-        warnings=tuple(
-            _warnings(
+        warnings=(
+            *warnings_of(
                 rows["held out"],
                 rows["tuning"],
                 rule,
                 kept=bool(rule.keeps(chosen_found)[0]),
                 unchanged=spec.fingerprint == space.start.fingerprint,
-            )
+            ),
+            *(() if simulated is None else _simulated_warnings(plants, simulated)),
         ),
         front=tuple(_front(space, rule, found, values, chosen, chosen_found)),
         space=space,
@@ -484,7 +479,7 @@ def _energy(judged: Sequence[JudgedRun], guard: int) -> float:
     return 1_000.0 * math.fsum(run.energy[guard] for run in judged) / rows if rows else math.nan
 
 
-def _warnings(
+def warnings_of(
     held_out: Sequence[Mapping[str, Any]],
     tuning: Sequence[Mapping[str, Any]],
     rule: Rule,
@@ -492,7 +487,11 @@ def _warnings(
     kept: bool,
     unchanged: bool,
 ) -> Iterator[str]:
-    """What a reader must not miss."""
+    """What a reader must not miss.
+
+    `held_out`, `tuning`: detection rows of `tuned` and `start`; `kept`: the budget is kept on the tuning side;
+    `unchanged`: what is recommended is the start.
+    """
     out = {str(row["guard"]): row for row in held_out if row["group"] == "all"}
     own = next(row for row in tuning if row["group"] == "all" and row["guard"] == "tuned")
     tuned, start = out["tuned"], out["start"]
@@ -523,6 +522,18 @@ def _warnings(
         )
     if not unchanged and not _better(tuned, start, budget):
         yield "Held out, it is no better than the guard that the search started from: fly that one."
+
+
+def _simulated_warnings(plants: Sequence[PlantSpec], flown: Simulated) -> Iterator[str]:
+    if never := [plant.name for plant in plants if plant.fitted is None]:
+        yield f"Never calibrated: {', '.join(never)}. Simulation shows how it behaves, and nothing about a real run."
+    elif flown.left_range[0]:
+        yield (
+            f"{flown.left_range[0]} of {flown.runs} simulated runs left the range of the calibration: no measurement "
+            f"stands behind them."
+        )
+    if flown.against_never[1] > 0.0:
+        yield f"Simulated, it ends higher than no guard at all, by {flown.against_never[0]:.4f} nats."
 
 
 def _better(one: Mapping[str, Any], other: Mapping[str, Any], budget: float) -> bool:
@@ -581,7 +592,17 @@ def _shards(runs: Sequence[RunFacts]) -> Iterator[list[RunFacts]]:
         yield shard
 
 
+def _added(parts: Sequence[Arrays]) -> Arrays:
+    """The same candidates over further runs: sums, and the delays of further events."""
+    found = {name: values.copy() for name, values in parts[0].items() if name != "delays"}
+    for part in parts[1:]:
+        for name, total in found.items():
+            total += part[name]
+    return {**found, "delays": np.concatenate([part["delays"] for part in parts], axis=1)}
+
+
 def _stacked(parts: Sequence[Arrays]) -> Arrays:
+    """Further candidates over the same runs."""
     return {name: np.concatenate([one[name] for one in parts]) for name in parts[0]}
 
 

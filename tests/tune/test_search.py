@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from lbw_sim.tune import Objectives, Rule, pareto, search_space, split
 from lbw_sim.tune.runs import RunFacts
 from lbw_sim.tune.search import CMA_POPULATION, search
 from lbw_sim.tune.split import in_order
+from lbw_sim.tune.tuning import warnings_of
 
 nan = float("nan")
 
@@ -124,6 +126,44 @@ def test_groups_never_stand_on_both_sides_and_both_sides_have_events() -> None:
         assert len(parted.tuning) + len(parted.held_out) == len(runs)
         first = in_order(parted.tuning, seed)[:4]
         assert 0 < sum(one.events for one in first) < 4, "halving's first runs are of both kinds"
+
+
+def test_the_last_group_with_events_is_never_put_aside() -> None:
+    runs = [run("a_1", 1), run("b_1", 0), run("c_1", 0), run("d_1", 0)]
+    parted = split(runs, by=None, held_out=(), share=0.99, seed=0)
+    assert [one.run_id for one in parted.tuning] == ["a_1"]
+
+
+def row(
+    guard: str, recall: float, rate: float, events: int = 20, delay: float = 1.0, half: float = 0.1
+) -> dict[str, Any]:
+    return {
+        "guard": guard, "group": "all", "events": events, "recall": recall, "false_alarms_per_10k": rate,
+        "median_delay_steps": delay, "recall_low": recall - half, "recall_high": recall + half,
+        "false_alarms_per_10k_low": rate - half, "false_alarms_per_10k_high": rate + half,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("held_out", "own", "said"),
+    [
+        (row("tuned", 0.9, 0.5), row("tuned", 0.95, 0.5), []),
+        (row("tuned", 0.8, 0.5), row("tuned", 0.95, 0.5), ["Recall parts: 0.95 on the runs that chose, 0.80 (0.70"]),
+        (row("tuned", 0.9, 0.9), row("tuned", 0.9, 0.7), ["False alarms part: 0.7 per 10,000"]),
+        (row("tuned", 0.9, 1.05), row("tuned", 0.9, 1.0), ["budget of 1 false alarms", "no better than the guard"]),
+        (row("tuned", 0.7, 0.0), row("tuned", 0.7, 0.0), ["no better than the guard"]),
+        (row("tuned", 0.7, 0.0, delay=0.0), row("tuned", 0.7, 0.0), []),
+        (row("tuned", 0.9, 0.0, events=9), row("tuned", 0.9, 0.0), ["Only 9 labelled events"]),
+        (row("tuned", nan, 0.0, events=0), row("tuned", 0.9, 0.0), ["No labelled event", "no better"]),
+    ],
+)  # fmt: skip
+def test_a_reader_is_warned_where_tuning_and_held_out_part(
+    held_out: dict[str, Any], own: dict[str, Any], said: list[str]
+) -> None:
+    rows = [held_out, row("start", 0.7, 0.0)]
+    found = list(warnings_of(rows, [own], Rule(1.0, 0.01), kept=True, unchanged=False))
+    assert len(found) == len(said)
+    assert all(words in line for words, line in zip(said, found, strict=True))
 
 
 def test_a_split_by_name_pattern_or_provenance_and_what_it_refuses() -> None:
