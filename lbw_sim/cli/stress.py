@@ -142,7 +142,7 @@ def _tell(plan: SuitePlan, folder: Path, processes: int, as_json: bool) -> None:
             **estimate._asdict(),
             "memory": estimate.memory_bytes / 1e9,
             "disk": estimate.disk_bytes / 1e6,
-            "minutes": estimate.seconds / 60.0,
+            "time": _time(estimate.seconds),
             "how": "stored runs" if estimate.timed else "arithmetic",
         }
         for estimate in found
@@ -150,17 +150,28 @@ def _tell(plan: SuitePlan, folder: Path, processes: int, as_json: bool) -> None:
     columns = [
         Column("workload", "workload"), Column("runs", "runs", ",d"), Column("stored", "flown\nalready", ",d"),
         Column("steps", "steps", ",d"), Column("memory", "memory of a\nprocess, GB", ",.1f"),
-        Column("disk", "disk, MB", ",.0f"), Column("minutes", "minutes,\none process", ",.1f"),
+        Column("disk", "disk, MB", ",.0f"), Column("time", "time, one\nprocess", "s"),
         Column("how", "reckoned\nfrom"),
     ]  # fmt: skip
     print_table(rows, columns)
-    minutes = sum(estimate.seconds for estimate in found) / 60.0 / processes
+    seconds = sum(estimate.seconds for estimate in found) / processes
     memory = max(estimate.memory_bytes for estimate in found) * processes / 1e9
     typer.echo(
-        f"{sum(estimate.runs for estimate in found):,} runs at most, {processes} at a time: about {minutes:,.0f} "
-        f"minutes, {memory:,.1f} GB of memory, {sum(estimate.disk_bytes for estimate in found) / 1e6:,.0f} MB in "
+        f"{sum(estimate.runs for estimate in found):,} runs at most, {processes} at a time: about "
+        f"{_time(seconds)}, {memory:,.1f} GB of memory, {sum(estimate.disk_bytes for estimate in found) / 1e6:,.0f} MB in "
         f"{folder}. Nothing was built. Controls of a guard that never acts are AdamW's runs, and are not flown again."
     )
+
+
+def _time(seconds: float) -> str:
+    """A length of time for reading.
+
+    >>> _time(90.0), _time(90_000.0), _time(9e8)
+    ('1.5 minutes', '25.0 hours', '10,417 days')
+    """
+    if seconds < 2 * 3600:
+        return f"{seconds / 60:.1f} minutes"
+    return f"{seconds / 3600:.1f} hours" if seconds < 10 * 86_400 else f"{seconds / 86_400:,.0f} days"
 
 
 @contextmanager

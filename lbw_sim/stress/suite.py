@@ -48,8 +48,8 @@ CURVE_POINTS = 100
 """Points kept of the smoothed training loss, the last step among them."""
 
 # what --dry-run reckons with, where nothing has been timed
-STEP_OVERHEAD_S = 0.004
-CPU_FLOPS, GPU_FLOPS = 2.0e10, 1.0e14
+STEP_OVERHEAD_S = 0.0035
+CPU_FLOPS, GPU_FLOPS = 8.0e10, 1.0e14
 TRACE_BYTES_PER_RUN, TRACE_BYTES_PER_STEP = 20_000, 60
 LEDGER_BYTES_PER_RUN = 5_000
 PROCESS_BYTES = 400_000_000
