@@ -156,10 +156,11 @@ def _tell(plan: SuitePlan, folder: Path, processes: int, as_json: bool) -> None:
     print_table(rows, columns)
     seconds = sum(estimate.seconds for estimate in found) / processes
     memory = max(estimate.memory_bytes for estimate in found) * processes / 1e9
+    disk = sum(estimate.disk_bytes for estimate in found) / 1e6
     typer.echo(
-        f"{sum(estimate.runs for estimate in found):,} runs at most, {processes} at a time: about "
-        f"{_time(seconds)}, {memory:,.1f} GB of memory, {sum(estimate.disk_bytes for estimate in found) / 1e6:,.0f} MB in "
-        f"{folder}. Nothing was built. Controls of a guard that never acts are AdamW's runs, and are not flown again."
+        f"{sum(estimate.runs for estimate in found):,} runs at most, {processes} at a time: about {_time(seconds)}, "
+        f"{memory:,.1f} GB of memory, {disk:,.0f} MB in {folder}. Nothing was built. Controls of a guard that never "
+        "acts are AdamW's runs, and are not flown again."
     )
 
 
