@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def stress(
     preset: Annotated[str, typer.Argument(help="tiny, tiny-full, small, qwen2.5-3b, -7b, -14b or tinyllama-1.1b.")],
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Folder of the suite; the same one goes on. [stress-PRESET]")
+        Path | None, typer.Option("--out", "-o", help="Folder; the same one goes on. Without: stress-PRESET.")
     ] = None,
     processes: Annotated[int, typer.Option(min=1, help="Runs at a time; on one GPU leave it at 1.")] = 1,
     workloads: Annotated[str, typer.Option(help="Only these workloads, separated by commas.")] = "",
@@ -33,7 +33,7 @@ def stress(
     ] = "",
     lrs: Annotated[str, typer.Option(help="These peak learning rates instead, separated by commas.")] = "",
     seeds: Annotated[str, typer.Option(help="These seeds instead: 0,1,2 or 400-404.")] = "",
-    steps: Annotated[int, typer.Option(min=0, help="Steps of every run. [each workload's own]")] = 0,
+    steps: Annotated[int, typer.Option(min=0, help="Steps of every run; 0: each workload's own.")] = 0,
     data: Annotated[Path | None, typer.Option(help="Train on this text in UTF-8 instead.")] = None,
     random_weights: Annotated[
         bool, typer.Option("--random-weights", help="The published architecture with random weights; no download.")
@@ -54,7 +54,7 @@ def stress(
 
     plan = SuitePlan(
         preset=_chosen(preset, workloads, methods, controls, lrs, seeds), steps=steps, data=data,
-        random_weights=random_weights, device=device, traces=traces,
+        random_weights=random_weights, device=device, traces=traces, plugins=tuple(plugin or ()),
     )  # fmt: skip
     folder = out or Path(f"stress-{preset}")
     if dry_run:
