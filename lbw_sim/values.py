@@ -126,8 +126,8 @@ class Signals(NamedTuple):
     """Learning rate at which one step of Adam, its elements all pulling one way, is as large as a typical weight matrix
     before training."""
     gain_ratio: float = nan
-    """What the last measured steps did to the loss of their own batches, over twice what their halves would have done: 1
-    when the loss is straight along the step, 0 when the whole step brings nothing."""
+    """What the last measured steps did to the loss of their own batches, over twice what their halves would have done:
+    1 when the loss is straight along the step, 0 when the whole step brings nothing."""
     extra: tuple[float, ...] = ()
     """Further channels passed through, in the order in which the sensor names them."""
 

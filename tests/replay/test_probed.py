@@ -15,12 +15,15 @@ from lbw_sim.guard.analyzers.bad_batch import BadBatch
 from lbw_sim.guard.analyzers.canary_rise import CanaryRise
 from lbw_sim.guard.analyzers.lr_cap import LrCap
 from lbw_sim.guard.analyzers.probe_rise import ProbeRise
+from lbw_sim.guard.analyzers.trust_cap import TrustCap
 from lbw_sim.guard.policies.roll_back import RollBack
 from lbw_sim.guard.policies.scale_by_evidence import ScaleByEvidence
 from lbw_sim.guard.policies.slow_start import SlowStart
+from lbw_sim.guard.policies.under_cap import UnderCap
 from lbw_sim.guard.sensors.canary_loss import CanaryLoss
 from lbw_sim.guard.sensors.initial_weights import InitialWeights
 from lbw_sim.guard.sensors.paired_loss import PairedLoss
+from lbw_sim.guard.sensors.paired_loss_and_trust import PairedLossAndTrust
 
 from .test_compiled import HOSTILE, both, drawn, telemetry
 
@@ -43,6 +46,18 @@ STRUCTURES: dict[str, tuple[Any, Any, Any, str]] = {
         lambda rng: drawn(ScaleByEvidence, rng),
         "initial_weight_rms",
     ),
+    "trust": (
+        PairedLossAndTrust,
+        lambda rng: TrustCap(
+            inner=BadBatch(inner=drawn(ProbeRise, rng)),
+            first_share=rng.uniform(0.001, 0.1),
+            wait=rng.randint(1, 5),
+            stale_steps=rng.randint(1, 50),
+            settle_steps=rng.randint(0, 50),
+        ),
+        lambda rng: UnderCap(inner=drawn(RollBack, rng)),
+        "probe_gain",
+    ),
 }
 
 
@@ -55,6 +70,10 @@ def test_probed_guards_give_the_bits_of_python_in_lanes(structure: str) -> None:
         columns = telemetry(250, seed)
         measured = noise.choice([math.nan, 1.0, 1.0, *HOSTILE[:3]], 250) if seed % 2 else np.ones(250)
         columns[channel] = measured * (noise.standard_normal(250) if channel == "probe_gain" else columns["loss"])
+        if structure == "trust":
+            columns["full_step_lr"] = np.full(250, columns["lr"][0])
+            columns["half_step_gain"] = measured * noise.normal(-0.1, 0.05, 250)
+            columns["step_gain"] = columns["half_step_gain"] * noise.normal(1.7, 0.2, 250)
         specs = [
             GuardSpec.of(
                 Guard(

@@ -1,4 +1,4 @@
-"""A wrapper: a cap on the learning rate that is learned from whether a whole step brings twice what half of it would."""
+"""A wrapper: a cap on the learning rate, learned from whether a whole step brings twice what half of it would."""
 
 from __future__ import annotations
 
@@ -39,28 +39,30 @@ class TrustCapState(NamedTuple):
 class TrustCap:
     """The inner analyzer's regime; the evidence is the schedule's peak over the cap, above 1 when it is too high.
 
-    `gain_ratio` compares the optimizer's own steps with their halves: near 1 while they are short for the curvature along
-    them, 2/3 at the bottom of the valley, 0 where they bring nothing; and its scale is the same for every model. So
+    `gain_ratio` compares the optimizer's own steps with their halves: near 1 while they are short for the curvature
+    along them, 2/3 at the bottom of the valley, 0 where they bring nothing; its scale is the same for every model. So
 
     - the cap begins at `first_share` of `full_step_lr`, what the initial weights can take;
     - above `grow_ratio` it is multiplied by `up` at every measurement, as long as it is in the way;
-    - below `cut_ratio` it falls to `down` times what was in force, at most once in `wait` measurements; where it was not in
-      the way, only below `alarm_ratio`: a run that is under its cap is not touched without need;
-    - above the middle of `cut_ratio` and `grow_ratio` it goes back by `up` to where it was before the last cut: that one was a false alarm;
-    - after an alarm of the inner analyzer, to `harm_cut` times that.
-
-    In the first `settle_steps` a SPIKE of the inner analyzer is WARMUP: the noise of the loss is not known yet, and a
-    batch that is not skipped then does no harm that lasts.
+    - below `cut_ratio` it falls to `down` times what was in force, at most once in `wait` measurements; where it was
+      not in the way it does so below `alarm_ratio`;
+    - above the middle of `cut_ratio` and `grow_ratio` it goes back by `up` to where it was before the last cut: that
+      one was a false alarm;
+    - after an alarm of the inner analyzer it falls to `harm_cut` times what was in force.
 
     While the schedule comes down, at less than `still` of its peak, the ratio rises by itself and would undo the decay:
-    then the cap does not grow beyond that. A ratio that stops coming is no evidence:
-    after `stale_steps` without one the cap opens by 5 % a step.
+    then the cap grows no further than to where it was before the last cut. A ratio that stops coming is no evidence:
+    after `stale_steps` without one the cap opens by 5 % a step. In the first `settle_steps` a SPIKE of the inner
+    analyzer is WARMUP: the noise of the loss is not known yet.
 
-    The peak and not the present rate is capped, so that what divides by the evidence keeps the schedule's shape: warm-up
-    and decay stay, only lower. The peak is forgotten when the learning rate has been below half of it for as long as it
-    was above: a bump of 20 steps 20 steps after its end, the peak of a linear or cosine decay only with the run; the new
-    peak is then the learning rate of that step. A schedule that falls fast and goes on for long, such as 1/√step, is
-    followed in stairs. Neither rule knows the length of the run.
+    The peak and not the present rate is capped, so that what divides by the evidence keeps the schedule's shape:
+    warm-up and decay stay, only lower. The peak is forgotten when the learning rate has been below half of it for as
+    long as it was above: a bump of 20 steps 20 steps after its end, the peak of a linear or cosine decay only with the
+    run; the new peak is then the learning rate of that step. A schedule that falls fast and goes on for long, such as
+    1/√step, is followed in stairs. Neither rule knows the length of the run.
+
+    Known trap: a rate at which steps are straight enough can still make a deep post-LN model collapse some fifty steps
+    later. What prevents that is the low first cap, not the ratio.
 
     >>> rule, cap = TrustCap(), []
     >>> state = rule.init()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import SupportsFloat
 
@@ -16,10 +17,10 @@ class FullStepLr:
     """Channel `full_step_lr`: the learning rate at which one step of Adam can be as large as a weight matrix.
 
     Adam moves every element by at most about the learning rate. When all of them pull one way, that change of a matrix
-    of m rows and n columns has the spectral norm lr · √(m·n); random weights with root mean square r have r · (√m + √n).
-    The two are equal at lr = r · (1/√m + 1/√n), and the channel is the median of that over the trained matrices, taken
-    when the probe is made, so make it before training; the same number at every step. It falls with the width as the
-    learning rates that people use do, which a share of r alone does not.
+    of m rows and n columns has the spectral norm lr · √(m·n); random weights with root mean square r have
+    r · (√m + √n). The two are equal at lr = r · (1/√m + 1/√n), and the channel is the median of that over the trained
+    matrices, taken when the probe is made, so make it before training; the same number at every step. It falls with the
+    width as the learning rates that people use do, which a share of r alone does not.
 
     Matrices are trained parameters of two dimensions and more that are not all zero; the kernel of a convolution counts
     as one row per output channel. The median, because the extremes are special: an `nn.Embedding` begins at r = 1.
@@ -62,5 +63,5 @@ def _full_step_lr(matrix: Tensor) -> Tensor:
     """Of one matrix; its shape is the whole one's, also where this rank holds a shard."""
     rows = matrix.shape[0]
     columns = matrix.numel() // rows
-    rms = local(matrix.detach()).double().square().mean().sqrt()
-    return rms * (rows**-0.5 + columns**-0.5)
+    rms: Tensor = local(matrix.detach()).double().square().mean().sqrt()
+    return rms * (1.0 / math.sqrt(rows) + 1.0 / math.sqrt(columns))
