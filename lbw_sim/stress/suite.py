@@ -394,7 +394,11 @@ class Ledger:
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
         """Keep a second suite out of the folder. Raises StressError."""
-        with self.path.open("ab") as file:
+        try:
+            file = self.path.open("ab")
+        except OSError as error:
+            raise StressError(f"cannot write the ledger {self.path}: {error}") from None
+        with file:
             _lock(file.fileno(), self.path.parent)
             yield
 
