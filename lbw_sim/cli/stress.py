@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def stress(
     preset: Annotated[str, typer.Argument(help="tiny, tiny-full, small, qwen2.5-3b, -7b, -14b or tinyllama-1.1b.")],
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Folder of the suite; the same one goes on. [stress-PRESET]")
+        Path | None, typer.Option("--out", "-o", help="Folder; the same one goes on. Without: stress-PRESET.")
     ] = None,
     processes: Annotated[int, typer.Option(min=1, help="Runs at a time; on one GPU leave it at 1.")] = 1,
     workloads: Annotated[str, typer.Option(help="Only these workloads, separated by commas.")] = "",
@@ -33,7 +33,7 @@ def stress(
     ] = "",
     lrs: Annotated[str, typer.Option(help="These peak learning rates instead, separated by commas.")] = "",
     seeds: Annotated[str, typer.Option(help="These seeds instead: 0,1,2 or 400-404.")] = "",
-    steps: Annotated[int, typer.Option(min=0, help="Steps of every run. [each workload's own]")] = 0,
+    steps: Annotated[int, typer.Option(min=0, help="Steps of every run; 0: each workload's own.")] = 0,
     data: Annotated[Path | None, typer.Option(help="Train on this text in UTF-8 instead.")] = None,
     random_weights: Annotated[
         bool, typer.Option("--random-weights", help="The published architecture with random weights; no download.")
@@ -54,7 +54,7 @@ def stress(
 
     plan = SuitePlan(
         preset=_chosen(preset, workloads, methods, controls, lrs, seeds), steps=steps, data=data,
-        random_weights=random_weights, device=device, traces=traces,
+        random_weights=random_weights, device=device, traces=traces, plugins=tuple(plugin or ()),
     )  # fmt: skip
     folder = out or Path(f"stress-{preset}")
     if dry_run:
@@ -142,7 +142,7 @@ def _tell(plan: SuitePlan, folder: Path, processes: int, as_json: bool) -> None:
             **estimate._asdict(),
             "memory": estimate.memory_bytes / 1e9,
             "disk": estimate.disk_bytes / 1e6,
-            "minutes": estimate.seconds / 60.0,
+            "time": _time(estimate.seconds),
             "how": "stored runs" if estimate.timed else "arithmetic",
         }
         for estimate in found
@@ -150,17 +150,29 @@ def _tell(plan: SuitePlan, folder: Path, processes: int, as_json: bool) -> None:
     columns = [
         Column("workload", "workload"), Column("runs", "runs", ",d"), Column("stored", "flown\nalready", ",d"),
         Column("steps", "steps", ",d"), Column("memory", "memory of a\nprocess, GB", ",.1f"),
-        Column("disk", "disk, MB", ",.0f"), Column("minutes", "minutes,\none process", ",.1f"),
+        Column("disk", "disk, MB", ",.0f"), Column("time", "time, one\nprocess", "s"),
         Column("how", "reckoned\nfrom"),
     ]  # fmt: skip
     print_table(rows, columns)
-    minutes = sum(estimate.seconds for estimate in found) / 60.0 / processes
+    seconds = sum(estimate.seconds for estimate in found) / processes
     memory = max(estimate.memory_bytes for estimate in found) * processes / 1e9
+    disk = sum(estimate.disk_bytes for estimate in found) / 1e6
     typer.echo(
-        f"{sum(estimate.runs for estimate in found):,} runs at most, {processes} at a time: about {minutes:,.0f} "
-        f"minutes, {memory:,.1f} GB of memory, {sum(estimate.disk_bytes for estimate in found) / 1e6:,.0f} MB in "
-        f"{folder}. Nothing was built. Controls of a guard that never acts are AdamW's runs, and are not flown again."
+        f"{sum(estimate.runs for estimate in found):,} runs at most, {processes} at a time: about {_time(seconds)}, "
+        f"{memory:,.1f} GB of memory, {disk:,.0f} MB in {folder}. Nothing was built. Controls of a guard that never "
+        "acts are AdamW's runs, and are not flown again."
     )
+
+
+def _time(seconds: float) -> str:
+    """A length of time for reading.
+
+    >>> _time(90.0), _time(90_000.0), _time(9e8)
+    ('1.5 minutes', '25.0 hours', '10,417 days')
+    """
+    if seconds < 2 * 3600:
+        return f"{seconds / 60:.1f} minutes"
+    return f"{seconds / 3600:.1f} hours" if seconds < 10 * 86_400 else f"{seconds / 86_400:,.0f} days"
 
 
 @contextmanager

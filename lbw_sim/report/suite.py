@@ -6,12 +6,12 @@ It reads what `lbw stress` wrote, and flies nothing.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import lbw_sim
 from lbw_sim.errors import ScoreError
-from lbw_sim.plots import inline_svg, save
+from lbw_sim.plots import Picture, inline_svg
 from lbw_sim.plots.suite import ranks_figure, sensitivity_figure
 from lbw_sim.report.build import page_of
 from lbw_sim.report.html import Child, Html, element
@@ -28,6 +28,10 @@ CAPTIONS = {
     "before training, which also stands for runs that did not end finite.",
     "ranks": "Critical-difference diagram.",
 }
+DESCRIPTIONS = {
+    "sensitivity": "final loss against learning rate, by workload",
+    "ranks": "mean ranks of the methods",
+}
 FOLDED = ("rows-", "seed-paper")
 """Sections that are long, or of use to few, start folded."""
 
@@ -35,9 +39,33 @@ FOLDED = ("rows-", "seed-paper")
 def suite_page(suite: Suite, title: str = "") -> str:
     """One self-contained HTML page of a suite."""
     judgement = judge(suite)
+    return _page(judgement, _figures(judgement), title)
+
+
+def write_suite_pages(suite: Suite, folder: Path) -> list[Path]:
+    """Write table.md, its figures and report.html into the suite's folder. Raises ScoreError."""
+    judgement = judge(suite)
+    drawn = _figures(judgement)
+    written = [drawn[name].save(folder / file) for name, file in FIGURES.items()]
+    text = markdown_page(page(judgement), _title(suite), [], FIGURES)
+    try:
+        for name, content in ((TABLE, text), (REPORT, _page(judgement, drawn, ""))):
+            (folder / name).write_text(content, encoding="utf-8", errors="replace")
+            written.append(folder / name)
+    except OSError as error:
+        raise ScoreError(f"cannot write the pages of a stress suite to {folder}: {error}") from None
+    return written
+
+
+def _title(suite: Suite) -> str:
+    return f"Stress suite {suite.facts.preset}"
+
+
+def _page(judgement: Judgement, drawn: Mapping[str, Picture], title: str) -> str:
+    suite = judgement.suite
     sections = page(judgement)
-    drawings = _drawings(judgement)
-    heading = title or f"Stress suite {suite.facts.preset}"
+    drawings = {name: Html(inline_svg(picture.figure, name, DESCRIPTIONS[name])) for name, picture in drawn.items()}
+    heading = title or _title(suite)
     facts = (
         f"{suite.facts.finished_runs:,} of {suite.facts.planned_runs:,} runs · {len(suite.facts.workloads)} "
         f"workloads · {len(suite.facts.methods)} methods and their controls"
@@ -51,22 +79,6 @@ def suite_page(suite: Suite, title: str = "") -> str:
         element("footer", element("p", f"Made by lbw-sim {lbw_sim.__version__}, lbw report.", class_="quiet")),
     ]
     return page_of(heading, parts)
-
-
-def write_suite_pages(suite: Suite, folder: Path) -> list[Path]:
-    """Write table.md, its figures and report.html into the suite's folder. Raises ScoreError."""
-    judgement = judge(suite)
-    written = []
-    for name, figure_of in (("sensitivity", sensitivity_figure(judgement)), ("ranks", ranks_figure(judgement.ranks))):
-        written.append(save(figure_of, folder / FIGURES[name]))
-    text = markdown_page(page(judgement), f"Stress suite {suite.facts.preset}", [], FIGURES)
-    try:
-        for name, content in ((TABLE, text), (REPORT, suite_page(suite))):
-            (folder / name).write_text(content, encoding="utf-8", errors="replace")
-            written.append(folder / name)
-    except OSError as error:
-        raise ScoreError(f"cannot write the pages of a stress suite to {folder}: {error}") from None
-    return written
 
 
 def plain(text: str) -> str:
@@ -84,12 +96,10 @@ def worded(text: str) -> list[Child]:
     return [element("code", part) if place % 2 else part for place, part in enumerate(parts)]
 
 
-def _drawings(judgement: Judgement) -> dict[str, Html]:
+def _figures(judgement: Judgement) -> dict[str, Picture]:
     return {
-        "sensitivity": Html(
-            inline_svg(sensitivity_figure(judgement, width=8.4), "s", "final loss against learning rate, by workload")
-        ),
-        "ranks": Html(inline_svg(ranks_figure(judgement.ranks, width=8.4), "r", "mean ranks of the methods")),
+        "sensitivity": Picture(sensitivity_figure(judgement, width=8.4)),
+        "ranks": Picture(ranks_figure(judgement.ranks, width=8.4)),
     }
 
 

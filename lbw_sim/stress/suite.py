@@ -29,6 +29,7 @@ import torch
 
 from lbw_sim import __version__
 from lbw_sim.errors import LbwError, StressError, unknown_name
+from lbw_sim.guard import load_plugin
 from lbw_sim.score.stress_judgement import TARGET_TOLERANCE, reference
 from lbw_sim.score.stress_results import BASELINE, CONTROLS, Suite, SuiteFacts, SuiteRun, WorkloadFacts, write_suite
 from lbw_sim.stress.corpus import corpus
@@ -48,8 +49,8 @@ CURVE_POINTS = 100
 """Points kept of the smoothed training loss, the last step among them."""
 
 # what --dry-run reckons with, where nothing has been timed
-STEP_OVERHEAD_S = 0.004
-CPU_FLOPS, GPU_FLOPS = 2.0e10, 1.0e14
+STEP_OVERHEAD_S = 0.0035
+CPU_FLOPS, GPU_FLOPS = 8.0e10, 1.0e14
 TRACE_BYTES_PER_RUN, TRACE_BYTES_PER_STEP = 20_000, 60
 LEDGER_BYTES_PER_RUN = 5_000
 PROCESS_BYTES = 400_000_000
@@ -149,6 +150,16 @@ def preset(name: str) -> Preset:
     return PRESETS[name]
 
 
+def short(spec: str) -> str:
+    """A method as results and run ids call it: of a guard's file only the name, for paths are nobody's business.
+
+    >>> short("guard:/home/me/mine.toml"), short("clip:0.5")
+    ('guard:mine.toml', 'clip:0.5')
+    """
+    name, colon, argument = spec.partition(":")
+    return f"{name}{colon}{Path(argument).name}"
+
+
 class Job(NamedTuple):
     """One place in the grid."""
 
@@ -167,7 +178,7 @@ class Job(NamedTuple):
     @property
     def run_id(self) -> str:
         """Name of its trace."""
-        who = f"{self.method}-of-{self.control_of}" if self.control_of else self.method
+        who = f"{self.method}-of-{short(self.control_of)}" if self.control_of else short(self.method)
         plain = "".join(letter if letter.isalnum() or letter in "._-" else "_" for letter in who)
         return f"{self.workload}-{plain}-lr{self.lr:.4g}-seed{self.seed}"
 
@@ -184,6 +195,8 @@ class SuitePlan:
     random_weights: bool = False
     traces: bool = True
     """Whether every run is recorded."""
+    plugins: tuple[Path, ...] = ()
+    """Files or folders with components that guards need; loaded in every process."""
 
     def __post_init__(self) -> None:
         chosen = self.preset
@@ -207,6 +220,8 @@ class SuitePlan:
                 problems.append(f"{spec} is a control, which is made from a guard's run; name the guard instead")
             else:
                 problems += _complaint(fitted, spec, steps=1)
+        shown = [short(spec) for spec in chosen.methods]
+        problems += [f"two methods would be called {name}" for name in sorted(set(shown)) if shown.count(name) > 1]
         strangers = [guard for guard in chosen.controlled if guard not in chosen.methods]
         if strangers:
             problems.append(f"controls of {', '.join(strangers)}, which {'is' if len(strangers) == 1 else 'are'} not "
@@ -322,7 +337,7 @@ def run_suite(plan: SuitePlan, folder: Path, *, processes: int = 1, progress: Pr
     ledger = Ledger(folder / LEDGER)
     work = _Work(plan, folder, ledger, progress or (lambda *_: None))
     try:
-        with ledger.held(), _pool(processes) as pool:
+        with ledger.held(), _pool(processes, plan.plugins) as pool:
             work.fly(pool, [(job, plan.flight(job)) for job in plan.jobs()])
             work.fly(pool, work.controls())
     finally:
@@ -379,7 +394,11 @@ class Ledger:
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
         """Keep a second suite out of the folder. Raises StressError."""
-        with self.path.open("ab") as file:
+        try:
+            file = self.path.open("ab")
+        except OSError as error:
+            raise StressError(f"cannot write the ledger {self.path}: {error}") from None
+        with file:
             _lock(file.fileno(), self.path.parent)
             yield
 
@@ -498,6 +517,7 @@ class _Work:
     def suite(self, processes: int) -> Suite:
         """Everything that is known so far."""
         rows = []
+        curves: dict[tuple[str, str, float, int], list[tuple[int, float]]] = {}
         initial = {
             (job.workload, job.seed): self.runs[job.key]["final_loss"]
             for job in self.plan.jobs()
@@ -511,9 +531,12 @@ class _Work:
                 if job.key in self.aliases:
                     row = row._replace(run_id=job._replace(method=BASELINE, control_of="").run_id)
                 rows.append(row)
-        return Suite(self._facts(len(rows), processes), tuple(self._with_targets(rows)))
+                curves[row.workload, row.label, row.lr, row.seed] = run["curve"]
+        return Suite(self._facts(len(rows), processes), tuple(self._with_targets(rows, curves)))
 
-    def _with_targets(self, rows: list[SuiteRun]) -> Iterable[SuiteRun]:
+    def _with_targets(
+        self, rows: list[SuiteRun], curves: dict[tuple[str, str, float, int], list[tuple[int, float]]]
+    ) -> Iterable[SuiteRun]:
         """Rows with the tokens to the smoothed training loss that AdamW ends with at its best learning rate."""
         plain = {}
         for name in self.plan.preset.workloads:
@@ -522,8 +545,7 @@ class _Work:
                 plain[name, seed] = run.train_loss
         for row in rows:
             target = plain.get((row.workload, row.seed), math.nan) * (1.0 + TARGET_TOLERANCE)
-            key = Job(row.workload, row.method, row.control_of, row.lr, row.seed).key
-            curve = self.runs[self.aliases.get(key, key)]["curve"]
+            curve = curves[row.workload, row.label, row.lr, row.seed]
             reached = next((tokens for tokens, loss in curve if loss <= target), math.inf)
             yield row._replace(tokens_to_target=math.nan if math.isnan(target) else float(reached))
 
@@ -542,8 +564,8 @@ class _Work:
                 )
                 for load in loads
             ),
-            methods={spec: method(spec).about for spec in chosen.methods},
-            controlled=chosen.controlled,
+            methods={short(spec): method(spec).about for spec in chosen.methods},
+            controlled=tuple(short(spec) for spec in chosen.controlled),
             machine=f"lbw-sim {__version__}, Python {platform.python_version()}, torch {torch.__version__}, "
             f"{platform.machine()}, {os.cpu_count()} cores",
             processes=processes,
@@ -630,8 +652,9 @@ def _row(job: Job, run: dict[str, Any], initial_loss: float) -> SuiteRun:
     names = set(SuiteRun._fields) & set(run)
     values = {name: run[name] for name in names}
     final = values.pop("final_loss")
+    named = job._replace(method=short(job.method), control_of=short(job.control_of))
     return SuiteRun(
-        **job._asdict(), run_id=job.run_id, initial_loss=initial_loss, tokens_to_target=math.nan,
+        **named._asdict(), run_id=job.run_id, initial_loss=initial_loss, tokens_to_target=math.nan,
         final_loss=final if math.isfinite(final) else math.nan, **values,
     )  # fmt: skip
 
@@ -664,7 +687,7 @@ def _complaint(function: Callable[..., object], *arguments: object, **named: obj
 
 
 @contextlib.contextmanager
-def _pool(processes: int) -> Iterator[Pool]:
+def _pool(processes: int, plugins: tuple[Path, ...]) -> Iterator[Pool]:
     """What flies runs: this process, or several others."""
     if processes == 1:
         with _one_thread():
@@ -672,7 +695,7 @@ def _pool(processes: int) -> Iterator[Pool]:
         return
     # spawned: a forked child of a process with torch's threads may hang
     executor = ProcessPoolExecutor(
-        processes, mp_context=multiprocessing.get_context("spawn"), initializer=_start, initargs=(os.getpid(),)
+        processes, mp_context=multiprocessing.get_context("spawn"), initializer=_start, initargs=(os.getpid(), plugins)
     )  # fmt: skip
     try:
         yield functools.partial(_elsewhere, executor)
@@ -714,7 +737,7 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(usual)
 
 
-def _start(parent: int) -> None:
+def _start(parent: int, plugins: tuple[Path, ...]) -> None:
     """In a new process: one thread on a CPU, Ctrl-C left to the parent, and no life after the parent's."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if not torch.cuda.is_available():
@@ -726,3 +749,5 @@ def _start(parent: int) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+    for plugin in plugins:
+        load_plugin(plugin)
