@@ -62,10 +62,10 @@ def fork(
     from lbw_sim.score import Column
     from lbw_sim.stress import RunPlan
     from lbw_sim.stress import fault as make_fault
-    from lbw_sim.stress.forks import Action, effects, fork_loop, fork_tiny
+    from lbw_sim.stress.forks import ForkAction, effects, fork_loop, fork_tiny
 
-    actions = [Action.of_guard(spec) for spec in load_guards(guard or (), plugin)]
-    actions += [Action.planned(text) for text in action or ()]
+    actions = [ForkAction.of_guard(spec) for spec in load_guards(guard or (), plugin)]
+    actions += [ForkAction.planned(text) for text in action or ()]
     if not actions:
         raise StressError("nothing to compare with `off`: name a --guard or an --action")
     if loop is not None:

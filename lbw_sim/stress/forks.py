@@ -48,7 +48,7 @@ MOST_SKIPS = _UNLIMITED.max_skips_in_a_row
 """The longest run of updates that any guard may drop."""
 
 
-class Action(NamedTuple):
+class ForkAction(NamedTuple):
     """What is done on one branch, from the fork on."""
 
     name: str
@@ -56,18 +56,18 @@ class Action(NamedTuple):
     """Fork step -> the guard that does it."""
 
     @classmethod
-    def of_guard(cls, spec: GuardSpec | str) -> Action:
+    def of_guard(cls, spec: GuardSpec | str) -> ForkAction:
         """A guard, which has watched the trunk from its first step and acts from the fork on. Raises SpecError."""
         found = spec if isinstance(spec, GuardSpec) else GuardSpec.load(spec)
         return cls(found.name, lambda step: found)
 
     @classmethod
-    def planned(cls, text: str) -> Action:
+    def planned(cls, text: str) -> ForkAction:
         """`lr:0.3`, `lr:0.3:0-39`, `skip:0-4`: factor on the learning rate, or updates dropped, whatever happens.
 
         Steps are counted from the fork, inclusive; without them, to the end. Raises StressError.
 
-        >>> Action.planned("lr:0.3:0-39").guard(100).tables["policy"]["last_step"]
+        >>> ForkAction.planned("lr:0.3:0-39").guard(100).tables["policy"]["last_step"]
         139
         """
         found = _ACTION.fullmatch(text)
@@ -159,7 +159,7 @@ def effects(outcomes: Sequence[Outcome]) -> list[Effect]:
 def fork_tiny(
     trunks: Sequence[RunPlan],
     at: Collection[int],
-    actions: Sequence[Action],
+    actions: Sequence[ForkAction],
     folder: Path,
     progress: Progress | None = None,
 ) -> list[Outcome]:
@@ -187,7 +187,7 @@ def fork_loop(
     loop: Loop,
     seeds: Sequence[int],
     at: Collection[int],
-    actions: Sequence[Action],
+    actions: Sequence[ForkAction],
     folder: Path,
     *,
     name: str = "run",
@@ -206,7 +206,7 @@ def fork_loop(
     return _fork({f"{name}_s{seed}": (seed, loop) for seed in seeds}, at, actions, folder, progress)
 
 
-def _check(at: Collection[int], actions: Sequence[Action], steps: int | None) -> None:
+def _check(at: Collection[int], actions: Sequence[ForkAction], steps: int | None) -> None:
     problems = [
         f"cannot fork at step {step}: {'a trunk has its first step behind it' if step < 1 else f'the run has {steps}'}"
         for step in at
@@ -223,7 +223,11 @@ def _check(at: Collection[int], actions: Sequence[Action], steps: int | None) ->
 
 
 def _fork_fleet(
-    trunks: Sequence[RunPlan], at: Collection[int], actions: Sequence[Action], folder: Path, progress: Progress | None
+    trunks: Sequence[RunPlan],
+    at: Collection[int],
+    actions: Sequence[ForkAction],
+    folder: Path,
+    progress: Progress | None,
 ) -> list[Outcome]:
     quiet = GuardSpec.load("never")
     trunks = [dataclasses.replace(plan, spec=quiet) for plan in trunks]
@@ -257,7 +261,7 @@ def _fork_fleet(
 
 
 def _fork(
-    trunks: Mapping[str, tuple[int, Loop]], at: Collection[int], actions: Sequence[Action], folder: Path,
+    trunks: Mapping[str, tuple[int, Loop]], at: Collection[int], actions: Sequence[ForkAction], folder: Path,
     progress: Progress | None,
 ) -> list[Outcome]:  # fmt: skip
     """Leg after leg: trunk run id -> seed and loop."""

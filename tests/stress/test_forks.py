@@ -18,7 +18,7 @@ from lbw_sim.guard.policies.damp_release import DampRelease
 from lbw_sim.guard.sensors.raw import Raw
 from lbw_sim.replay import verify
 from lbw_sim.stress import RunPlan, fault
-from lbw_sim.stress.forks import Action, Outcome, effects, fork_loop, fork_tiny
+from lbw_sim.stress.forks import ForkAction, Outcome, effects, fork_loop, fork_tiny
 from lbw_sim.stress.leg import Leg
 from lbw_sim.trace import read_trace, read_traces
 from lbw_sim.trace.ancestry import Ancestry, ancestry_rows
@@ -40,7 +40,7 @@ def by_branch(outcomes: list[Outcome]) -> dict[str, Outcome]:
 def test_branches_leave_their_trunk_where_their_action_begins_and_nowhere_else(tmp_path: Path) -> None:
     plan = RunPlan(run_id="trunk", lr=0.01, steps=STEPS, fault=fault("bad_labels", 30), seed=3)
     other = dataclasses.replace(plan, run_id="other", seed=4, architecture="pre_ln")
-    actions = [Action.of_guard(EAGER), Action.planned("lr:0.3:2-4"), Action.planned("skip:1")]
+    actions = [ForkAction.of_guard(EAGER), ForkAction.planned("lr:0.3:2-4"), ForkAction.planned("skip:1")]
     found = fork_tiny([plan, other], [20, AT], actions, tmp_path)
     assert len(found) == 2 * 2 * 4
     assert all(one.is_trunk for one in found)
@@ -71,7 +71,9 @@ def test_branches_leave_their_trunk_where_their_action_begins_and_nowhere_else(t
 def test_a_guard_with_probes_and_rollback_forks_through_the_live_guard(tmp_path: Path) -> None:
     plan = RunPlan(run_id="trunk", lr=0.03, steps=30)
     capped = GuardSpec.load("static_cap")
-    found = by_branch(fork_tiny([plan], [20], [Action.of_guard(capped), Action.of_guard("paired_rollback")], tmp_path))
+    found = by_branch(
+        fork_tiny([plan], [20], [ForkAction.of_guard(capped), ForkAction.of_guard("paired_rollback")], tmp_path)
+    )
     assert found["off"].is_trunk
     mine, trunk = columns(tmp_path, found["static_cap"].run_id), columns(tmp_path, "trunk")
     # of the weights before the trunk's first step, not of those at the fork
@@ -119,7 +121,7 @@ def test_a_loop_of_the_users_own_is_forked_and_what_it_forgot_to_keep_is_told(tm
     above = Guard(
         sensor=Raw(), analyzer=Limit(channel=LOSS, limit=1e-3), policy=DampRelease(cut=0.5), envelope=Envelope()
     )
-    actions = [Action.planned("lr:0.1"), Action.of_guard(GuardSpec.of(above, "above"))]
+    actions = [ForkAction.planned("lr:0.1"), ForkAction.of_guard(GuardSpec.of(above, "above"))]
     found = fork_loop(dropping_loop, [0, 1, 2], [15, 25], actions, tmp_path / "whole", name="mine")
     assert all(one.is_trunk for one in found)
     off, cut, _ = effects(found)
@@ -139,13 +141,16 @@ def test_a_loop_of_the_users_own_is_forked_and_what_it_forgot_to_keep_is_told(tm
 @pytest.mark.parametrize(
     ("wrong", "told"),
     [
-        (lambda: Action.planned("lr:3"), "outside"),
-        (lambda: Action.planned("skip"), "more than 100"),
-        (lambda: Action.planned("lr:0.5:9-3"), "ends before"),
-        (lambda: Action.planned("halve"), "lr:FACTOR"),
+        (lambda: ForkAction.planned("lr:3"), "outside"),
+        (lambda: ForkAction.planned("skip"), "more than 100"),
+        (lambda: ForkAction.planned("lr:0.5:9-3"), "ends before"),
+        (lambda: ForkAction.planned("halve"), "lr:FACTOR"),
         (lambda: fork_tiny([RunPlan(run_id="t", steps=9)], [9], [], Path("never")), "step 9"),
         (lambda: fork_tiny([RunPlan(run_id="t", method="clip")], [5], [], Path("never")), "plain AdamW"),
-        (lambda: fork_loop(lambda leg: 0.0, [0], [5], [Action.of_guard("zscore")] * 2, Path("never")), "two actions"),
+        (
+            lambda: fork_loop(lambda leg: 0.0, [0], [5], [ForkAction.of_guard("zscore")] * 2, Path("never")),
+            "two actions",
+        ),
     ],
 )
 def test_what_cannot_be_forked_is_refused_before_anything_is_trained(wrong: Any, told: str) -> None:
@@ -161,7 +166,7 @@ def test_a_loop_that_keeps_no_checkpoint_hears_of_it(tmp_path: Path) -> None:
             return 0.0
 
     with pytest.raises(StressError, match=r"leg\.keep"):
-        fork_loop(loop, [0], [5], [Action.of_guard("zscore")], tmp_path)
+        fork_loop(loop, [0], [5], [ForkAction.of_guard("zscore")], tmp_path)
 
 
 def test_the_interval_is_students_over_trunks() -> None:
