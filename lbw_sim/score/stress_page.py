@@ -276,7 +276,9 @@ def _controls(judgement: Judgement, guard: str) -> Section:
     rows = [_pair_row(pair) for other in others if (pair := judgement.pair(guard, other)) is not None]
     meanings = "; ".join(f"`{name}`: {about}" for name, about in CONTROLS.items())
     return Section(
-        f"`{guard}` against its controls", f"controls-{guard.replace(':', '-')}", (f"{meanings}.",),
+        f"`{guard}` against its controls", f"controls-{guard.replace(':', '-')}",
+        (f"{meanings}. Each of them is told what the guard found out in flight: to equal them is to have found a good "
+         "learning rate untold, and no more than that; to beat them, feedback has to do something in its time.",),
         columns=PAIR_COLUMNS, rows=tuple(rows),
     )  # fmt: skip
 

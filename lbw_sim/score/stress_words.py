@@ -26,7 +26,7 @@ UNBEATEN = {
     BASELINE: "over this grid it is no better than no guard",
     BEST_RATE: "one learning rate chosen by hand, once, does as well or better; the guard saves that choice, not loss",
     UNTOUCHED: "not training at all would have left the lower loss",
-    "same_mean_lr": "what it gains is what a lower learning rate gains",
+    "same_mean_lr": "what it gains is what a lower learning rate gains, which it had to find and the control was told",
     "playback": "its schedule does as much without looking at the loss, so the feedback is not what helps",
     "frozen_floor": "a learning rate held at its lowest scale does as much, so changing the scale is not what helps",
     "random_damping": "as much damping at random times does as much, so when it acts is not what helps",
