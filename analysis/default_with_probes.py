@@ -426,13 +426,13 @@ def page(study: Study, processes: int, about: str) -> str:
         "",
         *control_lines(study),
         "",
-        "A run's own scales played back on the same seed give the same run, bit for bit, as long as nothing was skipped "
-        "or rolled back: that control cannot be beaten by construction, so another seed's scales stand for it. Where a "
-        "control is not told apart, this is what it means: after some fifty steps the scale that the guard has found "
-        "hardly moves, so its sequence is little more than one number, and a control that is handed that number, from "
-        "another seed, as a mean or turned round the clock, does as well on the same model. What the guard adds without "
-        "a fault is the number, which differs tenfold between these models and which nobody gave it; with a fault (lr × "
-        "30, bad batches, nan) it adds that it acts then and lets go afterwards.",
+        "A run's own scales played back on the same seed give the same run, bit for bit, as long as nothing was "
+        "skipped or rolled back: that control cannot be beaten by construction, so another seed's scales stand for it. "
+        "Where a control is not told apart, this is what it means: after some fifty steps the scale that the guard has "
+        "found hardly moves, so its sequence is little more than one number, and a control that is handed that number, "
+        "from another seed, as a mean or turned round the clock, does as well on the same model. What the guard adds "
+        "without a fault is the number, which differs between models and which nobody gave it; with a fault (lr × 30, "
+        "bad batches, nan) it adds that it acts then and lets go afterwards.",
         "",
         "## Other models, same configuration",
         "",
