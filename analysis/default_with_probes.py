@@ -391,10 +391,10 @@ def cost_line(study: Study) -> str:
         return f"Cost: {MISSING}."
     return (
         f"Cost of guard and probes in these runs of {STEPS} steps: {100 * (statistics.median(ratios) - 1):.0f} % more "
-        "CPU time than AdamW (median over runs). By arithmetic, with a forward pass as a third of a step: a half-step "
-        "measurement is three forward passes, on each of the first 64 steps and on one in ten after them, a pair two in "
-        "five steps. In a long run that is 23 % of a step; HalfStep(every_steps=50) and PairedProbe(every_steps=50) "
-        "make it 4 %, and were not flown."
+        "CPU time than AdamW (median over runs). By arithmetic, a forward pass being a third of a step: a half-step "
+        "measurement is three forward passes, on each of the first 64 steps and on one in ten after them, a pair two "
+        "in five steps. In a long run that is 23 % of a step; HalfStep(every_steps=50) and PairedProbe(every_steps=50) "
+        "make it 3 %, and were not flown."
     )
 
 
@@ -404,8 +404,8 @@ def page(study: Study, processes: int, about: str) -> str:
         "# One guard for every model: `adaptive_cap`",
         "",
         f"Made by `analysis/default_with_probes.py`: {study.count()} real runs, seeds {', '.join(map(str, SEEDS))}, "
-        f"flown once; validation loss, mean ± standard deviation over seeds. Tiny GPTs {STEPS} steps, faults {FAULT_STEPS} "
-        f"steps at learning rate {FAULT_LR:g} from step {ONSET}, other models their own number. Python "
+        f"flown once; validation loss, mean ± standard deviation over seeds. Tiny GPTs {STEPS} steps, faults "
+        f"{FAULT_STEPS} steps at learning rate {FAULT_LR:g} from step {ONSET}, other models their own number. Python "
         f"{platform.python_version()} (corpus `{corpus('prose').digest}`), torch {torch.__version__}, "
         f"{platform.machine()}, {os.cpu_count()} cores, {processes} processes on a machine that others used: "
         f"{study.seconds() / 60:.0f} minutes of CPU time in training loops. Guard fingerprint "
@@ -427,7 +427,12 @@ def page(study: Study, processes: int, about: str) -> str:
         *control_lines(study),
         "",
         "A run's own scales played back on the same seed give the same run, bit for bit, as long as nothing was "
-        "skipped or rolled back: that control cannot be beaten by construction, so another seed's scales stand for it.",
+        "skipped or rolled back: that control cannot be beaten by construction, so another seed's scales stand for it. "
+        "Where a control is not told apart, this is what it means: after some fifty steps the scale that the guard has "
+        "found hardly moves, so its sequence is little more than one number, and a control that is handed that number, "
+        "from another seed, as a mean or turned round the clock, does as well on the same model. What the guard adds "
+        "without a fault is the number, which differs between models and which nobody gave it; with a fault (lr × 30, "
+        "bad batches, nan) it adds that it acts then and lets go afterwards.",
         "",
         "## Other models, same configuration",
         "",

@@ -160,7 +160,7 @@ telemetry = st.builds(
     update_norm=st.floats(),
     tokens=st.floats(),
     nonfinite=st.sampled_from([0.0, 1.0, math.nan]),
-    extra=st.tuples(st.floats()),
+    extra=st.tuples(*[st.floats()] * 4),
 )
 
 

@@ -16,7 +16,8 @@ from lbw_sim.guard.conformance import check_component
 from lbw_sim.values import UNSAFE_REGIMES, Decision, Posture, Reason, Regime, Signals, Telemetry, nan
 
 OWN = {
-    "canary_rollback", "cusum", "default", "never", "paired_rollback", "slow_start", "static_cap", "zscore",
+    "adaptive_cap", "canary_rollback", "cusum", "default", "never", "paired_rollback", "slow_start", "static_cap",
+    "zscore",
 }  # fmt: skip
 PUBLISHED = sorted(set(preset_names()) - OWN)
 
