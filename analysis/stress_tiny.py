@@ -43,35 +43,19 @@ class Part(NamedTuple):
 
 PARTS = (
     Part(
-        "guards",
-        "Guards, clipping and the static cap, with the controls of the learned cap",
+        "scratch",
+        "From scratch, post-LN and pre-LN: every method",
         ("post_ln", "pre_ln"),
-        ("adamw", *CLIPS, "static_cap", *GUARDS),
-        (GUARD,),
-    ),
-    Part(
-        "published",
-        "Every method, post-LN",
-        ("post_ln",),
         ("adamw", *CLIPS, *PUBLISHED, *GUARDS),
-        (),
-        ("workloads", "seed-paper", "rows-"),
-    ),
-    Part(
-        "fine_tuning",
-        "Fine-tuning, post-LN: trained on code, then on prose",
-        ("post_ln_fine_tune",),
-        ("adamw", "static_cap", GUARD),
         (GUARD,),
-        ("seed-paper", "ranks"),
     ),
     Part(
-        "qk_norm",
-        "Pre-LN with QK-norm",
-        ("pre_ln_qk_norm",),
-        ("adamw", "static_cap", GUARD),
-        (),
-        ("seed-paper", "ranks"),
+        "others",
+        "QK-norm, and fine-tuning: trained on code, then on prose",
+        ("pre_ln_qk_norm", "post_ln_fine_tune", "pre_ln_fine_tune", "pre_ln_qk_norm_fine_tune"),
+        ("adamw", "clip:1.0", "static_cap", GUARD),
+        (GUARD,),
+        ("seed-paper",),
     ),
 )
 
@@ -84,10 +68,11 @@ def lead(suites: list[Suite]) -> list[str]:
         f"Made by `analysis/stress_tiny.py`: {len(flown)} real runs, seeds {seeds}, which chose nothing; "
         f"{math.fsum(flown.values()) / 60.0:.0f} minutes of CPU time in the training loops, on two cores that others "
         "used as well: wall-clock times and speed-ups say little here, CPU times more. No run was recorded, so AdamW "
-        "flew without any guard. All rows are in `stress_tiny/`; `lbw report docs/results/stress_tiny/guards` shows "
+        "flew without any guard. All rows are in `stress_tiny/`; `lbw report docs/results/stress_tiny/scratch` shows "
         "them as a page, with every measure at every learning rate. How to read this: [stress.md](../stress.md).",
         "Tiny models, short runs, one text: this says what a method does to such a run, not what it is worth on a "
-        "large model. A short run flatters a lower learning rate.",
+        "large model. A short run flatters a lower learning rate. The learned cap on a wider GPT, an LSTM and a mixer: "
+        "[default_with_probes.md](default_with_probes.md).",
     ]
 
 
