@@ -57,7 +57,8 @@ def page(judgement: Judgement, *, every_rate: bool = True) -> list[Section]:
             "Sensitivity to the learning rate", "sensitivity",
             ("Final validation loss against the nominal learning rate, and against the one that was applied in the "
              "mean. A guard rescales the learning rate: a curve that is flat at the left and lies on AdamW's at "
-             "the right is a guard that found a lower learning rate.",),
+             "the right is a guard that found a lower learning rate. Drawn is at most the loss before training: worse "
+             "than that is all the same here, and stands in the tables. Bars reach from the best to the worst seed.",),
             figure="sensitivity",
         ),
     ]  # fmt: skip
