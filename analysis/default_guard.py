@@ -150,6 +150,7 @@ NOT_TUNED = {
     "paired_rollback": "needs a paired probe, which no run holds",
     "slow_start": "needs a paired probe, which no run holds",
     "static_cap": "raises no alarm",
+    "adaptive_cap": "needs half steps, which no run holds",
 }
 HOLDS = (1, 5)
 """Rows for which an alarm of a published rule stands: its own row, or as long as the default guard holds one."""

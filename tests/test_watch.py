@@ -188,6 +188,7 @@ def test_a_killed_writer_is_told_from_a_living_one_and_ctrl_c_ends_the_watching(
     time.sleep(0.1)
     with watching(tmp_path, "--interval", 0.05) as watch:
         wait_until_open(watch.pid)
+        time.sleep(1.0)  # the look that has opened it reads it, too
         watch.send_signal(signal.SIGINT)
         out, err = watch.communicate(timeout=60)
     assert (watch.returncode, err) == (0, "")

@@ -15,7 +15,7 @@ def test_a_corpus_is_ascii_and_its_last_tenth_is_kept_for_validation(name):
 
 
 def test_an_unknown_corpus_is_refused_by_name():
-    with pytest.raises(StressError, match=r"no corpus named 'poems'\. Known: code, prose"):
+    with pytest.raises(StressError, match=r"no corpus named 'poems'\. Known: code, library, prose"):
         corpus("poems")
 
 
