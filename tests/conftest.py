@@ -9,6 +9,10 @@ import pytest
 
 from lbw_sim.replay import kernels
 
+# before torch is imported, here and in what tests start: two workers of two threads each on two cores wait for each
+# other at every operation, and small models took twenty times as long
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 @pytest.fixture(scope="session", autouse=True)
 def kernel_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
