@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 import lbw_sim
-from lbw_sim.errors import ScoreError
+from lbw_sim.errors import LbwError, ScoreError
 from lbw_sim.guard import BacktestReport, GuardSpec
 from lbw_sim.guard.evidence import CLOSED_LOOP, OPEN_LOOP, Detection, ReplayedRun, SimulatedEffect
 from lbw_sim.params import meta
@@ -71,7 +71,7 @@ def backtest(
         reference.append(match(never_alarms(), *about))
         runs.append(_tested(trace, found, scores[-1]))
         seen.add(trace, found)
-    _refuse_repeats(runs)
+    refuse_repeats(((run.run_id, run.telemetry_sha256) for run in runs), ScoreError, "it would count twice")
     if not runs:
         raise ScoreError(f"guard {spec.name!r} cannot be back-tested: {len(traces)} runs hold no row")
     effects: list[SimulatedEffect] = []
@@ -156,15 +156,16 @@ def _tested(trace: Trace, found: Replays, score: RunScore) -> ReplayedRun:
     )
 
 
-def _refuse_repeats(runs: Iterable[ReplayedRun]) -> None:
-    first: dict[str, ReplayedRun] = {}
-    for run in runs:
-        twin = first.setdefault(run.telemetry_sha256, run)
-        if twin is not run:
-            raise ScoreError(
-                f"runs {twin.run_id!r} and {run.run_id!r} hold the same record ({run.telemetry_sha256[:16]}): it would "
-                f"count twice. Leave one of them out"
+def refuse_repeats(records: Iterable[tuple[str, str]], error: type[LbwError], consequence: str) -> None:
+    """Raise `error` where two runs, given as run id and telemetry digest, hold one record; it ends in `consequence`."""
+    first: dict[str, str] = {}
+    for run_id, digest in records:
+        if digest in first:
+            raise error(
+                f"runs {first[digest]!r} and {run_id!r} hold the same record ({digest[:16]}): {consequence}. "
+                f"Leave one of them out"
             )
+        first[digest] = run_id
 
 
 def _detection(guard: str, scores: Sequence[RunScore], seed: int) -> list[Detection]:

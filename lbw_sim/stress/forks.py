@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-import statistics
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
@@ -24,6 +23,7 @@ from lbw_sim.guard.analyzers.never import Never
 from lbw_sim.guard.policies.planned import LATEST_STEP, Planned
 from lbw_sim.guard.sensors.raw import Raw
 from lbw_sim.replay.reference import telemetry_rows
+from lbw_sim.score.significance import student_quantile
 from lbw_sim.stress.fleet import Checkpoint, Start, train
 from lbw_sim.stress.flown import fly
 from lbw_sim.stress.leg import Leg
@@ -149,7 +149,7 @@ def effects(outcomes: Sequence[Outcome]) -> list[Effect]:
         broken = sum(not math.isfinite(one.final_loss) for one in mine)
         difference, half = float(np.mean(means)), math.nan
         if len(means) > 1 and math.isfinite(difference):
-            half = _student_95(len(means) - 1) * float(np.std(means, ddof=1)) / math.sqrt(len(means))
+            half = student_quantile(0.975, len(means) - 1) * float(np.std(means, ddof=1)) / math.sqrt(len(means))
         loss = math.nan if broken else float(np.mean([one.final_loss for one in mine]))
         low, high = difference - half, difference + half
         found.append(Effect(branch, len(means), len(mine), broken, loss, difference, low, high))
@@ -360,14 +360,3 @@ def _stage(progress: Progress | None, stage: str) -> Callable[[int, int], None] 
 def _told(progress: Progress | None, done: int, total: int) -> None:
     if progress is not None:
         progress("legs", done, total)
-
-
-_STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
-
-
-def _student_95(freedom: int) -> float:
-    """97.5 % quantile of Student's t: a table, then the normal one with its first two corrections (off by < 0.001)."""
-    if freedom <= len(_STUDENT):
-        return _STUDENT[freedom - 1]
-    z = statistics.NormalDist().inv_cdf(0.975)
-    return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)

@@ -81,9 +81,11 @@ class Ray:
         self._started = not ray.is_initialized()
         if self._started:
             address = os.environ.get("RAY_ADDRESS")
-            own: dict[str, Any] = {} if address else {"num_cpus": workers or os.cpu_count(), "include_dashboard": False}
+            options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+            if not address:
+                options |= {"num_cpus": workers or os.cpu_count(), "include_dashboard": False}
             try:
-                ray.init(address=address, log_to_driver=False, logging_level="ERROR", **own)
+                ray.init(address=address, **options)
             except (ConnectionError, OSError, RuntimeError) as error:
                 raise TuneError(f"no Ray cluster at {address or 'this machine'}: {error}") from None
         self.workers = max(1, int(self._ray.cluster_resources().get("CPU", 1)))

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lbw_sim.backtest import FEW_EVENTS
+from lbw_sim.backtest import FEW_EVENTS, refuse_repeats
 from lbw_sim.errors import TuneError
 from lbw_sim.guard import GuardSpec
 from lbw_sim.replay import replay_many
@@ -269,7 +269,8 @@ def tune(
         for done, run in enumerate(staff.map(Describe(path) for path in paths), start=1):
             progress("reading", done, len(paths))
             facts += [] if run is None else [run]
-        _refuse_repeats(facts)
+        records = ((run.run_id, run.telemetry_digest) for run in facts)
+        refuse_repeats(records, TuneError, "one could choose what the other judges")
         if not anyway:
             refuse([(run.run_id, run.provenance) for run in facts], "score")
         missing_channels(space.start, facts)
@@ -604,14 +605,3 @@ def _added(parts: Sequence[Arrays]) -> Arrays:
 def _stacked(parts: Sequence[Arrays]) -> Arrays:
     """Further candidates over the same runs."""
     return {name: np.concatenate([one[name] for one in parts]) for name in parts[0]}
-
-
-def _refuse_repeats(runs: Sequence[RunFacts]) -> None:
-    first: dict[str, RunFacts] = {}
-    for run in runs:
-        twin = first.setdefault(run.telemetry_digest, run)
-        if twin is not run:
-            raise TuneError(
-                f"runs {twin.run_id!r} and {run.run_id!r} hold the same record: one could choose what the other "
-                f"judges. Leave one of them out"
-            )
