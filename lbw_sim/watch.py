@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lbw_sim.score import unsafe_rows
-from lbw_sim.trace.layout import journals_in, run_folder_name, run_id_of, segments_in
+from lbw_sim.trace.layout import journals_in, local_path, run_folder_name, run_id_of, segments_in
 from lbw_sim.trace.tail import Appended, RunTail
 from lbw_sim.values import UNSAFE_REGIMES, Posture, Reason, Regime
 
@@ -198,8 +198,9 @@ def find_run(path: Path, run_id: str | None = None) -> Path | None:
     """The folder of the run that is meant; None: it is not there yet.
 
     `path`: a run's folder, a file of it, or a folder of traces, of which the run written to last is taken unless
-    `run_id` says which. Raises TraceError for a run id that cannot be one.
+    `run_id` says which. Raises TraceError for a URI, and for a run id that cannot be one.
     """
+    path = local_path(path, "runs are watched")
     if run_id is not None:
         return path / run_folder_name(run_id)
     if path.is_file():

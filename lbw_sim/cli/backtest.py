@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lbw_sim.cli.options import Json, Plugins, load_guards, load_traces, print_table, stages
+from lbw_sim.cli.options import Json, ManyTraces, Plugins, load_guards, load_traces, print_table, stages
 from lbw_sim.errors import LbwError
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def backtest(
     guard: Annotated[str, typer.Argument(help="The guard: a TOML file or the name of a preset.")],
-    traces: Annotated[list[Path], typer.Argument(help="Folders of traces, runs' folders or Parquet files.")],
+    traces: ManyTraces,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="The report; default: GUARD.backtest.json beside the guard.")
     ] = None,

@@ -7,14 +7,14 @@ from typing import Annotated
 
 import typer
 
-from lbw_sim.cli.options import Json, Plugins, load_guards, load_traces, print_json, print_table, stages
+from lbw_sim.cli.options import Json, ManyTraces, Plugins, load_guards, load_traces, print_json, print_table, stages
 from lbw_sim.errors import LbwError
 
 
 def compare(
     a: Annotated[str, typer.Argument(metavar="A", help="Preset name or TOML file.")],
     b: Annotated[str, typer.Argument(metavar="B", help="Preset name or TOML file.")],
-    traces: Annotated[list[Path], typer.Argument(help="Folders of traces, runs' folders, or Parquet files.")],
+    traces: ManyTraces,
     plugin: Plugins = None,
     gap: Annotated[
         int, typer.Option(min=0, help="Differences with at most this many equal rows between them are one place.")

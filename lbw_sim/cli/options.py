@@ -18,7 +18,12 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-Traces = Annotated[Path, typer.Argument(help="A folder of traces, one run's folder, or one Parquet file.")]
+Traces = Annotated[
+    str, typer.Argument(help="A folder of traces, one run's folder or one Parquet file; a path, or a URI: s3://…")
+]
+ManyTraces = Annotated[
+    list[str], typer.Argument(help="Folders of traces, runs' folders or Parquet files; paths, or URIs: s3://…")
+]
 Guards = Annotated[
     list[str], typer.Option("--guard", "-g", help="Preset name or TOML file; repeat for several guards.")
 ]
@@ -41,12 +46,10 @@ def load_guards(names: Iterable[str], plugins: Iterable[Path] | None) -> list[Gu
     return [GuardSpec.load(name) for name in names]
 
 
-def load_traces(path: Path) -> list[Trace]:
-    """Every run at or below a path. Raises TraceError when there is none."""
+def load_traces(path: str) -> list[Trace]:
+    """Every run at or below a path or URI. Raises TraceError when there is none."""
     from lbw_sim.trace import read_trace, read_traces
 
-    if path.is_file() or path.name.startswith("run_id="):
-        return [read_trace(path)]
     # a run's folder under another name, or nothing at all: then it says so
     return read_traces(path) or [read_trace(path)]
 

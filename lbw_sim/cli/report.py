@@ -24,8 +24,11 @@ MOST_LISTED = 10
 
 def report(
     traces: Annotated[
-        list[Path] | None,
-        typer.Argument(help="Folders of traces, runs' folders, Parquet files, or the folder of one lbw stress."),
+        list[str] | None,
+        typer.Argument(
+            help="Folders of traces, runs' folders or Parquet files; paths, or URIs: s3://… Or the folder of one lbw "
+            "stress."
+        ),
     ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="The HTML file to write.")] = Path("report.html"),
     import_: Annotated[
@@ -77,7 +80,7 @@ def report(
     from lbw_sim.report import ReportOptions, build_report, write_report
     from lbw_sim.score.stress_results import is_suite
 
-    suites = [path for path in traces or () if is_suite(path)]
+    suites = [Path(path) for path in traces or () if is_suite(Path(path))]
     if suites:
         _suite(suites, list(traces or ()), bool(import_), out, title)
         return
@@ -93,7 +96,7 @@ def report(
         if import_:
             folder = keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lbw-report-")))
             passed_over = _import(import_, folder, labels, progress)
-            folders.append(folder)
+            folders.append(str(folder))
         chosen = _chosen(folders, run)
         sweeps = {}
         if curves:
@@ -121,7 +124,7 @@ def report(
     typer.echo(f"{len(made.runs)} runs, {len(made.detailed)} of them in detail: {out} ({size:.1f} MB)")
 
 
-def _suite(suites: list[Path], named: list[Path], imports: bool, out: Path, title: str) -> None:
+def _suite(suites: list[Path], named: list[str], imports: bool, out: Path, title: str) -> None:
     """The page of a stress suite, which is a page of its own."""
     from lbw_sim.report import Report, write_report
     from lbw_sim.report.suite import suite_page
@@ -137,7 +140,7 @@ def _suite(suites: list[Path], named: list[Path], imports: bool, out: Path, titl
     typer.echo(f"stress suite {suite.facts.preset}, {suite.facts.finished_runs} runs: {out}")
 
 
-def _chosen(folders: list[Path], wanted: list[str] | None) -> list[Trace]:
+def _chosen(folders: list[str], wanted: list[str] | None) -> list[Trace]:
     """The runs of all folders, or those that are wanted, each once."""
     found: dict[str, Trace] = {}
     for path in folders:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -17,8 +16,7 @@ def show(
     """Show what a trace holds and how it was recorded, or a guard's full spec."""
     from lbw_sim.guard import GuardSpec, preset_names
 
-    path = Path(what)
-    if what in preset_names() or path.suffix == ".toml":
+    if what in preset_names() or what.endswith(".toml"):
         spec = GuardSpec.load(what)
         if as_json:
             print_json({"name": spec.name, "fingerprint": spec.fingerprint, **spec.tables})
@@ -48,7 +46,7 @@ def show(
             "provenance": dict(meta.provenance),
         }
 
-    runs = load_traces(path)
+    runs = load_traces(what)
     if as_json:
         print_json([facts(trace) for trace in runs])
         return

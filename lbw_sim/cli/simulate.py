@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -29,7 +28,7 @@ def simulate(
     warmup: Annotated[int, typer.Option(help="Warm-up steps of cosine.")] = 20,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds of the noise.")] = 20,
     noise: Annotated[
-        Path | None,
+        str | None,
         typer.Option("--noise", help="Traces whose batch noise is replayed, run after run, instead of drawn."),
     ] = None,
     ensemble: Annotated[bool, typer.Option("--ensemble", help="Also fly every draw of the calibration.")] = False,
@@ -119,14 +118,14 @@ def rates_of(text: str, steps: int, warmup: int) -> tuple[str, Any]:
         except ValueError:
             raise SimulateError(f"--schedule {text!r}: say {kind}:LEARNING_RATE, as in {kind}:0.01") from None
         return text, np.full(steps, peak) if kind == "constant" else warmup_cosine(peak, steps, warmup)
-    traces = load_traces(Path(text))
+    traces = load_traces(text)
     if len(traces) != 1:
         raise SimulateError(f"--schedule {text!r} holds {len(traces)} runs; name one run's folder")
     lr = np.asarray(traces[0].to_numpy()["lr"], dtype=np.float64)
     return traces[0].run_id, lr
 
 
-def _recorded(folder: Path, spec: PlantSpec, drawn: Noise) -> Noise:
+def _recorded(folder: str, spec: PlantSpec, drawn: Noise) -> Noise:
     """The drawn noise with the batches' difficulty replaced by that of recorded runs, run after run."""
     from lbw_sim.simulate import Record, recorded_noise
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lbw_sim.cli.options import Anyway, Json, Plugins, load_guards, print_json, print_table, stages
+from lbw_sim.cli.options import Anyway, Json, ManyTraces, Plugins, load_guards, print_json, print_table, stages
 from lbw_sim.errors import TuneError
 
 if TYPE_CHECKING:
@@ -22,10 +22,7 @@ FLY = "Simulated runs"
 
 
 def tune(
-    traces: Annotated[
-        list[str],
-        typer.Argument(help="Folders of traces, runs' folders or Parquet files; local, or URIs such as s3://…"),
-    ],
+    traces: ManyTraces,
     out: Annotated[Path, typer.Option("--out", "-o", help="The guard, as a TOML file; the rest is put beside it.")],
     guard: Annotated[
         str, typer.Option("--guard", "-g", help="Where the search starts: a preset's name or a TOML file.")

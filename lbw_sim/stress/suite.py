@@ -37,7 +37,7 @@ from lbw_sim.stress.flown import Flown, fly
 from lbw_sim.stress.methods import fitted, method
 from lbw_sim.stress.plan import FlightPlan
 from lbw_sim.stress.workloads import workload
-from lbw_sim.trace.layout import run_folder_name
+from lbw_sim.trace.layout import local_path, run_folder_name
 
 LEDGER = "ledger.jsonl"
 TRACES = "traces"
@@ -331,7 +331,7 @@ def run_suite(plan: SuitePlan, folder: Path, *, processes: int = 1, progress: Pr
     and any death of this process lose only the runs in flight.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        local_path(folder, "suites are flown").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StressError(f"cannot make the folder {folder}: {error}") from None
     ledger = Ledger(folder / LEDGER)

@@ -8,15 +8,31 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from os import PathLike
+from pathlib import Path
 
 from lbw_sim.errors import TraceError
 
 LABELS = "_labels.json"
+_URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 _RUN_FOLDER = "run_id="
 _RUN_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _SEGMENT = re.compile(r"segment-(\d{3,9})\.parquet")
 _JOURNAL = re.compile(r"_segment-(\d{3,9})\.journal")
 _ANY = re.compile(r"_?segment-(\d{3,9})\..*")
+
+
+def local_path(path: str | PathLike[str], what: str) -> Path:
+    """A path where `what` is done. Raises TraceError for a URI, also where a `Path` has made it a local one.
+
+    >>> local_path("s3://bucket/traces", "runs are recorded")
+    Traceback (most recent call last):
+    ...
+    lbw_sim.errors.TraceError: s3://bucket/traces: runs are recorded on this machine only, and URIs are read
+    """
+    if _URI.match(str(path)):
+        raise TraceError(f"{path}: {what} on this machine only, and URIs are read")
+    return Path(path)
 
 
 def run_folder_name(run_id: str) -> str:

@@ -19,7 +19,7 @@ from lbw_sim.errors import TraceError
 from lbw_sim.guard.spec import GuardSpec
 from lbw_sim.trace import provenance as provenance_
 from lbw_sim.trace.journal import JournalWriter
-from lbw_sim.trace.layout import journal_name, next_segment, run_folder_name, segment_name
+from lbw_sim.trace.layout import journal_name, local_path, next_segment, run_folder_name, segment_name
 from lbw_sim.trace.recovery import finish, recover_run
 from lbw_sim.trace.schema import MODES, describe, row_struct
 from lbw_sim.values import Decision, Telemetry, nan
@@ -103,7 +103,7 @@ class Recorder:
         Raises TraceError, before anything is trained, when something does not fit or the folder cannot be written;
         SpecError when the guard cannot be built here.
         """
-        run_folder = Path(folder) / run_folder_name(run_id)
+        run_folder = local_path(folder, "runs are recorded") / run_folder_name(run_id)
         if mode not in MODES:
             raise TraceError(f"mode {mode!r} is not {' or '.join(MODES)}")
         own = spec.build().extra_channels
@@ -145,7 +145,7 @@ class Recorder:
 
         Makes the run's folder. Raises TraceError.
         """
-        run_folder = Path(folder) / run_folder_name(run_id)
+        run_folder = local_path(folder, "runs are recorded") / run_folder_name(run_id)
         try:
             run_folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=run_folder):

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from lbw_sim.errors import TraceError
 from lbw_sim.trace import parquet
 from lbw_sim.trace.labels import Label, write_labels
-from lbw_sim.trace.layout import run_folder_name, segment_name
+from lbw_sim.trace.layout import local_path, run_folder_name, segment_name
 from lbw_sim.trace.provenance import Provenance
 from lbw_sim.trace.schema import SegmentMeta, check_description, columns
 from lbw_sim.trace.store import Trace
@@ -45,7 +45,7 @@ def scrub(trace: Trace, out: str | Path, *, keep: Iterable[str] = ()) -> Scrubbe
     Notes of labels go, except those of injected faults. Raises TraceError; nothing is written when the run is in `out`
     already.
     """
-    folder = Path(out) / run_folder_name(trace.run_id)
+    folder = local_path(out, "copies are written") / run_folder_name(trace.run_id)
     if folder.exists():
         raise TraceError(f"run {trace.run_id!r} is in {out} already; remove {folder} or name another folder")
     kept = KEPT | set(keep)

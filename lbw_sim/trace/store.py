@@ -1,4 +1,4 @@
-"""Reads recorded runs: one, or all below a folder, from this machine or through `pyarrow.fs`.
+"""Reads recorded runs: one, or all below a folder, from this machine or from a URI.
 
 Descriptions are read at once, rows when they are asked for. Journals of dead writers are finished on the way where
 the folder can be written; in a read-only or remote folder everything is read where it lies. Nothing in a file is ever
@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import posixpath
 import tomllib
 import warnings
 from collections.abc import Callable
@@ -22,7 +21,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pyarrow import fs as arrow_fs
 
 from lbw_sim.errors import TraceError
 from lbw_sim.notebook import facts, warned
@@ -31,6 +29,7 @@ from lbw_sim.trace.journal import DamagedHeaderError, JournalReader, TraceWarnin
 from lbw_sim.trace.labels import MAX_BYTES, Label, parse_labels
 from lbw_sim.trace.layout import LABELS, run_folder_name, run_id_of, segment_name, segments_in
 from lbw_sim.trace.limitations import Limitation, limitations
+from lbw_sim.trace.place import Place
 from lbw_sim.trace.recovery import recover_run
 from lbw_sim.trace.schema import SegmentMeta, columns
 
@@ -168,19 +167,18 @@ def read_trace(path: str | os.PathLike[str], run_id: str | None = None) -> Trace
     A folder that holds several runs needs `run_id`. `path` may be a URI such as `s3://bucket/traces`. Raises TraceError
     that names the file and what is wrong with it; warns with TraceWarning about journals that are damaged.
     """
-    place = _Place.of(path)
+    place = Place.of(path)
     kind = place.kind()
     if kind == "nothing":
-        raise TraceError(f"{path}: no such file or folder")
+        raise TraceError(f"{path}: {place.nothing()}")
     if kind == "file":
-        folder = _Place(place.system, posixpath.dirname(place.path), place.local)
         try:
             segment = _read_file(place)
         except FileNotFoundError:
             raise TraceError(f"{path}: was there and is gone") from None
         if run_id is not None and run_id != segment.meta.run_id:
             raise TraceError(f"{path} is of run {segment.meta.run_id!r}, not {run_id!r}")
-        return Trace(segment.meta.run_id, (segment,), folder.labels())
+        return Trace(segment.meta.run_id, (segment,), _labels(place.parent))
     files, folders = place.listing()
     if run_id_of(place.name) or segments_in(files):
         trace = _read_run(place)
@@ -204,34 +202,38 @@ def read_trace(path: str | os.PathLike[str], run_id: str | None = None) -> Trace
     return trace
 
 
-def read_traces(folder: str | os.PathLike[str]) -> list[Trace]:
-    """Every run below a folder, sorted by run id; rows are loaded when they are asked for. Raises TraceError.
+def read_traces(path: str | os.PathLike[str]) -> list[Trace]:
+    """Every run at or below a path, sorted by run id; rows are loaded when they are asked for. Raises TraceError.
 
     A run folder in which no row was ever recorded is passed over.
     """
-    found = [_read_run(place) for place in _run_folders(folder)]
+    place = Place.of(path)
+    if place.kind() == "file":
+        return [read_trace(path)]
+    found = [_read_run(folder) for folder in _run_folders(place)]
     return sorted((trace for trace in found if trace), key=lambda trace: trace.run_id)
 
 
-def run_paths(folder: str | os.PathLike[str]) -> list[str]:
-    """The path of every run's folder below a folder, sorted by run id; `read_trace` takes each by itself.
+def run_paths(path: str | os.PathLike[str]) -> list[str]:
+    """The path of every run at or below a path, sorted by run id; `read_trace` takes each by itself.
 
     For work that is split over processes or machines: nothing is opened. URIs stay URIs. Raises TraceError.
     """
-    top = _Place.of(folder)
-    head, query, options = os.fspath(folder).partition("?")
+    top = Place.of(path)
+    if top.kind() == "file":
+        return [os.fspath(path)]
+    head, query, options = os.fspath(path).partition("?")
 
-    def path_of(place: _Place) -> str:
+    def path_of(place: Place) -> str:
         return place.path if top.local else head.rstrip("/") + place.path[len(top.path) :] + query + options
 
-    return [path_of(place) for place in sorted(_run_folders(folder), key=lambda place: place.name)]
+    return [path_of(place) for place in sorted(_run_folders(top), key=lambda place: place.name)]
 
 
-def _run_folders(folder: str | os.PathLike[str]) -> list[_Place]:
+def _run_folders(top: Place) -> list[Place]:
     """Where runs lie, in a folder or anywhere below it. Raises TraceError."""
-    top = _Place.of(folder)
-    if top.kind() != "folder":
-        raise TraceError(f"{folder}: no such folder")
+    if top.kind() == "nothing":
+        raise TraceError(f"{top}: {top.nothing()}")
     found, waiting = [], [top]
     while waiting:
         here = waiting.pop()
@@ -242,72 +244,16 @@ def _run_folders(folder: str | os.PathLike[str]) -> list[_Place]:
     return found
 
 
-@dataclass(frozen=True)
-class _Place:
-    """A file or folder on some file system."""
-
-    system: Any
-    path: str
-    local: bool
-
-    @classmethod
-    def of(cls, path: str | os.PathLike[str]) -> _Place:
-        text = os.fspath(path)
-        if "://" not in text:
-            return cls(arrow_fs.LocalFileSystem(), os.path.abspath(text), True)
-        try:
-            system, inside = arrow_fs.FileSystem.from_uri(text)
-        except (pa.ArrowException, OSError, ImportError) as error:
-            raise TraceError(f"{text}: cannot be reached: {' '.join(str(error).split())[:200]}") from None
-        return cls(system, inside.rstrip("/"), False)
-
-    @property
-    def name(self) -> str:
-        return posixpath.basename(self.path)
-
-    def below(self, name: str) -> _Place:
-        return _Place(self.system, posixpath.join(self.path, name), self.local)
-
-    def kind(self) -> Literal["file", "folder", "nothing"]:
-        try:
-            found = self.system.get_file_info(self.path).type
-        except (pa.ArrowException, OSError) as error:
-            raise TraceError(f"{self.path}: cannot be reached: {error}") from None
-        kinds: dict[Any, Literal["file", "folder"]] = {
-            arrow_fs.FileType.File: "file",
-            arrow_fs.FileType.Directory: "folder",
-        }
-        return kinds.get(found, "nothing")
-
-    def listing(self) -> tuple[list[str], list[str]]:
-        """Names of the files and of the folders here."""
-        try:
-            found = self.system.get_file_info(arrow_fs.FileSelector(self.path))
-        except (pa.ArrowException, OSError) as error:
-            raise TraceError(f"{self.path}: cannot be listed: {error}") from None
-        files = [info.base_name for info in found if info.type == arrow_fs.FileType.File]
-        return files, [info.base_name for info in found if info.type == arrow_fs.FileType.Directory]
-
-    def open(self) -> Any:
-        """Raises FileNotFoundError, for a file may be finished and gone; TraceError otherwise."""
-        try:
-            return self.system.open_input_file(self.path)
-        except FileNotFoundError:
-            raise
-        except (pa.ArrowException, OSError) as error:
-            raise TraceError(f"{self.path}: cannot be read: {' '.join(str(error).split())[:200]}") from None
-
-    def labels(self) -> tuple[Label, ...]:
-        file = self.below(LABELS)
-        try:
-            with file.open() as found:
-                data = found.read(MAX_BYTES + 1)
-        except FileNotFoundError:
-            return ()
-        return parse_labels(data, file.path)
+def _labels(folder: Place) -> tuple[Label, ...]:
+    file = folder.below(LABELS)
+    try:
+        data = file.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        return ()
+    return parse_labels(data, str(file))
 
 
-def _read_run(place: _Place) -> Trace | None:
+def _read_run(place: Place) -> Trace | None:
     """The run in a folder; None when it holds no segment."""
     if place.local:
         # a read-only folder or a full disk: read it where it lies
@@ -320,17 +266,17 @@ def _read_run(place: _Place) -> Trace | None:
             continue  # somebody is tidying up
         break
     else:
-        raise TraceError(f"{place.path}: its files come and go; read it when it is at rest")
+        raise TraceError(f"{place}: its files come and go; read it when it is at rest")
     if not segments:
         return None
     ids = sorted({segment.meta.run_id for segment in segments})
     if len(ids) > 1:
-        raise TraceError(f"{place.path}: holds segments of several runs: {', '.join(ids)}")
+        raise TraceError(f"{place}: holds segments of several runs: {', '.join(ids)}")
     # the folder's name is what other tools take for the run id
-    return Trace(run_id_of(place.name) or ids[0], tuple(segments), place.labels())
+    return Trace(run_id_of(place.name) or ids[0], tuple(segments), _labels(place))
 
 
-def _read_segments(place: _Place) -> list[Segment]:
+def _read_segments(place: Place) -> list[Segment]:
     segments = []
     for number, name in segments_in(place.listing()[0]).items():
         try:
@@ -344,37 +290,37 @@ def _read_segments(place: _Place) -> list[Segment]:
     return segments
 
 
-def _read_file(place: _Place) -> Segment:
+def _read_file(place: Place) -> Segment:
     """One segment. Raises TraceError, and FileNotFoundError."""
     if ".journal" in place.name:
         return _read_journal(place)
     with place.open() as file:
-        meta, rows = parquet.read_meta(file, place.path)
+        meta, rows = parquet.read_meta(file, str(place))
     return Segment(meta, rows, partial(_load, place))
 
 
-def _load(place: _Place) -> pa.Table:
+def _load(place: Place) -> pa.Table:
     try:
         with place.open() as file:
-            return parquet.read_rows(file, place.path)
+            return parquet.read_rows(file, str(place))
     except FileNotFoundError:
-        raise TraceError(f"{place.path}: was there and is gone") from None
+        raise TraceError(f"{place}: was there and is gone") from None
 
 
-def _read_journal(place: _Place) -> Segment:
+def _read_journal(place: Place) -> Segment:
     """A journal as it stands. Its rows are taken at once: it may become Parquet at any moment."""
     try:
         with place.open() as file:
-            reader = JournalReader(file, place.path)
+            reader = JournalReader(file, str(place))
             extra = reader.meta.extra_channels
             schema = parquet.arrow_schema(extra)
             tables = [parquet.rows_to_table(rows, schema, extra) for rows in reader.chunks()]
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise TraceError(f"{place.path}: cannot be read: {error}") from None
+        raise TraceError(f"{place}: cannot be read: {error}") from None
     if reader.damage is not None and reader.damage.bad_row is not None:
-        warnings.warn(f"{place.path}: {reader.damage}", TraceWarning, stacklevel=2)
+        warnings.warn(f"{place}: {reader.damage}", TraceWarning, stacklevel=2)
     table = parquet.concat(tables, extra)
-    parquet.check_rows(table, place.path)
+    parquet.check_rows(table, str(place))
     return Segment(dataclasses.replace(reader.meta, damage=reader.damage), reader.rows, lambda: table)

@@ -11,7 +11,7 @@ import json
 import os
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from threading import Lock
 from typing import Any, NamedTuple
 
@@ -59,9 +59,8 @@ def find_runs(traces: Iterable[str | os.PathLike[str]]) -> list[str]:
     """The path of every run that the arguments of a command name: folders, runs' folders, files. Raises TraceError."""
     found: list[str] = []
     for given in [os.fspath(path) for path in traces]:
-        paths = [given] if "://" not in given and Path(given).is_file() else run_paths(given)
         # a run's folder under another name, or nothing at all: then it says so
-        found += paths or [given]
+        found += run_paths(given) or [given]
     # relative ones would mean something else to a worker
     return [path if "://" in path else os.path.abspath(path) for path in dict.fromkeys(found)]
 

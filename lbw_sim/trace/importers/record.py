@@ -24,7 +24,7 @@ from lbw_sim.errors import TraceError
 from lbw_sim.guard import GuardSpec
 from lbw_sim.trace.importers.logged import LoggedRun, Rows
 from lbw_sim.trace.labels import Label, write_labels
-from lbw_sim.trace.layout import run_folder_name, segment_name
+from lbw_sim.trace.layout import local_path, run_folder_name, segment_name
 from lbw_sim.trace.limitations import limitations
 from lbw_sim.trace.parquet import write_segment
 from lbw_sim.trace.provenance import Provenance
@@ -65,7 +65,7 @@ def record(
     Raises TraceError, and leaves nothing then.
     """
     run_id = run.run_id if run_id is None else run_id
-    folder = Path(out) / run_folder_name(run_id)
+    folder = local_path(out, "runs are imported") / run_folder_name(run_id)
     if folder.exists():
         raise TraceError(
             f"{run.source}: run {run_id!r} is in {out} already; remove {folder} or import into another folder"
