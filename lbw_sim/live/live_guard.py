@@ -290,6 +290,10 @@ class LiveGuard:
         if self._snapshots is not None:
             self._snapshots.load_state_dict(state.get("snapshots", {}))
 
+    def hold(self, snapshots: Snapshots) -> None:
+        """Take snapshots in shadow mode too, for another guard that may act from here on: on the trunk of a fork."""
+        self._snapshots = snapshots
+
     def close(self) -> None:
         """Write the last row, turn the journal into Parquet, take the guard off the optimizer. Never raises."""
         if self._closed:
@@ -428,8 +432,8 @@ class LiveGuard:
         acts = self.mode == "active" and self.grounded is None
         skipped = acts and decision.posture == Posture.SKIP
         rolled_back_to = -1
-        if acts and self._snapshots is not None:
-            if decision.posture == Posture.ROLLBACK:
+        if self._snapshots is not None and self.grounded is None:
+            if acts and decision.posture == Posture.ROLLBACK:
                 back = self._snapshots.roll_back(self.step, decision.rollback_steps, self._optimizers)
                 if self._snapshots.failure is not None:
                     self.ground(self._snapshots.failure)

@@ -11,7 +11,7 @@ import copy
 import io
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -199,14 +199,22 @@ class Snapshots:
         packed = io.BytesIO()
         if self.in_checkpoints:
             # one value whatever it holds: a distributed checkpoint loads only what a fresh run's state has room for
-            torch.save([tuple(snapshot) for snapshot in self._ring], packed)
+            torch.save(self.held(), packed)
         return {"steps": self.steps, "ring": packed.getvalue()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over a ring that travelled in a checkpoint; without one the ring starts empty."""
         ring = state.get("ring", b"")
-        held = torch.load(io.BytesIO(ring), weights_only=True) if ring else []
-        self._ring = [_Snapshot(*kept) for kept in held][-self.keep :]
+        self.take_over(torch.load(io.BytesIO(ring), weights_only=True) if ring else [])
+
+    def held(self) -> list[tuple[Any, ...]]:
+        """All that the ring holds, for `take_over` of another one; not a copy."""
+        return [tuple(snapshot) for snapshot in self._ring]
+
+    def take_over(self, held: Sequence[tuple[Any, ...]], without: Collection[int] = ()) -> None:
+        """Hold these snapshots, from another ring's `held`, instead of one's own; `without` those of these steps."""
+        snapshots = [_Snapshot(*one) for one in held]
+        self._ring = [snapshot for snapshot in snapshots if snapshot.step not in without][-self.keep :]
 
     def _weights(self, optimizers: Sequence[torch.optim.Optimizer]) -> Iterator[torch.Tensor]:
         yield from _parameters(optimizers)

@@ -236,9 +236,12 @@ class _Flight:
                 chosen = [p for p in every_probe(self.session, self.optimizer) if wanted & set(p.channels)]
         if self.hand is not None and folder is not None:
             chosen.append(self.told)
-        back = spec.tables["envelope"]["max_rollbacks"] > 0
-        # the ring has to reach as far as a rollback asks
-        every = max(every, math.ceil(spec.tables["policy"].get("rollback_steps", 0) / max(1, keep - 1)))
+        # the ring has to reach as far as a rollback asks, and a trunk's serves all guards of the fork
+        among = [spec] if leg is None else leg.guards
+        deepest = max((one.tables["policy"].get("rollback_steps", 0) for one in among), default=0)
+        every = max(every, math.ceil(deepest / max(1, keep - 1)))
+        asking = leg.guards if leg is not None and leg.trunk else [spec]
+        back = any(one.tables["envelope"]["max_rollbacks"] > 0 for one in asking)
         snapshots = Snapshots(every_steps=every, keep=keep, on_rollback=self._went_back) if back else None
         what: dict[str, Any] = {"probes": chosen, "snapshots": snapshots, "provenance": self._provenance()}
         if leg is not None:

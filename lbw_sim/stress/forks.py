@@ -31,7 +31,7 @@ from lbw_sim.stress.plan import TELEMETRY_CHANNELS, RunPlan
 from lbw_sim.trace import read_trace
 from lbw_sim.trace.ancestry import OFF, Ancestry
 from lbw_sim.trace.layout import run_folder_name
-from lbw_sim.values import Telemetry
+from lbw_sim.values import UNSAFE_REGIMES, Telemetry
 
 Progress = Callable[[str, int, int], None]
 Loop = Callable[[Leg], SupportsFloat]
@@ -251,7 +251,7 @@ def _fork_fleet(
     rows = {plan.run_id: _columns(folder, plan.run_id) for plan in trunks}
     starts = {}
     for origin, plan in branches:
-        state, before = _watched(plan.spec, rows[origin.trunk], origin.step)
+        state, before, _ = _watched(plan.spec, rows[origin.trunk], origin.step)
         starts[plan.run_id] = Start(kept[origin.trunk, origin.step], state, before, origin.provenance())
     results = train([plan for _, plan in branches], folder, _stage(progress, "branches"), starts=starts)
     return [
@@ -266,7 +266,7 @@ def _fork(
 ) -> list[Outcome]:  # fmt: skip
     """Leg after leg: trunk run id -> seed and loop."""
     quiet = GuardSpec.load("never")
-    channels = _extra([action.guard(step) for action in actions for step in at])
+    acting = [action.guard(step) for action in actions for step in at]
     total = len(trunks) * (1 + len(at) * (1 + len(actions)))
     done, outcomes = 0, []
     origins = {
@@ -281,8 +281,9 @@ def _fork(
     for trunk, (seed, loop) in trunks.items():
         # beside the traces: there is room for a run there, and in memory there may be none
         with tempfile.TemporaryDirectory(prefix="_checkpoints-", dir=folder) as scratch:
-            common: dict[str, Any] = {"seed": seed, "folder": folder, "checkpoints": Path(scratch)}
-            leg = Leg(run_id=trunk, spec=quiet, mode="shadow", keep_steps=at, channels=channels, **common)
+            common: dict[str, Any] = {"seed": seed, "folder": folder, "checkpoints": Path(scratch), "guards": acting,
+                                      "channels": _extra(acting)}  # fmt: skip
+            leg = Leg(run_id=trunk, spec=quiet, mode="shadow", keep_steps=at, **common)
             loop(leg)
             done += 1
             _told(progress, done, total)
@@ -295,14 +296,14 @@ def _fork(
             for origin in origins[trunk]:
                 acts = origin.branch != OFF
                 spec = guards[origin.branch](origin.step) if acts else quiet
-                state, before = _watched(spec, rows, origin.step)
+                state, before, unsafe_steps = _watched(spec, rows, origin.step)
                 memory = {"fingerprint": spec.fingerprint, "step": origin.step, "guard": state_to_data(state),
                           "before": state_to_data(before)}  # fmt: skip
                 run_id = _run_id(origin)
                 mode: Literal["active", "shadow"] = "active" if acts else "shadow"
                 leg = Leg(
-                    run_id=run_id, spec=spec, mode=mode, channels=channels, first_step=origin.step, memory=memory,
-                    origin=origin, **common,
+                    run_id=run_id, spec=spec, mode=mode, first_step=origin.step, memory=memory,
+                    unsafe_steps=unsafe_steps, origin=origin, **common,
                 )  # fmt: skip
                 loss = float(loop(leg))
                 outcomes.append(Outcome(*origin, run_id, loss, _is_trunk(origin, rows, folder)))
@@ -324,16 +325,19 @@ def _columns(folder: Path, run_id: str) -> dict[str, Any]:
     return read_trace(folder / run_folder_name(run_id)).to_numpy()
 
 
-def _watched(spec: GuardSpec, rows: Mapping[str, Any], step: int) -> tuple[GuardState, Telemetry]:
-    """A guard's state after it has watched the trunk up to a step, and what it has seen last."""
+def _watched(spec: GuardSpec, rows: Mapping[str, Any], step: int) -> tuple[GuardState, Telemetry, set[int]]:
+    """A guard's state after it has watched the trunk up to a step, what it has seen last, and where it saw danger."""
     guard = spec.build()
     state, before = guard.init(), guard.not_yet
+    unsafe_steps = set()
     for now in telemetry_rows(
         {name: column[rows["step"] < step] for name, column in rows.items()}, guard.extra_channels
     ):
-        state, _ = guard.step(state, guard.seen(now, before))
+        state, decision = guard.step(state, guard.seen(now, before))
+        if decision.regime in UNSAFE_REGIMES:
+            unsafe_steps.add(now.step)
         before = now
-    return state, before
+    return state, before, unsafe_steps
 
 
 def _is_trunk(origin: Ancestry, trunk: Mapping[str, Any], folder: Path) -> bool:

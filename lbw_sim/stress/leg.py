@@ -14,7 +14,7 @@ import torch
 
 from lbw_sim.errors import StressError
 from lbw_sim.guard import GuardSpec
-from lbw_sim.live import LiveGuard, attach
+from lbw_sim.live import LiveGuard, Snapshots, attach
 from lbw_sim.trace.ancestry import Ancestry
 
 
@@ -38,9 +38,11 @@ class Leg:
         folder: Path,
         checkpoints: Path,
         keep_steps: Collection[int] = (),
+        guards: Collection[GuardSpec] = (),
         channels: Collection[str] = (),
         first_step: int = 0,
         memory: Mapping[str, Any] | None = None,
+        unsafe_steps: Collection[int] = (),
         origin: Ancestry | None = None,
     ) -> None:
         """Made by `fork`."""
@@ -50,12 +52,20 @@ class Leg:
         """Step to begin at; 0 on the trunk."""
         self.run_id = run_id
         self.spec = spec
+        self.guards = tuple(guards)
+        """Every guard of the fork, `spec` among them on a branch: legs that choose their snapshots by these can share
+        them."""
         self.channels = frozenset(channels)
         """Extra telemetry channels that some guard of the fork reads: make the probes that deliver them."""
         self.mode = mode
         self._folder, self._checkpoints = folder, checkpoints
         self._keep_steps = frozenset(keep_steps)
         self._memory = memory
+        self._unsafe_steps = frozenset(unsafe_steps)
+        self._ring: Snapshots | None = None
+        """The trunk's, kept with its checkpoints."""
+        self._held: list[tuple[Any, ...]] = []
+        """What the trunk's ring held at the fork."""
         self._origin = origin
         self.kept: set[int] = set()
 
@@ -72,7 +82,8 @@ class Leg:
         if step not in self._keep_steps:
             return
         state: dict[str, Any] = {name: one.state_dict() for name, one in what.items()}
-        torch.save({"state": state, "random": _random_state()}, self._file(step))
+        ring = [] if self._ring is None else self._ring.held()
+        torch.save({"state": state, "random": _random_state(), "ring": ring}, self._file(step))
         self.kept.add(step)
 
     def restore(self, **what: Stateful) -> None:
@@ -92,6 +103,7 @@ class Leg:
             )
         for name, one in what.items():
             one.load_state_dict(found["state"][name])
+        self._held = found["ring"]
         torch.set_rng_state(found["random"][0])
         if found["random"][1]:
             torch.cuda.set_rng_state_all(found["random"][1])
@@ -99,7 +111,9 @@ class Leg:
     def attach(self, optimizer: Any, **options: Any) -> LiveGuard:
         """`lbw_sim.live.attach` with this leg's guard, which has watched the trunk so far, mode, trace and origin.
 
-        `options` go to `attach`: probes, snapshots, scaler, provenance. Raises what it raises.
+        `options` go to `attach`: probes, snapshots, scaler, provenance. Given snapshots on the trunk too, a guard that
+        acts on a branch has from the start those that it would have taken on the trunk, as far back as the ring goes:
+        none of a step that it called unsafe. Raises what `attach` raises.
         """
         origin = {} if self._origin is None else self._origin.provenance()
         options["provenance"] = {"seed": self.seed, **(options.get("provenance") or {}), **origin}
@@ -108,6 +122,14 @@ class Leg:
         )
         if self._memory is not None:
             live.load_state_dict(self._memory)
+        ring: Snapshots | None = options.get("snapshots")
+        if ring is not None and self._origin is None:
+            ring.take_over([])
+            live.hold(ring)
+            self._ring = ring
+        elif ring is not None and self.mode == "active":
+            ring.take_over(self._held, without=self._unsafe_steps)
+        self._held = []
         return live
 
     def _file(self, step: int) -> Path:

@@ -15,7 +15,9 @@ from lbw_sim.guard import Envelope, Guard, GuardSpec
 from lbw_sim.guard.analyzers import LOSS
 from lbw_sim.guard.analyzers.limit import Limit
 from lbw_sim.guard.policies.damp_release import DampRelease
+from lbw_sim.guard.policies.rewind import Rewind
 from lbw_sim.guard.sensors.raw import Raw
+from lbw_sim.live import Snapshots
 from lbw_sim.replay import verify
 from lbw_sim.stress import RunPlan, fault
 from lbw_sim.stress.forks import ForkAction, Outcome, effects, fork_loop, fork_tiny
@@ -31,6 +33,10 @@ EAGER = GuardSpec.load("zscore").with_changes(
 
 def columns(folder: Path, run_id: str) -> dict[str, Any]:
     return read_trace(folder / f"run_id={run_id}").to_numpy()
+
+
+def columns_of_all(folder: Path, run_id: str) -> dict[str, Any]:
+    return read_trace(folder / f"run_id={run_id}").to_numpy("all")
 
 
 def by_branch(outcomes: list[Outcome]) -> dict[str, Outcome]:
@@ -102,6 +108,64 @@ def dropping_loop(leg: Leg, forgetful: bool = False) -> float:
             live.observe(loss)
             optimizer.step()
     return float(loss.detach())
+
+
+REWINDING = GuardSpec.of(
+    Guard(
+        sensor=Raw(), analyzer=Limit(channel=LOSS, limit=1e3), policy=Rewind(rollback_steps=5),
+        envelope=Envelope(max_rollbacks=3, rollback_cooldown_steps=1),
+    ),
+    "rewinding",
+)  # fmt: skip
+
+
+class Rewinding:
+    """A loop whose loss reads far too high at some steps; it notes the weights that each of its steps began with."""
+
+    def __init__(self, high: set[int]) -> None:
+        self.high = high
+        self.weights: dict[str, list[torch.Tensor]] = {}
+
+    def __call__(self, leg: Leg) -> float:
+        torch.manual_seed(leg.seed)
+        model = torch.nn.Linear(4, 1)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+        leg.restore(model=model, optimizer=optimizer)
+        seen = self.weights[leg.run_id] = []
+        with leg.attach(optimizer, snapshots=Snapshots(every_steps=1, keep=8)) as live:
+            for step in range(leg.first_step, 30):
+                leg.keep(step, model=model, optimizer=optimizer)
+                seen.append(model.weight.detach().clone())
+                batch = torch.randn(16, 4, generator=torch.Generator().manual_seed(step))
+                loss = (model(batch) - batch.sum(1, keepdim=True)).square().mean()
+                optimizer.zero_grad()
+                loss.backward()
+                live.observe(loss + (1e6 if step in self.high else 0.0))
+                optimizer.step()
+        return float(loss.detach())
+
+
+def test_a_guard_rolls_back_in_its_first_steps_to_the_trunk_before_the_fork(tmp_path: Path) -> None:
+    loop = Rewinding(high={21})
+    found = by_branch(fork_loop(loop, [0], [20], [ForkAction.of_guard(REWINDING)], tmp_path))
+    assert found["off"].is_trunk
+    trunk, off, mine = (loop.weights[run] for run in ("run_s0", found["off"].run_id, found["rewinding"].run_id))
+    assert all(map(torch.equal, off, trunk[20:])), "taking snapshots changes no bit of the trunk"
+    rows = columns_of_all(tmp_path, found["rewinding"].run_id)
+    assert rows["step"].tolist() == [20, 21, *range(16, 24)]
+    assert rows["rolled_back_to"].tolist()[:3] == [-1, 16, -1]
+    assert torch.equal(mine[2], trunk[16])
+    assert not torch.equal(mine[3], trunk[17]), "batches go on"
+    assert all(verify(trace).rows for trace in read_traces(tmp_path))
+
+
+def test_a_guard_does_not_go_back_to_steps_of_the_trunk_that_it_called_unsafe(tmp_path: Path) -> None:
+    loop = Rewinding(high={15, 16, 21})
+    found = by_branch(fork_loop(loop, [0], [20], [ForkAction.of_guard(REWINDING)], tmp_path))
+    assert found["off"].is_trunk
+    rows = columns_of_all(tmp_path, found["rewinding"].run_id)
+    assert rows["rolled_back_to"][1] == 14
+    assert torch.equal(loop.weights[found["rewinding"].run_id][2], loop.weights["run_s0"][14])
 
 
 class Stream:
