@@ -367,6 +367,8 @@ def draw(study: Study, path: Path) -> None:
     matplotlib.use("agg")
     from matplotlib import pyplot
 
+    from lbw_sim.plots import save
+
     figure, axes = pyplot.subplots(figsize=(7.2, 4.2), layout="constrained")
     for method in METHODS:
         means = [statistics.mean(study.losses("rates", "post_ln", f"{rate:g}", method)) for rate in RATES]
@@ -379,8 +381,7 @@ def draw(study: Study, path: Path) -> None:
     axes.set_ylabel("validation loss, nats per byte")
     axes.set_title("post-LN tiny GPT, no fault")
     axes.legend(fontsize=8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+    save(figure, path)
     pyplot.close(figure)
 
 

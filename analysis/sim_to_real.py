@@ -576,6 +576,8 @@ def draw(found: Sequence[Study], path: Path) -> None:
     matplotlib.use("agg")
     from matplotlib import pyplot
 
+    from lbw_sim.plots import save
+
     figure, panels = pyplot.subplots(1, len(found), figsize=(9.0, 4.3), layout="constrained")
     for axes, one in zip(panels, found, strict=True):
         finals, real = one.simulated[HEADLINE], one.real.mean(axis=2)
@@ -591,8 +593,7 @@ def draw(found: Sequence[Study], path: Path) -> None:
         axes.set_xlabel("simulated final training loss, nats per byte")
     panels[0].set_ylabel("real validation loss, nats per byte")
     panels[0].legend(title="peak rate", fontsize=8, loc="lower right")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+    save(figure, path)
     pyplot.close(figure)
 
 

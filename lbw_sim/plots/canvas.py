@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import io
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -39,6 +43,7 @@ PHONE_WIDTH = 4.9
 LONGEST_NARROW_NAME = 22
 """Letters of a name in a figure of that width."""
 SUFFIXES = (".png", ".svg", ".pdf")
+_SETTINGS = threading.Lock()
 
 
 def new_figure(height: float, width: float = WIDTH) -> Figure:
@@ -93,6 +98,15 @@ def footnote(ax: Axes, text: str) -> None:
     )  # fmt: skip
 
 
+@contextmanager
+def same_bytes(**more: object) -> Iterator[None]:
+    """While it lasts an unchanged figure makes an unchanged SVG. `more`: further settings, with `_` for `.`."""
+    settings: dict[Any, Any] = {name.replace("_", "."): value for name, value in more.items()}
+    # ids from what is drawn, not at random; settings belong to the whole process
+    with _SETTINGS, rc_context({"svg.hashsalt": "lbw-sim", **settings}):
+        yield
+
+
 def save(figure: Figure, path: str | Path, *, dots_per_inch: int = 150) -> Path:
     """Write a figure; the suffix says how: .png, .svg or .pdf. Makes the folder. Raises ScoreError."""
     path = Path(path)
@@ -100,9 +114,9 @@ def save(figure: Figure, path: str | Path, *, dots_per_inch: int = 150) -> Path:
         raise ScoreError(f"cannot save a figure as {path.name!r}; its name must end in {', '.join(SUFFIXES)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # no date, so that an unchanged figure makes an unchanged file
         metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(path.suffix.lower())
-        figure.savefig(path, dpi=dots_per_inch, metadata=metadata)
+        with same_bytes():
+            figure.savefig(path, dpi=dots_per_inch, metadata=metadata)
     except OSError as error:
         raise ScoreError(f"cannot write the figure {path}: {error}") from None
     return path
@@ -120,5 +134,6 @@ class Picture(NamedTuple):
     def _repr_svg_(self) -> str:
         """For notebooks."""
         text = io.StringIO()
-        self.figure.savefig(text, format="svg", metadata={"Date": None})
+        with same_bytes():
+            self.figure.savefig(text, format="svg", metadata={"Date": None})
         return text.getvalue()

@@ -8,21 +8,16 @@ from __future__ import annotations
 import html
 import io
 import re
-import threading
 import warnings
-from typing import Any
 
-import matplotlib
 from matplotlib.figure import Figure
 
-from lbw_sim.plots.canvas import DARK, printable
+from lbw_sim.plots.canvas import DARK, printable, same_bytes
 
 _COLOUR = re.compile(r"#[0-9a-fA-F]{6}\b")
 _KNOWN = {colour.lower() for colour in DARK}
 _LONG_NUMBER = re.compile(r"(\d\.\d\d)\d+")
 _FONT = re.compile(r"font: (?:(?:[a-z]+|\d+) )*([\d.]+)px [^;\"]*")
-# matplotlib's settings belong to the whole process
-_SETTINGS = threading.Lock()
 
 
 def inline_svg(figure: Figure, prefix: str, text: str) -> str:
@@ -32,9 +27,7 @@ def inline_svg(figure: Figure, prefix: str, text: str) -> str:
     Every colour of `DARK` becomes `var(--f-rrggbb)`; `colour_variables` has their values.
     """
     written = io.StringIO()
-    # ids from what is drawn, not at random: the same runs make the same page
-    settings: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "lbw-sim"}
-    with _SETTINGS, matplotlib.rc_context(settings), warnings.catch_warnings():
+    with same_bytes(svg_fonttype="none"), warnings.catch_warnings():
         # the page's fonts draw the text, not matplotlib's
         warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
         figure.savefig(written, format="svg", transparent=True, metadata={"Date": None})

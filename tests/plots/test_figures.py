@@ -326,6 +326,9 @@ def test_a_figure_is_saved_as_its_suffix_says(tmp_path):
     figure = outcome_figure(*zip(*RUNS, strict=True))
     assert save(figure, tmp_path / "new" / "a.png").read_bytes().startswith(b"\x89PNG")
     assert b"<svg" in save(figure, tmp_path / "a.svg").read_bytes()[:1000]
+    for suffix in (".svg", ".png", ".pdf"):
+        one, other = (save(run_figure(planted()), tmp_path / name / f"a{suffix}") for name in ("one", "other"))
+        assert one.read_bytes() == other.read_bytes(), "the same figure, the same bytes"
     with pytest.raises(ScoreError, match=r"must end in .png, .svg, .pdf"):
         save(figure, tmp_path / "a.jpeg")
     (tmp_path / "file").write_text("")
