@@ -15,19 +15,18 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from fault_drill import FAULTS, ONSET
 from scipy import stats
 
 from lbw_sim.guard import GuardSpec
-from lbw_sim.stress import faults
 from lbw_sim.stress.controls import same_mean_lr
 from lbw_sim.stress.corpus import VOCABULARY, corpus
-from lbw_sim.stress.faults import Fault
 from lbw_sim.stress.flown import Flown, fly
 from lbw_sim.stress.plan import FlightPlan
 from lbw_sim.values import Posture
@@ -50,19 +49,7 @@ OTHERS = {"post_ln_wide": (1e-3, 3e-3, 3e-2, 3e-1), "lstm": (3e-2, 1e-1, 1.0, 10
 """Two learning rates up to the best that AdamW has, two from ten times it on."""
 SHOWN = {"post_ln": "post-LN", "pre_ln": "pre-LN", "post_ln_wide": "post-LN, 64 × 3", "lstm": "LSTM", "mixer": "mixer"}
 WORST = math.log(VOCABULARY)
-FAULT_LR, FAULT_STEPS, ONSET = 5e-3, 400, 200
-FAULTS: dict[str, Callable[[], Fault | None]] = {
-    "none": lambda: None,
-    "data switch": lambda: faults.data_switch(ONSET),
-    "warm restart": lambda: faults.warm_restart(ONSET),
-    "lr × 10": lambda: faults.lr_bump(ONSET, 10.0),
-    "lr × 30": lambda: faults.lr_bump(ONSET, 30.0),
-    "8 bad batches": lambda: faults.bad_labels(ONSET),
-    "repeated batch": lambda: faults.repeated_batch(ONSET),
-    "nan loss": lambda: faults.nan_loss(ONSET),
-    "nan gradient": lambda: faults.nan_gradient(ONSET),
-    "gradient noise": lambda: faults.gradient_noise(ONSET),
-}
+FAULT_LR, FAULT_STEPS = 5e-3, 400
 DEAD_WITHOUT = ("nan loss", "nan gradient")
 """AdamW ends in nan there; it is not flown again to show it."""
 TARGET = Path("docs/results/default_with_probes.md")
