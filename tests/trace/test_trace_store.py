@@ -144,7 +144,7 @@ def test_all_runs_below_a_folder_come_sorted_and_load_their_rows_late(tmp_path: 
         path.unlink()
     with pytest.raises(TraceError, match="was there and is gone"):
         traces[0].table()
-    with pytest.raises(TraceError, match="no such folder"):
+    with pytest.raises(TraceError, match="no such file or folder"):
         read_traces(tmp_path / "nowhere")
     with pytest.raises(TraceError, match="no such folder"):
         recover(tmp_path / "nowhere")
