@@ -106,7 +106,8 @@ class Flight:
             options["run_id"] = options.get("run_id") or (memory or {}).get("run_id")
             live = attach(optimizer, self._spec, **options)
             if memory:
-                live.load_state_dict(memory["guard"])
+                # refused there, not here, where no other rank would hear of it
+                live.load_state_dict(memory.get("guard", {}))
             elif steps_taken > 0:
                 # a row's step is the trainer's, also where the guard comes late
                 live.load_state_dict({**live.state_dict(), "step": steps_taken})

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import hashlib
 import inspect
 import logging
 import math
@@ -23,11 +24,11 @@ import torch
 from torch.utils.hooks import RemovableHandle
 
 from lbw_sim.errors import LiveError
-from lbw_sim.guard import GuardSpec, state_from_data, state_to_data
+from lbw_sim.guard import GuardSpec, GuardState, state_from_data, state_to_data
 from lbw_sim.live.actuator import Actuator
 from lbw_sim.live.mailbox import Letter, Mail
 from lbw_sim.live.probing import Probes
-from lbw_sim.live.ranks import DISAGREEMENT, FAULTS, Group, Ranks, decide_together
+from lbw_sim.live.ranks import DISAGREEMENT, FAULTS, Group, Ranks, decide_together, refuse_together
 from lbw_sim.live.scaler import watch_scaler
 from lbw_sim.live.sinks import Mirror, Sink
 from lbw_sim.live.snapshots import Snapshots
@@ -103,6 +104,7 @@ class LiveGuard:
             )  # fmt: skip
         self._probes = probes
         self._snapshots = snapshots
+        self._group = process_group
         self._ranks = None
         if decide_together(process_group):
             self._ranks = Ranks(process_group, ("grad_norm", "update_norm", _FOUND_INF, *self._channels))
@@ -275,8 +277,26 @@ class LiveGuard:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue where a checkpoint left off; before the first step. The trace gets a new segment.
 
-        Raises LiveError when the checkpoint is another guard's, or when this guard has already decided a step.
+        Raises LiveError when the checkpoint is another guard's, or when this guard has already decided a step, and
+        keeps the memory that it had. Where ranks decide together all of them call it, and what one refuses all refuse,
+        also when they were given different memories.
         """
+        refusal: Exception | None = None
+        facts: dict[str, object] | None = None
+        try:
+            guard, before, step = self._remembered(state)
+            facts = {"step": step, "memory": hashlib.sha256(repr(state["guard"]).encode()).hexdigest()[:16]}
+        except Exception as error:
+            refusal = error
+        if self._ranks is not None:
+            outcome = "no rank goes on from its checkpoint"
+            refuse_together(self._group, facts, refusal, outcome=outcome, given="memories")
+        if refusal is not None:
+            raise refusal
+        self._state, self._before, self.step = guard, before, step
+
+    def _remembered(self, state: Mapping[str, Any]) -> tuple[GuardState, Telemetry, int]:
+        """What a checkpoint holds; the ring, which one rank only can keep there, is taken over at once."""
         if self._recorder is not None or self.step > 0:
             raise LiveError("load_state_dict() comes before the first step: this guard has already decided one")
         if state.get("fingerprint") != self.spec.fingerprint:
@@ -284,11 +304,12 @@ class LiveGuard:
                 f"the checkpoint belongs to guard {state.get('fingerprint')!r} and this one is "
                 f"{self.spec.fingerprint!r}: its memory would mean something else"
             )
-        self._state = state_from_data(self._guard.init(), state["guard"])
-        self._before = state_from_data(self._guard.not_yet, state["before"])
-        self.step = int(state["step"])
+        guard = state_from_data(self._guard.init(), state["guard"])
+        before = state_from_data(self._guard.not_yet, state["before"])
+        step = int(state["step"])
         if self._snapshots is not None:
             self._snapshots.load_state_dict(state.get("snapshots", {}))
+        return guard, before, step
 
     def hold(self, snapshots: Snapshots) -> None:
         """Take snapshots in shadow mode too, for another guard that may act from here on: on the trunk of a fork."""

@@ -39,11 +39,19 @@ def decide_together(group: Group) -> bool:
     return distributed.get_world_size(None if group == "default" else group) > 1
 
 
-def refuse_together(group: Group, facts: Mapping[str, object] | None, refusal: Exception | None) -> None:
+def refuse_together(
+    group: Group,
+    facts: Mapping[str, object] | None,
+    refusal: Exception | None,
+    *,
+    outcome: str = "no rank is guarded",
+    given: str = "guards",
+) -> None:
     """Raise on every rank when one of them refuses, or when they were not given the same `facts`.
 
-    `refusal`: why this rank cannot fly, None when it can; raised here as it is, on the others as a LiveError with this
-    rank's words. `facts`: what must be alike on all ranks; None on a rank that refuses.
+    `refusal`: why this rank cannot go on, None when it can; raised here as it is, on the others as a LiveError with
+    this rank's words and the `outcome`. `facts`, of what was `given`: what must be alike on all ranks; None on a rank
+    that refuses.
     """
     chosen = None if group == "default" else group
     told: list[Any] = [None] * distributed.get_world_size(chosen)
@@ -52,14 +60,14 @@ def refuse_together(group: Group, facts: Mapping[str, object] | None, refusal: E
     if refusal is not None:
         raise refusal
     if refused := [f"rank {rank} refuses: {words}" for rank, (_, words) in enumerate(told) if words]:
-        raise LiveError(f"no rank is guarded, because {'; '.join(refused)}")
-    given = [facts for facts, _ in told]
-    if differing := sorted(name for name in given[0] if any(other[name] != given[0][name] for other in given)):
+        raise LiveError(f"{outcome}, because {'; '.join(refused)}")
+    of_each = [facts for facts, _ in told]
+    if differing := sorted(name for name in of_each[0] if any(other[name] != of_each[0][name] for other in of_each)):
         apart = "; ".join(
-            f"{name}: " + ", ".join(f"rank {rank} has {other[name]!r}" for rank, other in enumerate(given))
+            f"{name}: " + ", ".join(f"rank {rank} has {other[name]!r}" for rank, other in enumerate(of_each))
             for name in differing
         )
-        raise LiveError(f"the ranks were given different guards, so they would decide differently: {apart}")
+        raise LiveError(f"the ranks were given different {given}, so they would decide differently: {apart}")
 
 
 class Ranks:

@@ -201,6 +201,22 @@ def refusal() -> dict[str, Any]:
     return {"scenario": "refusal", "words": words, "hooks": hooks}
 
 
+def resumption() -> dict[str, Any]:
+    """A memory that is damaged on the last rank, then one that is another run's there, then the same one for all."""
+    optimizer = torch.optim.SGD(model().parameters(), lr=0.1)
+    words = []
+    with attach(optimizer, "default", trace=folder, run_id="resumed") as live:
+        fresh = {**live.state_dict(), "step": 7}
+        for other in ({**fresh, "fingerprint": "another"}, {**fresh, "step": 8}, {"fingerprint": 3.0}, fresh):
+            try:
+                live.load_state_dict(other if rank == size - 1 else fresh)
+                words.append("")
+            except Exception as error:
+                words.append(f"{type(error).__name__}: {error}")
+            words.append(live.step)
+    return {"scenario": "resumption", "words": words}
+
+
 LATE = {"delay_steps": 1}
 SCENARIOS: dict[str, Callable[[], dict[str, Any]]] = {
     "ddp": lambda: fly("ddp", EAGER, fault=spike, at=slow_last_rank, tokens=lambda: 100.0 * (rank + 1)),
@@ -220,6 +236,7 @@ SCENARIOS: dict[str, Callable[[], dict[str, Any]]] = {
     "different": lambda: fly("different", EAGER if rank else REWINDING, snapshots=Snapshots()),
     "norms": norms,
     "refusal": refusal,
+    "resumption": resumption,
     "death": lambda: fly("death", EAGER, fault=spike, at=die),
 }
 

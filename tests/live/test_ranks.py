@@ -49,7 +49,7 @@ def told(size: int, folder: Path, *scenarios: str) -> list[dict[str, dict[str, A
 
 WHOLE = ("ddp", "ddp_late", "nan", "nan_late", "rollback", "fsdp", "fsdp_late", "fsdp_rollback")
 """Scenarios in which nothing of ours breaks."""
-OTHERS = ("broken", "broken_late", "disagreement", "recorder", "different", "refusal", "norms")
+OTHERS = ("broken", "broken_late", "disagreement", "recorder", "different", "refusal", "resumption", "norms")
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +133,16 @@ def test_ranks_that_were_given_different_guards_are_refused_before_training(
     two: list[dict[str, dict[str, Any]]],
 ) -> None:
     assert all("the ranks were given different guards" in rank["different"]["error"] for rank in two)
+
+
+def test_a_memory_that_one_rank_cannot_take_up_is_taken_up_by_none(two: list[dict[str, dict[str, Any]]]) -> None:
+    first, last = (rank["resumption"]["words"] for rank in two)
+    refused = "LiveError: no rank goes on from its checkpoint, because rank 1 refuses: "
+    assert first[::2] == [refused + last[0], last[2], refused + last[4], ""]
+    assert "'another'" in last[0]
+    assert "different memories" in last[2]
+    assert "step: rank 0 has 7, rank 1 has 8" in last[2]
+    assert first[1::2] == last[1::2] == [0, 0, 0, 7]
 
 
 def test_what_one_rank_refuses_all_refuse_with_its_words_and_nobody_waits(
