@@ -15,6 +15,7 @@ PACKAGE = Path(__file__).parent.parent / "lbw_sim"
 MAY_IMPORT = {
     "errors": set(),
     "notebook": set(),
+    "ledger": set(),
     "values": {"notebook"},
     "params": {"errors", "values"},
     "guard": {"errors", "notebook", "values", "params"},
@@ -23,10 +24,10 @@ MAY_IMPORT = {
     "simulate": {"errors", "values", "params", "guard", "trace", "replay"},
     "score": {"errors", "notebook", "values", "trace"},
     "backtest": {"errors", "values", "params", "guard", "trace", "replay", "simulate", "score"},
-    "tune": {"errors", "values", "params", "guard", "trace", "replay", "simulate", "score", "backtest"},
+    "tune": {"errors", "values", "params", "guard", "trace", "replay", "simulate", "score", "backtest", "ledger"},
     "watch": {"errors", "values", "trace", "score"},
     "live": {"errors", "notebook", "values", "guard", "trace"},
-    "stress": {"errors", "values", "guard", "trace", "replay", "score", "live"},
+    "stress": {"errors", "ledger", "values", "guard", "trace", "replay", "score", "live"},
     "plots": {"errors", "values", "trace", "score"},
     "report": {"errors", "values", "guard", "trace", "replay", "score", "plots"},
     "demo": {"errors", "values", "guard", "trace", "replay", "score", "stress", "plots"},
@@ -55,7 +56,7 @@ UPWARD = {
     "trace/store.py": {"lbw_sim.plots"},
 }
 HEAVY = {"torch": {"live", "stress"}, "matplotlib": {"plots"}}
-STANDARD_LIBRARY_ONLY = {"errors", "notebook", "values", "params", "guard"}
+STANDARD_LIBRARY_ONLY = {"errors", "notebook", "ledger", "values", "params", "guard"}
 ALLOWED_BESIDES = {"guard": {"tomli_w"}}
 
 

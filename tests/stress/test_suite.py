@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -48,12 +49,16 @@ def children(number: int) -> list[int]:
     return [int(pid) for pid in Path(f"/proc/{number}/task/{number}/children").read_text().split()]
 
 
+def key_of(line: str) -> str:
+    return str(json.loads(line.partition(" ")[2])["key"])
+
+
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
     """The folder of a suite that was killed by SIGKILL with some runs done, and the lines of its ledger."""
     folder = tmp_path_factory.mktemp("suite")
     process = subprocess.Popen([*COMMAND, "--out", folder], stderr=subprocess.PIPE, text=True)
-    ledger = folder / "ledger.jsonl"
+    ledger = folder / "runs.ledger"
     give_up = time.monotonic() + 120
     while not ledger.exists() or ledger.read_bytes().count(b"\n") < 6:
         assert process.poll() is None, process.stderr and process.stderr.read()
@@ -67,8 +72,8 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, st
         assert time.monotonic() < give_up, "the processes of a killed suite go on for ever"
         time.sleep(0.05)
     with ledger.open("ab") as file:
-        file.write(b'{"key":"post_ln|adamw||1.0|6","stamp":{"lr":"1.0"},"ru')
-    return folder, {json.loads(line)["key"]: line for line in ledger.read_text().splitlines()[:-1]}
+        file.write(b'00000000 {"key":"post_ln|adamw||1.0|6","stamp":{"lr":"1.0"},"ru')
+    return folder, {key_of(line): line for line in ledger.read_text().splitlines()[:-1]}
 
 
 @pytest.fixture(scope="module")
@@ -82,9 +87,9 @@ def test_a_killed_suite_goes_on_without_flying_a_finished_run_again(
 ) -> None:
     (folder, before), (made, told) = killed, resumed
     assert 6 <= len(before) < FLOWN
-    lines = [line for line in (folder / "ledger.jsonl").read_text().splitlines() if not line.endswith('"ru')]
+    lines = [line for line in (folder / "runs.ledger").read_text().splitlines() if not line.endswith('"ru')]
     assert len(lines) == FLOWN
-    assert {json.loads(line)["key"]: line for line in lines}.items() >= before.items()
+    assert {key_of(line): line for line in lines}.items() >= before.items()
     assert told[0][0] == len(before)
     assert told[-1][:2] == (RUNS + len(SEEDS),) * 2
     assert told[-1][2] == 0.0
@@ -96,7 +101,7 @@ def test_a_killed_suite_goes_on_without_flying_a_finished_run_again(
     assert {len(trace.to_numpy("all")["step"]) for trace in traces} == {STEPS}
     # nothing to do: not a line more
     assert run_suite(plan(), folder) == made
-    assert len((folder / "ledger.jsonl").read_text().splitlines()) == len(lines) + 1
+    assert len((folder / "runs.ledger").read_text().splitlines()) == len(lines) + 1
 
 
 def of(made: Suite, method: str, control_of: str = "") -> list[SuiteRun]:
@@ -156,12 +161,12 @@ def test_runs_of_another_guard_text_or_torch_do_not_count(monkeypatch: pytest.Mo
     def flown(**changes: object) -> int:
         """Runs that were not stored, the untouched model among them."""
         wanted = SuitePlan(preset=small, **{"steps": 3, **changes})  # type: ignore[arg-type]
-        before = (out / "ledger.jsonl").read_bytes().count(b"\n") if out.exists() else 0
+        before = (out / "runs.ledger").read_bytes().count(b"\n") if out.exists() else 0
         made = run_suite(wanted, out)
         shown = [(run.method, run.steps) for run in made.runs]
         assert shown == [("adamw", wanted.steps), ("guard:guard.toml", wanted.steps)]
         assert {len(trace.to_numpy("all")["step"]) for trace in read_traces(out / "traces")} == {wanted.steps}
-        return (out / "ledger.jsonl").read_bytes().count(b"\n") - before
+        return (out / "runs.ledger").read_bytes().count(b"\n") - before
 
     assert flown() == 3
     assert flown() == 0
@@ -174,8 +179,23 @@ def test_runs_of_another_guard_text_or_torch_do_not_count(monkeypatch: pytest.Mo
     assert str(tmp_path) not in (out / "results.csv").read_text()
 
 
+def test_a_run_whose_line_holds_a_flipped_digit_is_flown_again(tmp_path: Path) -> None:
+    small = Preset(
+        name="test", about="A test.", workloads=("post_ln",), methods=("adamw",), controlled=(), seeds=(5,), lrs=(0.01,)
+    )
+    asked = SuitePlan(preset=small, steps=3, traces=False)
+    made = run_suite(asked, tmp_path)
+    path = tmp_path / "runs.ledger"
+    whole = path.read_text()
+    place = whole.index('"final_loss":', whole.index("adamw")) + len('"final_loss":') + 3
+    path.write_text(whole[:place] + str((int(whole[place]) + 1) % 10) + whole[place + 1 :])
+    again = run_suite(asked, tmp_path)
+    assert [run.final_loss for run in again.runs] == [run.final_loss for run in made.runs]
+    assert path.read_bytes().count(b"\n") == 3, "the untouched model, the run, and the run again"
+
+
 def test_a_second_suite_in_the_same_folder_is_refused(tmp_path: Path) -> None:
-    with Ledger(tmp_path / "ledger.jsonl").held(), pytest.raises(StressError, match="another lbw stress is at work"):
+    with Ledger(tmp_path / "runs.ledger").held(), pytest.raises(StressError, match="another lbw stress is at work"):
         run_suite(plan(), tmp_path)
 
 
@@ -224,7 +244,7 @@ def test_every_preset_names_what_there_is_and_its_estimate_is_of_its_size() -> N
 def test_a_plan_that_makes_no_sense_is_refused(changes: dict[str, object], message: str) -> None:
     base = plan().preset
     with pytest.raises(StressError, match="stress suite 'test'") as caught:
-        SuitePlan(preset=module.dataclasses.replace(base, **({"controlled": ()} | changes)))
+        SuitePlan(preset=dataclasses.replace(base, **({"controlled": ()} | changes)))
     assert message in str(caught.value)
 
 
@@ -241,6 +261,6 @@ def test_the_smoothed_loss_is_a_trailing_mean_and_nan_stays_nan() -> None:
 
 
 def test_a_trace_is_left_out_when_asked(tmp_path: Path) -> None:
-    small = module.dataclasses.replace(plan().preset, methods=("adamw",), controlled=(), seeds=(5,), lrs=(0.01,))
+    small = dataclasses.replace(plan().preset, methods=("adamw",), controlled=(), seeds=(5,), lrs=(0.01,))
     run_suite(SuitePlan(preset=small, steps=3, traces=False), tmp_path)
-    assert sorted(os.listdir(tmp_path)) == ["ledger.jsonl", "results.csv", "suite.json"]
+    assert sorted(os.listdir(tmp_path)) == ["results.csv", "runs.ledger", "suite.json"]
