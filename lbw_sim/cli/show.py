@@ -15,6 +15,7 @@ def show(
     as_json: Json = False,
 ) -> None:
     """Show what a trace holds and how it was recorded, or a guard's full spec."""
+    from lbw_sim.errors import LbwError, unknown_name
     from lbw_sim.guard import GuardSpec, preset_names
 
     path = Path(what)
@@ -48,6 +49,8 @@ def show(
             "provenance": dict(meta.provenance),
         }
 
+    if not path.exists() and "/" not in what:
+        raise LbwError(f"no traces folder here and {unknown_name('guard preset or TOML file', what, preset_names())}")
     runs = load_traces(path)
     if as_json:
         print_json([facts(trace) for trace in runs])
