@@ -25,7 +25,17 @@ def main() -> None:
             raise
         print("lbw: this command trains models and needs torch: pip install 'lbw-sim[live]'", file=sys.stderr)
         sys.exit(2)
-    except BrokenPipeError:
-        # `lbw … | head`: the reader has seen enough
-        sys.stderr.close()
-        sys.exit(0)
+    except OSError as error:
+        # a full disk, a folder that may not be written: not a fault of the program
+        what = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
+        print(f"lbw: {what}", file=sys.stderr)
+        sys.exit(2)
+    except SystemExit as end:
+        # typer turns both into an exit of its own, and says nothing
+        reason = end.__context__
+        if isinstance(reason, BrokenPipeError):
+            # `lbw … | head`: the reader has seen enough
+            sys.exit(0)
+        if reason is not None and isinstance(reason.__cause__, KeyboardInterrupt):
+            print("lbw: interrupted", file=sys.stderr)
+        raise

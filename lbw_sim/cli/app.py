@@ -57,6 +57,11 @@ def _options(
     pass
 
 
+def _paragraphs(text: str) -> str:
+    """A docstring without the line breaks of its source, which a terminal of another width would show."""
+    return "\n\n".join(" ".join(part.split()) for part in text.split("\n\n"))
+
+
 for module in (
     demo,
     record,
@@ -81,4 +86,5 @@ for module in (
 ):
     name = module.__name__.rpartition(".")[2]
     # `import` is a word of Python's own
-    app.command(name.rstrip("_"))(getattr(module, name))
+    command = getattr(module, name)
+    app.command(name.rstrip("_"), help=_paragraphs(command.__doc__))(command)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lbw_sim.cli.options import Json, ManyTraces, Plugins, load_guards, load_traces, print_table, stages
+from lbw_sim.cli.options import Json, ManyTraces, Plugins, counted, load_guards, load_traces, print_table, stages
 from lbw_sim.errors import LbwError
 
 if TYPE_CHECKING:
@@ -105,8 +105,8 @@ def _print(report: BacktestReport, spec: GuardSpec, guard: str, out: Path) -> No
     )
     typer.echo(
         f'{out}: promoted with it, attach(…, "{guard}", mode="active", backtest="{out}"), guard {spec.name!r} '
-        f"({spec.fingerprint}) acts on a live run on the word of {len(report.runs)} recorded ones, in which it "
-        f"{recalled} and raised {whole.false_alarms} false alarms."
+        f"({spec.fingerprint}) acts on a live run on the word of {counted(len(report.runs), 'recorded run')}, in "
+        f"which it {recalled} and raised {counted(whole.false_alarms or 0, 'false alarm')}."
     )
 
 

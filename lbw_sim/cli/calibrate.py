@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lbw_sim.cli.options import Plugins, Traces, load_traces, print_table, stages
+from lbw_sim.cli.options import Plugins, Traces, counted, load_traces, print_table, stages
 
 
 def calibrate(
@@ -22,7 +22,7 @@ def calibrate(
     fix: Annotated[
         list[str] | None, typer.Option("--fix", help="Keep a parameter: name, or name=value; repeat.")
     ] = None,
-    draws: Annotated[int, typer.Option(help="Fits to resampled runs, for the uncertainty.")] = 20,
+    draws: Annotated[int, typer.Option(min=0, help="Fits to resampled runs, for the uncertainty.")] = 20,
     seed: Annotated[int, typer.Option(help="Seed of resampling and of the groups held out.")] = 0,
     plugin: Plugins = None,
 ) -> None:
@@ -69,11 +69,14 @@ def calibrate(
     print_table(rows, [Column("parameter", "parameter"), Column("value", "value", ".4g"), Column("sd", "sd", ".2g")])
     columns = [Column("run_id", "run not seen by the fit"), Column("rmse", "rmse,\nnats", ".3f"),
                Column("final_error", "error at\nthe end", "+.3f")]  # fmt: skip
-    print_table([error._asdict() for error in spec.held_out], columns)
+    if spec.held_out:
+        print_table([error._asdict() for error in spec.held_out], columns)
+    else:
+        typer.echo("No run was left out of the fit: nothing tells how well this plant predicts. Give two runs or more.")
     assert spec.fitted is not None
     low, high, steps, rise, fall, scale = spec.fitted
     typer.echo(
-        f"{len(spec.training)} runs fitted: learning rate {low:.3g} to {high:.3g}, up to {steps} steps, "
+        f"{counted(len(spec.training), 'run')} fitted: learning rate {low:.3g} to {high:.3g}, up to {steps} steps, "
         f"from step to step up to × {rise:.3g} and ÷ {fall:.3g}, scale down to {scale:.3g}."
     )
     typer.echo(f"{out}: plant {spec.fingerprint}. Next: lbw simulate --plant {out} --guard default")

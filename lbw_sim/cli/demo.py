@@ -15,7 +15,7 @@ def demo(
 ) -> None:
     """Train tiny GPTs for real, record, replay, choose a guard, verify it and fly it on fresh seeds.
 
-    Takes about three minutes on two cores and needs no download. Says where the guard loses.
+    Takes some minutes on two cores and needs no download. Says where the guard loses.
     """
     import time
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lbw_sim.cli.options import Json, print_json, stages
+from lbw_sim.cli.options import Json, counted, print_json, stages
 
 MOST_LINES = 30
 
@@ -53,6 +53,7 @@ def import_(
     from lbw_sim.errors import LbwError
     from lbw_sim.trace.importers import Imported, PassedOver, import_path
     from lbw_sim.trace.importers.hand_labels import read_hand_labels
+    from lbw_sim.trace.limitations import by_text
 
     named = {
         "step": step, "loss": loss, "lr": lr, "grad_norm": grad_norm, "update_norm": update_norm, "tokens": tokens,
@@ -82,16 +83,15 @@ def import_(
             }
         )
     else:
-        for run in runs:
-            for suspicion in run.suspicions:
-                typer.echo(f"{run.run_id}: {suspicion}")
+        for line in by_text((run.run_id, run.suspicions) for run in runs):
+            typer.echo(f"note: {line}")
         for item in passed[:MOST_LINES]:
             typer.echo(f"not imported: {item.path}: {item.reason}")
         if len(passed) > MOST_LINES:
             typer.echo(f"not imported: {len(passed) - MOST_LINES} more files; --json lists them all")
         kinds = ", ".join(sorted({run.importer for run in runs}))
         typer.echo(
-            f"{len(runs)} runs, {sum(run.rows for run in runs)} rows in {out}"
+            f"{counted(len(runs), 'run')}, {sum(run.rows for run in runs)} rows in {out}"
             + (f" ({kinds}). Next: lbw replay {out}" if runs else "")
         )
     if not runs:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lbw_sim.cli.options import Json, Traces, load_traces, print_json, print_table, watched
+from lbw_sim.cli.options import Json, Traces, counted, load_traces, print_json, print_table, watched
 
 if TYPE_CHECKING:
     from lbw_sim.trace import Label
@@ -103,7 +103,10 @@ def label(
         typer.echo("Without a number: proposed, not written.")
     for change in changes:
         typer.echo(change)
-    typer.echo(f"{len(chosen)} runs, {sum(row['number'] is not None for row in shown)} labels, {len(changes)} changes")
+    typer.echo(
+        f"{counted(len(chosen), 'run')}, {counted(sum(row['number'] is not None for row in shown), 'label')}, "
+        f"{counted(len(changes), 'change')}"
+    )
 
 
 def _words(item: Label) -> str:

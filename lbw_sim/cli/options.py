@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
+
+from lbw_sim.errors import LbwError
 
 if TYPE_CHECKING:
     from lbw_sim.guard import GuardSpec
@@ -69,11 +72,38 @@ def tell_limits(runs: Sequence[Trace], use: str, anyway: bool = False) -> None:
 
 
 def until_interrupted(items: Iterable[T]) -> Iterator[T]:
-    """The items; Ctrl-C ends them, so that what was finished is still shown. Says so on standard error."""
+    """The items; Ctrl-C ends them, so that what was finished is still shown. Says so on standard error.
+
+    Where nothing was finished yet, the interrupt goes on: an empty table would look like a result.
+    """
+    finished = 0
     try:
-        yield from items
+        for item in items:
+            finished += 1
+            yield item
     except KeyboardInterrupt:
+        if not finished:
+            raise
         print("lbw: interrupted; what follows is what was finished", file=sys.stderr)
+
+
+def check_output(path: Path) -> None:
+    """Refuse an output file that could not be written, before the work and not after it. Raises LbwError."""
+    if path.is_dir():
+        raise LbwError(f"{path} is a folder; name a file")
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not folder.is_dir():
+        raise LbwError(f"{path} cannot be written: {folder} is a file")
+    if not os.access(folder, os.W_OK):
+        raise LbwError(f"{path} cannot be written: {folder} is not yours to write")
+
+
+def check_figure(path: Path) -> None:
+    """The same for a figure, by its name as well. Raises LbwError."""
+    from lbw_sim.plots import check_name
+
+    check_name(path)
+    check_output(path)
 
 
 @contextmanager
@@ -90,6 +120,7 @@ def stages() -> Iterator[Callable[[str, int, int], None]]:
         TimeRemainingColumn,
     )
 
+    console = Console(stderr=True)
     columns = (
         TextColumn("{task.description:20}"),
         BarColumn(),
@@ -98,7 +129,8 @@ def stages() -> Iterator[Callable[[str, int, int], None]]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    bars = Progress(*columns, console=Console(stderr=True))
+    # a log file has no use for bars
+    bars = Progress(*columns, console=console, disable=not console.is_terminal)
     tasks: dict[str, TaskID] = {}
 
     def report(stage: str, done: int, total: int) -> None:
@@ -124,13 +156,35 @@ def watched(items: Sequence[T], what: str) -> Iterator[T]:
 
 
 def print_table(rows: Sequence[Mapping[str, object]], columns: Sequence[Column]) -> None:
-    """A table on standard output; into a file or a pipe it is as wide as it needs to be."""
+    """A table on standard output; into a file or a pipe it is as wide as it needs to be.
+
+    In a terminal that is too narrow for it, each row is a block of lines: no figure is cut off.
+    """
     from rich.console import Console
 
     from lbw_sim.score import rich_table
 
-    width = None if sys.stdout.isatty() else 1000
-    Console(width=width).print(rich_table(rows, columns))
+    console = Console(width=None if sys.stdout.isatty() else 1000)
+    table = rich_table(rows, columns)
+    if console.measure(table, options=console.options.update(width=1000)).maximum <= console.width:
+        console.print(table)
+        return
+    titles = [column.title.replace("-\n", "").replace("\n", " ") for column in columns]
+    width = max(len(title) for title in titles)
+    for row in rows:
+        print()
+        for title, column in zip(titles, columns, strict=True):
+            print(f"{title:{width}}  {column.cell(row)}")
+    print()
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with its noun.
+
+    >>> counted(1, "run"), counted(1_200, "run")
+    ('1 run', '1200 runs')
+    """
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def print_json(document: Any) -> None:

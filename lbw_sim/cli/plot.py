@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lbw_sim.cli.options import Plugins, Traces, load_guards, load_traces, watched
+from lbw_sim.cli.options import Plugins, Traces, check_output, counted, load_guards, load_traces, watched
 
 
 def plot(
@@ -32,7 +32,7 @@ def plot(
     for wanted in run or ():
         if wanted not in found:
             raise LbwError(unknown_name("run", wanted, found))
-    out.mkdir(parents=True, exist_ok=True)
+    check_output(out / f"comparison.{file_format}")
     chosen = [trace for run_id, trace in found.items() if not run or run_id in run]
     drawn = {}
     for trace in watched(chosen, "drawing"):
@@ -46,4 +46,4 @@ def plot(
         save(run_figure(columns, trace.labels, title, mode=mode), out / f"{trace.run_id}.{file_format}")
     if len(drawn) > 1:
         save(comparison_figure(drawn), out / f"comparison.{file_format}")
-    typer.echo(f"{len(drawn) + (len(drawn) > 1)} figures in {out}")
+    typer.echo(f"{counted(len(drawn) + (len(drawn) > 1), 'figure')} in {out}")

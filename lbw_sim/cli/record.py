@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lbw_sim.cli.options import Json, Plugins, load_guards, print_json, stages
+from lbw_sim.cli.options import Json, Plugins, counted, load_guards, print_json, stages
 
 
 def record(
@@ -74,4 +74,4 @@ def record(
         return
     for row in rows:
         typer.echo(f"{row['run']}: final validation loss {row['validation_loss']:.3f} nats per byte")
-    typer.echo(f"{len(rows)} runs in {out}. Next: lbw plot {out}, lbw score {out}")
+    typer.echo(f"{counted(len(rows), 'run')} in {out}. Next: lbw plot {out}, lbw score {out}")

@@ -14,6 +14,7 @@ from lbw_sim.cli.options import (
     Json,
     Plugins,
     Traces,
+    check_output,
     load_guards,
     load_traces,
     print_json,
@@ -31,7 +32,7 @@ def replay(
     plugin: Plugins = None,
     alarms: Annotated[
         Path | None,
-        typer.Option("--alarms", help="Write {run: [[first step, last step], …]} of one guard to this JSON file."),
+        typer.Option("--alarms", help="Write {run: \\[\\[first step, last step], …]} of one guard to this JSON file."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -47,6 +48,8 @@ def replay(
     specs = load_guards(guard, plugin)
     if alarms is not None and len(specs) != 1:
         raise LbwError(f"--alarms writes the alarms of one guard, and --guard names {len(specs)}")
+    if alarms is not None:
+        check_output(alarms)
     runs = load_traces(traces)
     tell_limits(runs, "replay")
     limits = {trace.run_id: [limitation.key for limitation in trace.limitations] for trace in runs}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lbw_sim.cli.options import Plugins, load_guards, load_traces, stages
+from lbw_sim.cli.options import Plugins, check_output, counted, load_guards, load_traces, stages
 from lbw_sim.errors import LbwError, unknown_name
 
 if TYPE_CHECKING:
@@ -80,6 +80,7 @@ def report(
     from lbw_sim.report import ReportOptions, build_report, write_report
     from lbw_sim.score.stress_results import is_suite
 
+    check_output(out)
     suites = [Path(path) for path in traces or () if is_suite(Path(path))]
     if suites:
         _suite(suites, list(traces or ()), bool(import_), out, title)
@@ -121,7 +122,7 @@ def report(
     if len(passed_over) > MOST_LISTED:
         typer.echo(f"not imported: {len(passed_over) - MOST_LISTED} more files; lbw import lists them", err=True)
     size = len(made.html.encode("utf-8", "replace")) / 1e6
-    typer.echo(f"{len(made.runs)} runs, {len(made.detailed)} of them in detail: {out} ({size:.1f} MB)")
+    typer.echo(f"{counted(len(made.runs), 'run')}, {len(made.detailed)} of them in detail: {out} ({size:.1f} MB)")
 
 
 def _suite(suites: list[Path], named: list[str], imports: bool, out: Path, title: str) -> None:

@@ -15,6 +15,8 @@ from lbw_sim.cli.options import (
     Json,
     Plugins,
     Traces,
+    check_figure,
+    counted,
     load_guards,
     load_traces,
     print_json,
@@ -65,6 +67,8 @@ def score(
         random_alarms,
     )
 
+    if figure is not None:
+        check_figure(figure)
     specs = load_guards(guard, plugin)
     runs = load_traces(traces)
     tell_limits(runs, "score", anyway)
@@ -83,8 +87,6 @@ def score(
             oracle.append(match(oracle_alarms(*about), *about, ranges=as_json))
             guesses = random_alarms(len(found.steps), per_10k=RANDOM_PER_10K, seed=seed + place_of_run)
             chance.append(match(guesses, *about, ranges=as_json))
-    if not oracle:
-        raise typer.Exit(130)
     scores |= references
     rows = detection_rows(scores, seed=seed, families=families)
     if figure is not None:
@@ -98,8 +100,13 @@ def score(
         shown = [row for row in rows if families or row["group"] == "all"]
         columns = [column for column in DETECTION_COLUMNS if families or column.key not in ("group", "runs")]
         print_table(shown, columns)
-        typer.echo(f"{len(oracle)} runs. recall: labelled events seen. baited: alarms on benign changes.")
+        typer.echo(f"{counted(len(oracle), 'run')}. recall: labelled events seen. baited: alarms on benign changes.")
         typer.echo("latched: clean rows spent in alarm. 95 %: bootstrap over runs.")
+        if not any(trace.labels for trace in runs):
+            typer.echo(
+                "None of these runs is labelled: recall is unknown, and every row counts as clean. "
+                f"lbw label {traces} --propose makes a start."
+            )
         typer.echo(f"oracle knows the labels; random raises {RANDOM_PER_10K:g} alarms per 10,000 rows, anywhere.")
 
 

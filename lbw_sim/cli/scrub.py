@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lbw_sim.cli.options import Json, Traces, load_traces, print_json, watched
+from lbw_sim.cli.options import Json, Traces, counted, load_traces, print_json, watched
 
 
 def scrub(
@@ -30,5 +30,5 @@ def scrub(
     if as_json:
         print_json({"runs": [item._asdict() for item in done], "removed": removed})
         return
-    typer.echo(f"{len(done)} runs, {sum(item.rows for item in done)} rows in {out}")
+    typer.echo(f"{counted(len(done), 'run')}, {sum(item.rows for item in done)} rows in {out}")
     typer.echo(f"removed: {', '.join(removed) or 'nothing'}. Kept besides rows, guard and labels: how it was measured.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -14,6 +15,7 @@ def show(
     as_json: Json = False,
 ) -> None:
     """Show what a trace holds and how it was recorded, or a guard's full spec."""
+    from lbw_sim.errors import LbwError, unknown_name
     from lbw_sim.guard import GuardSpec, preset_names
 
     if what in preset_names() or what.endswith(".toml"):
@@ -46,6 +48,8 @@ def show(
             "provenance": dict(meta.provenance),
         }
 
+    if "/" not in what and not Path(what).exists():
+        raise LbwError(f"no traces folder here and {unknown_name('guard preset or TOML file', what, preset_names())}")
     runs = load_traces(what)
     if as_json:
         print_json([facts(trace) for trace in runs])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -24,8 +25,8 @@ def simulate(
             "repeat.",
         ),
     ] = ["cosine:0.01"],
-    steps: Annotated[int, typer.Option(help="Steps of constant and cosine.")] = 400,
-    warmup: Annotated[int, typer.Option(help="Warm-up steps of cosine.")] = 20,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of constant and cosine.")] = 400,
+    warmup: Annotated[int, typer.Option(min=0, help="Warm-up steps of cosine.")] = 20,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds of the noise.")] = 20,
     noise: Annotated[
         str | None,
@@ -118,6 +119,10 @@ def rates_of(text: str, steps: int, warmup: int) -> tuple[str, Any]:
         except ValueError:
             raise SimulateError(f"--schedule {text!r}: say {kind}:LEARNING_RATE, as in {kind}:0.01") from None
         return text, np.full(steps, peak) if kind == "constant" else warmup_cosine(peak, steps, warmup)
+    if "://" not in text and not Path(text).exists():
+        raise SimulateError(
+            f"--schedule {text!r} is neither constant:LR nor cosine:PEAK, nor a run's folder: there is no such folder"
+        )
     traces = load_traces(text)
     if len(traces) != 1:
         raise SimulateError(f"--schedule {text!r} holds {len(traces)} runs; name one run's folder")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lbw_sim.cli.options import Json, Plugins, load_guards, print_json, print_table
-from lbw_sim.errors import StressError
+from lbw_sim.errors import StressError, unknown_name
 
 if TYPE_CHECKING:
     from lbw_sim.stress.suite import Preset, SuitePlan
@@ -49,6 +50,8 @@ def stress(
     Writes results.csv, table.md, figures and report.html into its folder. Stopped in any way, the same command goes
     on where it was, run by run. Says plainly where a guard does not beat a control.
     """
+    if device not in ("auto", "cpu") and not re.fullmatch(r"cuda(:\d+)?", device):
+        raise StressError(unknown_name("device", device, ("auto", "cpu", "cuda", "cuda:0")))
     load_guards([], plugin)
     from lbw_sim.stress.suite import SuitePlan
 
@@ -124,6 +127,8 @@ def _seeds(text: str) -> tuple[int, ...]:
         first, dash, last = word.partition("-")
         if not first.isdigit() or (dash and not last.isdigit()):
             raise StressError(f"--seeds: {word!r} is neither a whole number nor a range such as 400-404")
+        if last and int(last) < int(first):
+            raise StressError(f"--seeds: {word!r} ends before it begins; say {last}-{first}")
         found += range(int(first), int(last or first) + 1)
     return tuple(found)
 
@@ -184,7 +189,8 @@ def _progress() -> Iterator[Callable[[int, int, float], None]]:
     columns = (
         TextColumn("flying"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.fields[left]}")
     )  # fmt: skip
-    with Progress(*columns, console=Console(stderr=True)) as bars:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
         task = bars.add_task("flying", total=None, left="")
 
         def tell(done: int, total: int, seconds_left: float) -> None:

@@ -41,7 +41,8 @@ def watch(
         view = RunView(found or run)
         view.look()
         if view.tail.meta is None:
-            raise LbwError(f"{found or run}: no run is recorded there yet; without --once it is waited for")
+            where = run if run_id is None else found
+            raise LbwError(f"{where}: no run is recorded there yet; without --once it is waited for")
         if as_json:
             print_json(view.facts())
         else:

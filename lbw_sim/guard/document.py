@@ -47,9 +47,11 @@ def tables_of(
     except tomllib.TOMLDecodeError as reason:
         raise error(f"{where} is not TOML: {reason}") from None
     if raw.get(mark) != format_number:
-        raise error(f"{where}: {mark}={raw.get(mark)!r}; this version reads {mark} = {format_number}")
+        came = f"{mark}={raw[mark]!r}" if mark in raw else f"the line {mark} = {format_number} is missing"
+        raise error(f"{where}: {came}; this version reads {mark} = {format_number}")
     known = {mark, "name", *allowed}
-    problems = [unknown_name("table or key", key, known) for key in raw if key not in known]
+    problems = [] if isinstance(raw.get("name", ""), str) else [f"name={raw['name']!r} is not text"]
+    problems += [unknown_name("table or key", key, known) for key in raw if key not in known]
     problems += [f"table [{key}] is missing" for key in required if key not in raw]
     if problems:
         raise error(f"{where}: {'; '.join(problems)}")

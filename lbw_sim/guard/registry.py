@@ -89,7 +89,7 @@ def load_plugin(path: str | Path) -> list[ComponentMeta]:
     """
     path = Path(path)
     files = sorted(path.glob("*.py")) if path.is_dir() else [path]
-    if not files or not files[0].is_file():
+    if not files or not files[0].is_file() or files[0].suffix != ".py":
         raise ComponentError(f"plugin {path}: no such Python file, or a folder without one")
     registered: list[ComponentMeta] = []
     for file in files:

@@ -3,7 +3,7 @@
 No pyplot and no global state, so figures can be made in servers and threads; nothing is ever shown on a screen.
 """
 
-from lbw_sim.plots.canvas import PHONE_WIDTH, Picture, save
+from lbw_sim.plots.canvas import PHONE_WIDTH, Picture, check_name, save
 from lbw_sim.plots.comparison import comparison_figure
 from lbw_sim.plots.detection import detection_figure
 from lbw_sim.plots.inline import colour_variables, inline_svg
@@ -15,6 +15,7 @@ from lbw_sim.plots.run import plot_trace, run_figure
 __all__ = [
     "PHONE_WIDTH",
     "Picture",
+    "check_name",
     "colour_variables",
     "comparison_figure",
     "detection_figure",

@@ -107,11 +107,16 @@ def same_bytes(**more: object) -> Iterator[None]:
         yield
 
 
+def check_name(path: Path) -> None:
+    """Refuse a file name that tells no format. Raises ScoreError."""
+    if path.suffix.lower() not in SUFFIXES:
+        raise ScoreError(f"cannot save a figure as {path.name!r}; its name must end in {', '.join(SUFFIXES)}")
+
+
 def save(figure: Figure, path: str | Path, *, dots_per_inch: int = 150) -> Path:
     """Write a figure; the suffix says how: .png, .svg or .pdf. Makes the folder. Raises ScoreError."""
     path = Path(path)
-    if path.suffix.lower() not in SUFFIXES:
-        raise ScoreError(f"cannot save a figure as {path.name!r}; its name must end in {', '.join(SUFFIXES)}")
+    check_name(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(path.suffix.lower())

@@ -109,8 +109,12 @@ def train(
     done = 0
     lock = threading.Lock()
 
+    stop = threading.Event()
+
     def count(steps: int) -> None:
         nonlocal done
+        if stop.is_set():
+            raise KeyboardInterrupt
         with lock:
             done += steps
             if progress is not None:
@@ -130,6 +134,10 @@ def train(
         kept = frozenset(keep_steps)
         finished = pool.map(lambda graph: _train_graph(graph, folder, facts, count, starts, kept, hand_over), graphs)
         results = {result.run_id: result for part in finished for result in part}
+    except BaseException:
+        # or the graphs in flight would be trained to their end before anybody heard of it
+        stop.set()
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(threads)

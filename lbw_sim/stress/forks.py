@@ -84,7 +84,9 @@ class ForkAction(NamedTuple):
         try:
             scale = 1.0 if skip else float(found["scale"])
             rule = Planned(scale=scale, skip=int(skip))
-        except (ValueError, LbwError) as error:
+        except ValueError:
+            raise StressError(f"action {text!r}: {found['scale']!r} is not a number; {problem}") from None
+        except LbwError as error:
             raise StressError(
                 f"action {text!r}: {error}. To raise a learning rate on purpose: lbw record --excite"
             ) from None

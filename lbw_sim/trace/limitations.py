@@ -65,10 +65,19 @@ def summary(runs: Iterable[tuple[str, Provenance]]) -> list[str]:
     >>> summary([("a", {"imported": 1, "zero_losses": 2}), ("b", {"imported": 1, "zero_losses": 2})])
     ['a, b: 2 losses are exactly 0: a nan may have been logged as 0']
     """
+    return by_text((run_id, [found.text for found in limitations(provenance)]) for run_id, provenance in runs)
+
+
+def by_text(said: Iterable[tuple[str, Iterable[str]]]) -> list[str]:
+    """One line per text, with the runs of which it is said.
+
+    >>> by_text([("a", ["too short", "sampled"]), ("b", ["sampled"])])
+    ['a: too short', 'a, b: sampled']
+    """
     lines: dict[str, list[str]] = {}
-    for run_id, provenance in runs:
-        for found in limitations(provenance):
-            lines.setdefault(found.text, []).append(run_id)
+    for run_id, texts in said:
+        for text in texts:
+            lines.setdefault(text, []).append(run_id)
     return [f"{_some(ids)}: {text}" for text, ids in lines.items()]
 
 

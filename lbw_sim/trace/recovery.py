@@ -34,7 +34,7 @@ def recover(folder: str | Path) -> list[Recovered]:
     dead. Warns with TraceWarning about each damaged journal.
     """
     if not os.path.isdir(folder):
-        raise TraceError(f"{folder}: no such folder")
+        raise TraceError(f"{folder}: no such folder; name a folder of traces, one run's folder or a Parquet file")
     recovered = []
     for here, folders, names in os.walk(folder):
         folders.sort()

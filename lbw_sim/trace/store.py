@@ -188,7 +188,9 @@ def read_trace(path: str | os.PathLike[str], run_id: str | None = None) -> Trace
             raise TraceError(f"{path} is run {trace.run_id!r}, not {run_id!r}")
         return trace
     runs = sorted(found for name in folders if (found := run_id_of(name)))
-    known = f"runs there: {', '.join(runs[:20])}{', …' if len(runs) > 20 else ''}" if runs else "it holds no run"
+    known = "it holds no run; lbw import brings logs in"
+    if runs:
+        known = f"runs there: {', '.join(runs[:20])}{', …' if len(runs) > 20 else ''}"
     if run_id is None:
         if len(runs) != 1:
             raise TraceError(f"{path}: say which run by run_id; {known}" if runs else f"{path}: {known}")
@@ -233,7 +235,7 @@ def run_paths(path: str | os.PathLike[str]) -> list[str]:
 def _run_folders(top: Place) -> list[Place]:
     """Where runs lie, in a folder or anywhere below it. Raises TraceError."""
     if top.kind() == "nothing":
-        raise TraceError(f"{top}: {top.nothing()}")
+        raise TraceError(f"{top}: {top.nothing()}; name a folder of traces, one run's folder or a Parquet file")
     found, waiting = [], [top]
     while waiting:
         here = waiting.pop()

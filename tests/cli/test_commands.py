@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
+import os
+import pty
 import shutil
+import signal
+import struct
 import subprocess
 import sys
+import termios
+import time
 from pathlib import Path
 
 import pytest
 from commands import lbw, lbw_alone
+
+from lbw_sim.trace import read_traces
 
 COMMANDS = (
     "demo", "record", "watch", "import", "show", "label", "replay", "score", "compare", "report", "backtest", "verify",
@@ -166,7 +176,7 @@ def test_an_analyzer_dropped_into_a_folder_is_listed_checked_replayed_and_scored
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["show", "no-such-folder"], "no such"),
+        (["show", "no-such-folder"], "no traces folder here"),
         (["score", "{empty}"], "holds no run"),
         (["import", "no-such-file"], "no such file or folder"),
         (["import", "{empty}"], "no run was found in"),
@@ -184,16 +194,103 @@ def test_an_analyzer_dropped_into_a_folder_is_listed_checked_replayed_and_scored
         (["tune", "{traces}", "-o", "nowhere/guard.toml"], "its folder is not there"),
         (["tune", "{traces}", "-o", "{empty}/guard.toml", "--search", "sobl"], "Did you mean 'sobol'?"),
         (["tune", "{empty}", "-o", "{empty}/guard.toml", "--search", "random"], "holds no run"),
+        (["show", "defualt"], "Did you mean 'default'?"),
+        (["replay", "{empty}"], "lbw import brings logs in"),
+        (["replay", "{traces}", "--alarms", "{empty}"], "is a folder; name a file"),
+        (["replay", "{traces}", "--alarms", "{text}/alarms.json"], "is a file"),
+        (["plot", "{traces}", "--out", "{text}"], "is a file"),
+        (["report", "{traces}", "-o", "{empty}"], "is a folder; name a file"),
+        (["score", "{traces}", "--figure", "curve.gif"], "its name must end in"),
+        (["components", "--plugin", "{text}"], "no such Python file"),
+        (["stress", "tiny", "--seeds", "5-2", "--dry-run"], "say 2-5"),
+        (["stress", "tiny", "--device", "gpu", "--dry-run"], "no device named 'gpu'"),
+        (["simulate", "--plant", "lasting_damage", "--schedule", "cosin:0.1"], "neither constant:LR nor cosine:PEAK"),
+        (["fork", "--action", "lr:half"], "'half' is not a number"),
+        (["watch", "{text}", "--once"], "Makefile: no run is recorded there yet"),
         (["tune", "{traces}", "-o", "{empty}/guard.toml", "--executor", "slurm"], "no executor named 'slurm'"),
     ],
 )
 def test_a_mistake_is_one_line_on_standard_error_and_exit_code_2(
     arguments: list[str], message: str, traces: Path, tmp_path: Path
 ) -> None:
-    done = lbw(*(argument.format(traces=traces, empty=tmp_path) for argument in arguments), code=2)
+    text = Path(__file__).parents[2] / "Makefile"
+    done = lbw(*(argument.format(traces=traces, empty=tmp_path, text=text) for argument in arguments), code=2)
     assert done.stderr.startswith("lbw: ")
     assert done.stderr.count("\n") == 1
     assert message in done.stderr
+
+
+def test_help_shows_brackets_and_wraps_by_the_terminal() -> None:
+    assert "{run: [[first" in " ".join(lbw("replay", "--help").stdout.split())
+    assert "the control that each guard asks for" in " ".join(lbw("score", "--help").stdout.split())
+
+
+def test_a_disk_error_is_one_line_and_no_stack_trace(traces: Path) -> None:
+    run = next(traces.iterdir())
+    done = lbw("plot", run, "--out", "/dev/full/figures", code=2)
+    assert done.stderr.count("\n") == 1
+    assert "cannot be written" in done.stderr
+    assert (
+        lbw("calibrate", run, "--plant", "tissue_law", "--draws", 0, "--out", "/dev/full", code=2).stderr.count("\n")
+        == 1
+    )
+
+
+def test_a_log_file_gets_no_progress_bars(traces: Path) -> None:
+    assert lbw("verify", traces).stderr == ""
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(traces: Path) -> None:
+    for command in (["components"], ["import", "--sources"], ["show", str(traces)]):
+        with subprocess.Popen(
+            [sys.executable, "-m", "lbw_sim", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        ) as process:
+            assert process.stdout is not None
+            process.stdout.close()
+            _, said = process.communicate(timeout=60)
+        assert (process.returncode, said) == (0, b""), command
+
+
+def test_ctrl_c_ends_training_at_once_and_keeps_the_rows(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "lbw_sim", "record", "--out", str(tmp_path), "--steps", "1000000"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
+        while process.poll() is None and not any(path.stat().st_size > 50_000 for path in tmp_path.rglob("*.journal")):
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    assert (process.returncode, said) == (130, b"lbw: interrupted\n")
+    assert 0 < read_traces(tmp_path)[0].table().num_rows < 1_000_000
+
+
+def test_a_narrow_terminal_cuts_no_figure_off(traces: Path) -> None:
+    reader, writer = pty.openpty()
+    fcntl.ioctl(writer, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 60, 0, 0))
+    environment = {**os.environ, "COLUMNS": "60"}
+    command = [sys.executable, "-m", "lbw_sim", "score", str(traces), "-g", "default"]
+    with subprocess.Popen(command, stdout=writer, stderr=subprocess.DEVNULL, env=environment) as process:
+        os.close(writer)
+        shown = b""
+        # Linux ends a terminal whose program has gone by an error
+        with contextlib.suppress(OSError):
+            while part := os.read(reader, 4096):
+                shown += part
+    os.close(reader)
+    assert process.returncode == 0
+    text = shown.decode()
+    assert "…" not in text
+    assert "false alarms per 10k (95 %)  0.0" in text
+
+
+def test_score_says_that_nothing_is_labelled(traces: Path, tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    shutil.copytree(next(traces.glob("*none*")), bare / next(traces.glob("*none*")).name)
+    assert "None of these runs is labelled" in lbw("score", bare, "-g", "never").stdout
+    assert "None of these runs is labelled" not in lbw("score", traces, "-g", "never").stdout
+
+
+def test_a_plant_of_one_run_is_called_untested(traces: Path, tmp_path: Path) -> None:
+    done = lbw("calibrate", next(traces.iterdir()), "--plant", "tissue_law", "--draws", 0, "--out", tmp_path / "p.toml")
+    assert "nothing tells how well this plant predicts" in done.stdout
 
 
 def test_tune_writes_a_guard_that_the_other_commands_take(traces: Path, tmp_path: Path) -> None:
@@ -234,7 +331,7 @@ def test_label_proposes_beside_the_labels_and_writes_nothing(own_traces: Path) -
     }
     text = lbw("label", own_traces, "--run", HIT).stdout
     assert "injected" in text
-    assert "1 runs, 1 labels, 0 changes" in text
+    assert "1 run, 1 label, 0 changes" in text
 
 
 def test_label_writes_proposals_once_and_never_over_a_label_that_is_there(own_traces: Path) -> None:

@@ -56,7 +56,7 @@ def test_the_command_keeps_what_it_is_told_to_and_never_writes_over_a_run(tmp_pa
     arguments = ["scrub", str(tmp_path / "traces"), "-o", str(tmp_path / "out"), "--keep", "note"]
     done = CliRunner().invoke(app, arguments)
     assert done.exit_code == 0, done.output
-    assert "1 runs, 100 rows" in done.output
+    assert "1 run, 100 rows" in done.output
     assert "removed: cwd, git_revision, host" in done.output
     assert read_trace(tmp_path / "out").meta.provenance == {"seed": 7, "note": SECRET}
     again = CliRunner().invoke(app, arguments)
