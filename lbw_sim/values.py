@@ -128,6 +128,9 @@ class Signals(NamedTuple):
     gain_ratio: float = nan
     """What the last measured steps did to the loss of their own batches, over twice what their halves would have done:
     1 when the loss is straight along the step, 0 when the whole step brings nothing."""
+    gradient_reach: float = nan
+    """Gradient norm of the median weight matrix over that of all of them; falls when a network stops looking at its
+    input."""
     extra: tuple[float, ...] = ()
     """Further channels passed through, in the order in which the sensor names them."""
 

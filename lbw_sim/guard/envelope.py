@@ -42,7 +42,8 @@ class Envelope:
     """Limits on scale, its rate of change, damping time, control energy, skips and rollbacks.
 
     Whatever is asked for, from the start of any damping the scale is back at exactly 1 after `release_deadline_steps`
-    at the latest. Budgets are leaky buckets: a full allowance at the start, refilled in proportion to steps.
+    at the latest. A forced release asks nobody: where the full learning rate ends the run, as above a cap, make
+    `max_damped_steps` longer than any run. Budgets are leaky buckets: a full allowance at the start, refilled in proportion to steps.
 
     >>> limits = Envelope(min_scale=0.2, max_drop=0.5)
     >>> state, decision = limits.step(limits.init(), 3, Request(Posture.DAMP, float("nan")))
@@ -57,7 +58,7 @@ class Envelope:
     max_drop: float = param(0.75, low=0.01, high=1.0, unit="1/step", doc="largest fall of the scale in one step")
     max_rise: float = param(0.05, low=0.005, high=1.0, unit="1/step", doc="largest rise of the scale in one step")
     max_damped_steps: int = param(
-        300, low=1, high=100_000, unit="steps", doc="longest run of steps below scale 1", log=True
+        300, low=1, high=1_000_000_000, unit="steps", doc="longest run of steps below scale 1", log=True
     )
     rest_steps: int = param(50, low=0, high=10_000, unit="steps", doc="steps at scale 1 after a forced release")
     energy_per_1000_steps: float = param(150.0, low=0.0, high=1000.0, doc="control energy allowed per 1,000 steps")

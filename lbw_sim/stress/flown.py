@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from lbw_sim.errors import StressError
 from lbw_sim.guard import GuardSpec
 from lbw_sim.live import LiveGuard, Probe, Snapshots, attach
-from lbw_sim.live.probes import Canary, FullStepLr, HalfStep, InitialWeightRms, PairedProbe, UpdateNorm
+from lbw_sim.live.probes import Canary, FullStepLr, GradientReach, HalfStep, InitialWeightRms, PairedProbe, UpdateNorm
 from lbw_sim.stress.faults import Fault
 from lbw_sim.stress.fleet import add_noise
 from lbw_sim.stress.leg import Leg
@@ -126,6 +126,7 @@ def every_probe(session: Session, optimizer: torch.optim.Optimizer) -> list[Prob
         InitialWeightRms(session.model),
         FullStepLr(session.model),
         HalfStep(session.model, session.loss, optimizer),
+        GradientReach(optimizer),
         UpdateNorm(optimizer),
     ]
 

@@ -74,7 +74,7 @@ def test_while_the_schedule_comes_down_the_cap_only_takes_back_its_last_cut() ->
 
 
 def test_an_alarm_of_the_inner_analyzer_cuts_deeper() -> None:
-    rule = TrustCap(inner=ProbeRise(limit_share=0.02, confirm=1), first_share=0.25, harm_cut=0.25)
+    rule = TrustCap(inner=ProbeRise(limit_share=0.02, confirm=1), first_share=0.25, harm_cut=0.25, settle_steps=0)
     harmed = Signals(lr=100.0, full_step_lr=4.0, gain_ratio=0.99, probe_gain=1.0, loss_level=2.0)
     state, assessment = rule.step(rule.init(), harmed)
     assert (assessment.regime, state.cap, assessment.evidence) == (Regime.DIVERGING, 0.25, 400.0)
@@ -108,6 +108,34 @@ def test_at_first_no_batch_is_called_bad() -> None:
     assert found == ["WARMUP", "WARMUP", "SPIKE", "SPIKE"]
 
 
+def test_a_collapse_goes_back_halves_the_cap_for_good_and_is_not_told_twice() -> None:
+    rule = TrustCap(inner=ProbeRise(limit_share=0.02, confirm=1), first_share=0.25, collapse_share=0.1, settle_steps=5)
+    harmed = Signals(lr=100.0, full_step_lr=4.0, probe_gain=1.0, loss_level=2.0)
+    state, found = rule.init(), []
+    reaches = [0.5] * 3 + [0.0] * 7 + [0.5] + [0.0] * 5
+    for step, reach in enumerate(reaches):
+        state, assessment = rule.step(state, harmed._replace(gradient_reach=reach, probe_gain=float(step > 9)))
+        found.append((Regime(assessment.regime).name, state.cap))
+    # 0.7 to the seventh is the first below a tenth; what the pair says of the weights before is not heard
+    assert [place for place, (name, _) in enumerate(found) if name == "OSCILLATION"] == [9]
+    assert {cap for _, cap in found[:9]} == {1.0}
+    assert {cap for _, cap in found[9:]} == {0.5}
+    assert "DIVERGING" not in {name for name, _ in found[9:15]}
+    for _ in range(20):
+        state, _ = rule.step(state, Signals(lr=100.0, full_step_lr=4.0, gain_ratio=0.99, gradient_reach=0.5))
+    assert state.cap == 0.5
+
+
+def test_while_the_reach_is_whole_the_cap_grows_at_a_lower_ratio_and_without_one_nothing_changes() -> None:
+    rule = TrustCap(first_share=0.25, whole_share=0.75, whole_ratio=0.85, whole_up=1.5)
+    def given(reach: float) -> list[Signals]:
+        return [Signals(lr=100.0, full_step_lr=4.0, gain_ratio=0.9, gradient_reach=r) for r in (0.8, reach)]
+
+    assert caps(rule, given(0.8)) == [1.5, 2.25]
+    assert caps(rule, given(0.1)) == [1.5, 1.5], "0.3 of the way down: 0.59 of 0.8"
+    assert caps(rule, steps([0.9, 0.9])) == [1.0, 1.0]
+
+
 def requests(rule: UnderCap, asked: Sequence[tuple[Regime, float]]) -> list[Request]:
     state, scale, found = rule.init(), 1.0, []
     for regime, evidence in asked:
@@ -135,7 +163,7 @@ def ratios(measured: Sequence[tuple[float, float]], keep: float) -> list[float]:
     sensor = PairedLossAndTrust(keep=keep)
     state, found = sensor.init(), []
     for step, (whole, half) in enumerate(measured):
-        state, signals = sensor.step(state, Telemetry(step, loss=2.0, extra=(nan, 0.1, whole, half)))
+        state, signals = sensor.step(state, Telemetry(step, loss=2.0, extra=(nan, 0.1, whole, half, nan)))
         found.append(signals.gain_ratio)
     return found
 
@@ -160,22 +188,22 @@ def scales(given: Sequence[Telemetry]) -> list[float]:
 
 
 def test_the_preset_leaves_a_rate_that_the_weights_can_take_alone_and_can_hold_one_to_a_thousandth() -> None:
-    low = [Telemetry(s, loss=2.0, lr=1e-3, nonfinite=0.0, extra=(-0.1, 0.01, -0.19, -0.1)) for s in range(300)]
+    low = [Telemetry(s, loss=2.0, lr=1e-3, nonfinite=0.0, extra=(-0.1, 0.01, -0.19, -0.1, 0.5)) for s in range(300)]
     assert set(scales(low)) == {1.0}
-    high = [Telemetry(s, loss=2.0, lr=10.0, nonfinite=0.0, extra=(-0.1, 0.01, 0.1, 0.1)) for s in range(300)]
+    high = [Telemetry(s, loss=2.0, lr=10.0, nonfinite=0.0, extra=(-0.1, 0.01, 0.1, 0.1, 0.5)) for s in range(300)]
     assert scales(high)[0] == 0.001
     assert set(scales(high)) == {0.001}
 
 
 def test_the_preset_goes_back_only_when_the_weights_are_worse_by_a_fifth() -> None:
     guard = GuardSpec.load("adaptive_cap").build()
-    calm = [Telemetry(s, loss=2.0, lr=1e-3, nonfinite=0.0, extra=(-0.1, 0.01, -0.19, -0.1)) for s in range(40)]
+    calm = [Telemetry(s, loss=2.0, lr=1e-3, nonfinite=0.0, extra=(-0.1, 0.01, -0.19, -0.1, 0.5)) for s in range(40)]
     for gain, expected in ((0.3, set()), (0.5, {2}), (0.9, {0})):
         state, went_back = guard.init(), set()
         for telemetry in [
             *calm,
             *[
-                Telemetry(40 + s, loss=2.0, lr=1e-3, extra=(gain if s % 2 == 0 else nan, 0.01, nan, nan))
+                Telemetry(40 + s, loss=2.0, lr=1e-3, extra=(gain if s % 2 == 0 else nan, 0.01, nan, nan, nan))
                 for s in range(3)
             ],
         ]:

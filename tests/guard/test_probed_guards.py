@@ -122,13 +122,26 @@ def test_the_cap_is_a_share_of_the_weights_and_a_missing_size_caps_nothing() -> 
     ].evidence == pytest.approx(2.0)
 
 
-def test_the_cap_holds_for_a_hundred_thousand_steps_and_lets_go_for_one() -> None:
-    guard = GuardSpec.load("static_cap").with_changes({"envelope.max_damped_steps": 500}).build()
-    state, scales = guard.init(), []
-    for step in range(1200):
-        state, decision = guard.step(state, Telemetry(step, lr=1.0, nonfinite=0.0, extra=(0.2,)))
-        scales.append(decision.scale)
-    assert [step for step, scale in enumerate(scales) if scale == 1.0] == [500, 1001]
+def steps_at_full_rate(spec: GuardSpec, extra: tuple[float, ...], steps: int) -> list[int]:
+    """Under telemetry that says the same for ever: the learning rate is far above the cap."""
+    guard = spec.build()
+    state, found = guard.init(), []
+    for step in range(steps):
+        state, decision = guard.step(state, Telemetry(step, loss=2.0, lr=10.0, nonfinite=0.0, extra=extra))
+        found += [step] if decision.scale == 1.0 else []
+    return found
+
+
+@pytest.mark.parametrize(
+    ("preset", "extra"), [("static_cap", (0.2,)), ("adaptive_cap", (-0.1, 0.01, -0.08, -0.05, 0.5))]
+)
+def test_a_cap_outlasts_the_hundred_thousand_steps_after_which_others_are_let_go(
+    preset: str, extra: tuple[float, ...]
+) -> None:
+    spec = GuardSpec.load(preset)
+    assert steps_at_full_rate(spec, extra, 100_200) == []
+    # what it would do with a limit: one leap to the full rate
+    assert steps_at_full_rate(spec.with_changes({"envelope.max_damped_steps": 500}), extra, 1200) == [500, 1001]
 
 
 DAMAGE, CALM = Regime.DIVERGING, Regime.STABLE

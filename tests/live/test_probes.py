@@ -18,6 +18,7 @@ from lbw_sim.live import attach
 from lbw_sim.live.probes import (
     Canary,
     FullStepLr,
+    GradientReach,
     GradNorm,
     HalfStep,
     InitialWeightRms,
@@ -29,7 +30,7 @@ from lbw_sim.trace import read_trace
 
 EVERYTHING = {
     "grad_norm", "update_norm", "robust_rms", "canary_loss", "probe_gain", "initial_weight_rms", "full_step_lr",
-    "step_gain", "half_step_gain",
+    "step_gain", "half_step_gain", "gradient_reach",
 }  # fmt: skip
 
 
@@ -64,6 +65,7 @@ def all_probes(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Any]:
         InitialWeightRms(model),
         FullStepLr(model),
         HalfStep(model, lambda batch: loss_of(model, batch), optimizer, dense_steps=10, every_steps=5),
+        GradientReach(optimizer, every_steps=2),
     ]
 
 
@@ -102,6 +104,7 @@ def test_training_with_every_probe_is_bit_for_bit_training_without(tmp_path: Pat
         "full_step_lr": 30,
         "step_gain": 14,  # steps 0 to 9, 10, 15, 20 and 25, each told with the next
         "half_step_gain": 14,
+        "gradient_reach": 15,
     }
 
 
@@ -277,6 +280,28 @@ def test_a_half_step_is_measured_on_its_own_batch_and_one_that_a_rollback_cut_of
     assert found == {1: (3.0, 1.25), 2: (10.0, 4.5), 4: (36.0, 17.0), 8: (136.0, 66.0)}
 
 
+def test_the_reach_is_whole_in_a_linear_net_and_gone_in_one_that_ignores_its_input() -> None:
+    torch.manual_seed(0)
+    alive = nn.Sequential(nn.Linear(4, 16), nn.Linear(16, 16), nn.Linear(16, 1))
+    dead = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 16), nn.Linear(16, 1))
+    nn.init.constant_(dead[0].bias, -100.0)  # no unit of the first layer ever fires
+    found = []
+    for model in (alive, dead):
+        optimizer = torch.optim.AdamW(model.parameters())
+        assert GradientReach(optimizer).before_step(0, None) == {}, "no gradient yet"
+        loss_of(model, batch_of(0)).backward()
+        probe = GradientReach(optimizer, every_steps=5)
+        assert probe.before_step(3, None) == {}
+        found.append(float(probe.before_step(5, None)["gradient_reach"]))
+        norms = [float(p.grad.norm()) for p in model.parameters() if p.dim() == 2 and p.grad is not None]
+        assert found[-1] == pytest.approx(sorted(norms)[1] / math.hypot(*norms))
+        for parameter in model.parameters():
+            parameter.grad *= 1024.0
+        assert float(probe.before_step(10, None)["gradient_reach"]) == pytest.approx(found[-1]), "of a scaled loss"
+    assert found[0] > 0.2
+    assert found[1] == 0.0
+
+
 def test_weights_stand_where_they_were_when_the_half_step_cannot_be_measured() -> None:
     model = noisy_model()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
@@ -326,6 +351,7 @@ def test_no_probe_waits_for_the_gpu() -> None:
         InitialWeightRms(model),
         FullStepLr(model),
         HalfStep(model, lambda given: loss_of(model, given), optimizer),
+        GradientReach(optimizer),
     ]
     for step in range(4):
         optimizer.zero_grad()

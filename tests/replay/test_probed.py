@@ -54,6 +54,8 @@ STRUCTURES: dict[str, tuple[Any, Any, Any, str]] = {
             wait=rng.randint(1, 5),
             stale_steps=rng.randint(1, 50),
             settle_steps=rng.randint(0, 50),
+            collapse_share=rng.uniform(0.0, 0.8),
+            whole_share=rng.uniform(0.0, 1.0),
         ),
         lambda rng: UnderCap(inner=drawn(RollBack, rng)),
         "probe_gain",
@@ -73,6 +75,7 @@ def test_probed_guards_give_the_bits_of_python_in_lanes(structure: str) -> None:
         if structure == "trust":
             columns["full_step_lr"] = np.full(250, columns["lr"][0])
             columns["half_step_gain"] = measured * noise.normal(-0.1, 0.05, 250)
+            columns["gradient_reach"] = measured * noise.uniform(0.0, 1.0, 250)
             columns["step_gain"] = columns["half_step_gain"] * noise.normal(1.7, 0.2, 250)
         specs = [
             GuardSpec.of(

@@ -13,6 +13,8 @@ LARGEST, LEAST = 1e12, 1e-12
 """Learning rates beyond these count as these."""
 LONGEST_STEPS = 1_000_000_000
 """Counters go no further."""
+REACH_WEIGHT = 0.3
+"""Of the newest reach in its mean: one batch tells little."""
 
 
 class TrustCapState(NamedTuple):
@@ -32,10 +34,16 @@ class TrustCapState(NamedTuple):
     silent_steps: int
     """Steps since the last ratio, as far as they matter."""
     age_steps: int
-    """Steps since the start, as far as they matter."""
+    """Steps since the start or the last collapse, as far as they matter."""
+    reach: float
+    """Mean of the gradient's reach over the last few steps; 0 before the first."""
+    best_reach: float
+    """The largest that it has been since the last collapse."""
+    ceiling: float
+    """The cap grows no further; 0: there is none."""
 
 
-@analyzer(version=1, needs=("lr", "full_step_lr", "gain_ratio"))
+@analyzer(version=2, needs=("lr", "full_step_lr", "gain_ratio"), uses=("gradient_reach",))
 class TrustCap:
     """The inner analyzer's regime; the evidence is the schedule's peak over the cap, above 1 when it is too high.
 
@@ -50,10 +58,19 @@ class TrustCap:
       one was a false alarm;
     - after an alarm of the inner analyzer it falls to `harm_cut` times what was in force.
 
+    What kills a post-LN transformer is not to be seen there: its steps stay straight while it stops looking at its
+    input. `gradient_reach` tells, within some fifteen steps. Its mean over the last few steps against the best so far:
+
+    - below `collapse_share` the network has collapsed, which does not heal: the regime is OSCILLATION, on which a
+      policy goes back as far as it can; the cap falls to `collapse_cut` times what was in force and never rises above
+      that again, and the best reach is forgotten;
+    - above `whole_share` nothing of the kind is near, and the cap grows by `whole_up` already above `whole_ratio`.
+
     While the schedule comes down, at less than `still` of its peak, the ratio rises by itself and would undo the decay:
     then the cap grows no further than to where it was before the last cut. A ratio that stops coming is no evidence:
-    after `stale_steps` without one the cap opens by 5 % a step. In the first `settle_steps` a SPIKE of the inner
-    analyzer is WARMUP: the noise of the loss is not known yet.
+    after `stale_steps` without one the cap opens by 5 % a step; without a reach nothing collapses and nothing is whole.
+    In the first `settle_steps`, and in as many after a collapse, SPIKE, DIVERGING and OSCILLATION of the inner analyzer
+    are WARMUP: the noise of the loss is not known yet, or what it compares with was taken back.
 
     The peak and not the present rate is capped, so that what divides by the evidence keeps the schedule's shape:
     warm-up and decay stay, only lower. The peak is forgotten when the learning rate has been below half of it for as
@@ -61,22 +78,19 @@ class TrustCap:
     run; the new peak is then the learning rate of that step. A schedule that falls fast and goes on for long, such as
     1/√step, is followed in stairs. Neither rule knows the length of the run.
 
-    Known trap: a rate at which steps are straight enough can still make a deep post-LN model collapse some fifty steps
-    later. What prevents that is the low first cap, not the ratio.
-
     >>> rule, cap = TrustCap(), []
     >>> state = rule.init()
     >>> for ratio in [0.95, 0.95, 0.8, 0.3]:
     ...     state, _ = rule.step(state, Signals(lr=1.0, full_step_lr=0.08, gain_ratio=ratio))
     ...     cap.append(round(state.cap, 5))
     >>> cap
-    [0.013, 0.0169, 0.0169, 0.01352]
+    [0.0364, 0.04732, 0.04732, 0.03786]
     """
 
     inner: Analyzer = part(BadBatch, doc="the analyzer that names the regime")
-    first_share: float = param(0.125, low=1e-3, high=1e6, doc="first cap, as a share of full_step_lr", log=True)
+    first_share: float = param(0.35, low=1e-3, high=1e6, doc="first cap, as a share of full_step_lr", log=True)
     cut_ratio: float = param(0.7, low=-1.0, high=1.0, doc="ratio below which a cap that is in the way falls")
-    alarm_ratio: float = param(0.7, low=-1.0, high=1.0, doc="ratio below which a cap is put in the way")
+    alarm_ratio: float = param(0.5, low=-1.0, high=1.0, doc="ratio below which a cap is put in the way")
     grow_ratio: float = param(0.93, low=0.0, high=2.0, doc="ratio above which the cap may grow")
     up: float = param(1.3, low=1.001, high=2.0, doc="factor of one growth")
     down: float = param(0.8, low=0.1, high=0.99, doc="factor of one cut")
@@ -84,20 +98,31 @@ class TrustCap:
     harm_cut: float = param(0.5, low=0.05, high=1.0, doc="factor of a cut after an alarm of the inner analyzer")
     still: float = param(0.9, low=0.0, high=1.0, doc="share of the peak below which the schedule comes down")
     stale_steps: int = param(100, low=1, high=100_000, unit="steps", doc="silence after which the cap opens")
-
-    settle_steps: int = param(20, low=0, high=10_000, unit="steps", doc="first steps, in which no batch is called bad")
+    collapse_share: float = param(0.1, low=0.0, high=1.0, doc="share of its best below which the reach has collapsed")
+    collapse_cut: float = param(0.5, low=0.05, high=1.0, doc="factor of the cut after a collapse, which is for good")
+    whole_share: float = param(0.75, low=0.0, high=2.0, doc="share of its best above which the reach is whole")
+    whole_ratio: float = param(0.88, low=0.0, high=2.0, doc="ratio above which the cap may grow while it is")
+    whole_up: float = param(1.15, low=1.001, high=2.0, doc="factor of one growth then")
+    settle_steps: int = param(20, low=0, high=10_000, unit="steps", doc="first steps, in which the inner one is not asked")
 
     def init(self) -> TrustCapState:
         """No schedule, no cap."""
-        return TrustCapState(self.inner.init(), 0.0, 0, 0.0, 0.0, self.wait, 0, 0)
+        return TrustCapState(self.inner.init(), 0.0, 0, 0.0, 0.0, self.wait, 0, 0, 0.0, 0.0, 0.0)
 
     def step(self, state: TrustCapState, signals: Signals) -> tuple[TrustCapState, Assessment]:
         """Ask the inner analyzer, then look at the learning rate and at the ratio, if there is one."""
         inner, assessment = self.inner.step(state.inner, signals)
         regime = assessment.regime
         age_steps = min(state.age_steps + 1, self.settle_steps + 1)
-        if regime == Regime.SPIKE and age_steps <= self.settle_steps:
-            regime = int(Regime.WARMUP)
+        alarmed = regime == Regime.DIVERGING or regime == Regime.OSCILLATION
+        if age_steps <= self.settle_steps and (alarmed or regime == Regime.SPIKE):
+            regime, alarmed = int(Regime.WARMUP), False
+        reach, best_reach, ceiling = state.reach, state.best_reach, state.ceiling
+        if signals.gradient_reach >= 0.0:
+            now = min(1.0, signals.gradient_reach)
+            reach = reach + REACH_WEIGHT * (now - reach) if reach > 0.0 else now
+            best_reach = max(best_reach, reach)
+        collapsed, whole = reach < self.collapse_share * best_reach, reach > self.whole_share * best_reach
         peak_lr, tenure_steps = state.peak_lr, state.tenure_steps
         lr = 0.0
         # a learning rate of 0, before a warm-up or after a decay, says nothing about the peak
@@ -115,7 +140,13 @@ class TrustCap:
             cap = max(LEAST, min(LARGEST, self.first_share * signals.full_step_lr))
         in_force = min(cap, peak_lr) if cap > 0.0 else peak_lr
         ratio = signals.gain_ratio
-        if regime == Regime.DIVERGING or regime == Regime.OSCILLATION:
+        if collapsed:
+            regime = int(Regime.OSCILLATION)
+            reach, best_reach, age_steps = 0.0, 0.0, 0
+            if in_force > 0.0:
+                cap = max(LEAST, self.collapse_cut * in_force)
+                before_cut, measured, ceiling = 0.0, 0, cap
+        elif alarmed:
             if in_force > 0.0:
                 cap, before_cut, measured = max(LEAST, self.harm_cut * in_force), in_force, 0
         elif ratio == ratio:
@@ -126,11 +157,15 @@ class TrustCap:
                     cap, before_cut, measured = max(LEAST, self.down * in_force), in_force, 0
             elif ratio > self.grow_ratio and cap < peak_lr and lr >= self.still * peak_lr:
                 cap = min(LARGEST, cap * self.up)
+            elif ratio > self.whole_ratio and whole and cap < peak_lr and lr >= self.still * peak_lr:
+                cap = min(LARGEST, cap * self.whole_up)
             elif ratio > 0.5 * (self.cut_ratio + self.grow_ratio) and cap < before_cut:
                 cap = min(before_cut, cap * self.up)
         elif silent_steps >= self.stale_steps:
             cap = min(LARGEST, cap * 1.05)
+        if ceiling > 0.0:
+            cap = min(cap, ceiling)
         evidence = peak_lr / cap if cap > 0.0 and peak_lr > 0.0 else nan
         return TrustCapState(
-            inner, peak_lr, tenure_steps, cap, before_cut, measured, silent_steps, age_steps
+            inner, peak_lr, tenure_steps, cap, before_cut, measured, silent_steps, age_steps, reach, best_reach, ceiling
         ), Assessment(regime, evidence, signals.lr)

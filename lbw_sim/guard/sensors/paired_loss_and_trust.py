@@ -28,13 +28,13 @@ class PairedLossAndTrustState(NamedTuple):
 
 
 @sensor(
-    version=1,
+    version=2,
     uses=meta(PairedLoss).uses,
-    emits=(*meta(PairedLoss).emits, "full_step_lr", "gain_ratio"),
-    extra=(*meta(PairedLoss).extra, "full_step_lr", "step_gain", "half_step_gain"),
+    emits=(*meta(PairedLoss).emits, "full_step_lr", "gain_ratio", "gradient_reach"),
+    extra=(*meta(PairedLoss).extra, "full_step_lr", "step_gain", "half_step_gain", "gradient_reach"),
 )
 class PairedLossAndTrust:
-    """What `paired_loss` makes of loss and paired probe; channel `full_step_lr` as it came; and `gain_ratio`.
+    """What `paired_loss` makes of loss and paired probe; channels `full_step_lr` and `gradient_reach` as they came; and `gain_ratio`.
 
     The ratio is one of two means: what the last few measured steps did to the loss of their own batch, channel
     `step_gain`, over twice what half of each step would have done, `half_step_gain`. So a step that did little counts
@@ -43,7 +43,7 @@ class PairedLossAndTrust:
     half a step harms and the whole one helps, which is noise.
 
     >>> sensor = PairedLossAndTrust()
-    >>> now = Telemetry(step=1, loss=2.4, extra=(nan, 0.05, -0.1, -0.0625))
+    >>> now = Telemetry(step=1, loss=2.4, extra=(nan, 0.05, -0.1, -0.0625, nan))
     >>> sensor.step(sensor.init(), now)[1].gain_ratio
     0.8
     """
@@ -74,5 +74,5 @@ class PairedLossAndTrust:
             elif gain > 0.0:
                 ratio = -1.0
         return PairedLossAndTrustState(inner, size, gain, twice_half), signals._replace(
-            full_step_lr=telemetry.extra[1], gain_ratio=ratio
+            full_step_lr=telemetry.extra[1], gain_ratio=ratio, gradient_reach=telemetry.extra[4]
         )

@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lbw_sim.errors import StressError
-from lbw_sim.stress.faults import Fault
-from lbw_sim.stress.shapes import SHAPES, SIDE, Classes, Pictures, pictures
-from lbw_sim.stress.text import CANARY_SEED
-from lbw_sim.stress.workload import Facts, Setting, Workload
+from lbw_sim.stress.picture_session import BATCH, Pair, PictureSession
+from lbw_sim.stress.shapes import SHAPES, SIDE
+from lbw_sim.stress.workload import Setting, Workload
 
-PATCH, WIDTH, LAYERS, BATCH = 4, 32, 2, 64
+PATCH, WIDTH, LAYERS = 4, 32, 2
 PATCHES = (SIDE // PATCH) ** 2
-VALIDATION_BATCHES, VALIDATION_BATCH = 4, 256
-
-_TRAIN, _LABELS, _VALIDATION = 21, 22, 23
-"""First numbers of the keys of random draws: no two of them meet."""
-
-Pair = tuple[Tensor, Tensor]
-"""Pictures [batch, SIDE, SIDE] and classes [batch]."""
 
 
 class _Mlp(nn.Sequential):
@@ -62,52 +52,8 @@ class _Mixer(nn.Module):
         return functional.cross_entropy(self.head(self.norm(x).mean(dim=1)), classes)
 
 
-class _Session:
-    unit = "image"
-    tokens_per_step = BATCH
-
-    def __init__(self, seed: int) -> None:
-        self.model: nn.Module = _Mixer(seed)
-        self.facts: Facts = {"text": None, "images": "eight noisy shapes"}
-        self._seed = seed
-
-    def batch(self, step: int, fault: Fault | None = None) -> Pair:
-        drawn_step = step
-        if fault is not None:
-            if fault.corpus is not None:
-                raise StressError(f"fault {fault.name!r} switches the text, and workload 'mixer' has none")
-            if fault.repeats_batch and fault.active(step):
-                drawn_step = fault.onset_step
-        drawn, classes = _tensors(*pictures(BATCH, _TRAIN, self._seed, drawn_step))
-        if fault is not None and fault.random_labels and fault.active(step):
-            generator = np.random.default_rng((_LABELS, self._seed, step))
-            classes = torch.from_numpy(generator.integers(0, len(SHAPES), BATCH))
-        return drawn, classes
-
-    def canary_batch(self) -> Pair:
-        return _tensors(*pictures(BATCH, _TRAIN, CANARY_SEED + self._seed, 0))
-
-    def loss(self, batch: Pair) -> Tensor:
-        loss: Tensor = self.model(batch)
-        return loss
-
-    def validation_loss(self) -> float:
-        with torch.no_grad():
-            found = [
-                self.loss(_tensors(*pictures(VALIDATION_BATCH, _VALIDATION, part)))
-                for part in range(VALIDATION_BATCHES)
-            ]
-        return torch.stack(found).mean().item()
-
-
-def _tensors(drawn: Pictures, classes: Classes) -> Pair:
-    return torch.from_numpy(drawn), torch.from_numpy(classes)
-
-
-def _build(setting: Setting) -> _Session:
-    if setting.data is not None:
-        raise StressError(f"mixer draws its own pictures: it cannot train on {setting.data}")
-    return _Session(setting.seed)
+def _build(setting: Setting) -> PictureSession:
+    return PictureSession(_Mixer(setting.seed), "mixer", setting)
 
 
 _PARAMETERS = sum(parameter.numel() for parameter in _Mixer(0).parameters())
