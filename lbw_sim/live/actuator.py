@@ -63,6 +63,8 @@ class Actuator:
 
         `gradients=False` forgets hidden gradients: after an exception inside the step a new backward may have run.
         """
+        if not (self._scaled_floats or self._scaled_tensors or self._hidden):
+            return
         for group, lr, scaled in self._scaled_floats:
             # somebody who set another lr meanwhile meant it
             if group["lr"] == scaled:

@@ -81,7 +81,8 @@ def _number(value: SupportsFloat) -> Number:
     if not isinstance(value, torch.Tensor):
         return float(value)
     if type(value) is torch.Tensor and value.is_cpu:
-        return float(value.detach())
+        # not float(value.detach()): a tensor made for it costs more than all the rest of a measurement
+        return float(value.item())
     # over shards, a DTensor is not yet the number of the whole
     number: torch.Tensor = value.full_tensor() if hasattr(value, "full_tensor") else value
     number = number.detach()
