@@ -21,6 +21,7 @@ import inspect
 import math
 import operator
 import re
+import sys
 import types
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -30,6 +31,8 @@ from typing import Any, NamedTuple
 
 inf = math.inf
 _LARGEST_WHOLE = 2**53
+_LEAST_POWER, _LARGEST_POWER = -1022, 1023
+"""Exponents of the powers of two that are normal numbers."""
 _DEPTH = 40
 _NAME = re.compile(r"\b[a-z_]+\d+\b")
 
@@ -54,6 +57,8 @@ class Num(NamedTuple):
     if_true: frozenset[str] = frozenset()
     """Names that cannot be zero where this boolean is true."""
     if_false: frozenset[str] = frozenset()
+    real: bool = False
+    """Never nan, so that the bounds hold."""
 
 
 class Const(NamedTuple):
@@ -233,6 +238,7 @@ class Inliner:
                 a.whole and b.whole,
                 min(a.low, b.low),
                 max(a.high, b.high),
+                real=a.real and b.real,
             )
         raise self.refusal(f"either {_described(yes)} or {_described(no)}, depending on a number")
 
@@ -626,7 +632,7 @@ class Inliner:
             if info is not None:
                 if path not in self.parameters:
                     name = f"p{len(self.parameters)}"
-                    self.parameters[path] = Num(name, info.integer, float(info.low), float(info.high))
+                    self.parameters[path] = Num(name, info.integer, float(info.low), float(info.high), real=True)
                 return self.parameters[path]
             if hasattr(value, "__component__") or (dataclasses.is_dataclass(value) and not isinstance(value, type)):
                 return Part(value, path)
@@ -656,7 +662,7 @@ class Inliner:
         if isinstance(op, ast.UAdd):
             return number
         if isinstance(op, ast.USub):
-            return Num(self.emit(f"-{number.code}"), number.whole, -number.high, -number.low)
+            return Num(self.emit(f"-{number.code}"), number.whole, -number.high, -number.low, real=number.real)
         raise self.refusal("~ on a number")
 
     def _folded(self, function: Any, *values: Const) -> Const:
@@ -685,19 +691,28 @@ class Inliner:
         a, b = self.number(left), self.number(right)
         whole = a.whole and b.whole and kind is not ast.Div
         if kind is ast.Add:
-            return Num(self.emit(f"{a.code} + {b.code}"), whole, _sum(a.low, b.low, -inf), _sum(a.high, b.high, inf))
+            low, high = _sum(a.low, b.low, -inf), _sum(a.high, b.high, inf)
+            return self._made(f"{a.code} + {b.code}", whole, low, high, a, b)
         if kind is ast.Sub:
-            return Num(self.emit(f"{a.code} - {b.code}"), whole, _sum(a.low, -b.high, -inf), _sum(a.high, -b.low, inf))
+            low, high = _sum(a.low, -b.high, -inf), _sum(a.high, -b.low, inf)
+            return self._made(f"{a.code} - {b.code}", whole, low, high, a, b)
         if kind is ast.Mult:
             ends = [x * y if x * y == x * y else 0.0 for x in (a.low, a.high) for y in (b.low, b.high)]
-            low, high = (0.0, inf) if left == right else (min(ends), max(ends))
-            return Num(self.emit(f"{a.code} * {b.code}"), whole, low, high)
+            low, high = (0.0 if left == right else min(ends)), max(ends)
+            return self._made(f"{a.code} * {b.code}", whole, low, high, a, b)
         self._check_divisor(b)
         low, high = -inf, inf
         if a.low >= 0.0 and b.low >= 0.0:
             low = 0.0 if b.high in (0.0, inf) or a.low == inf else a.low / b.high
             high = a.high / b.low if b.low > 0.0 and a.high < inf else inf
-        return Num(self.emit(f"{a.code} / {b.code}"), False, low, high)
+        elif b.low > 0.0 and a.low > -inf and a.high < inf:
+            low, high = min(a.low / b.low, a.low / b.high), max(a.high / b.low, a.high / b.high)
+        return self._made(f"{a.code} / {b.code}", False, low, high, a, b)
+
+    def _made(self, text: str, whole: bool, low: float, high: float, a: Num, b: Num) -> Num:
+        """What became of two numbers. Where no end is infinite, inf - inf, 0 * inf and 0 / 0 cannot have come up."""
+        real = a.real and b.real and max(map(abs, (a.low, a.high, b.low, b.high, low, high))) < inf
+        return Num(self.emit(text), whole, low, high, real=real)
 
     def _check_divisor(self, divisor: Num) -> None:
         if divisor.low > 0.0 or divisor.high < 0.0 or any(divisor.code in g.nonzero for g in self._path):
@@ -908,7 +923,7 @@ class Inliner:
         if target in _MATH or target in (min, max, abs, int, float, bool, len, tuple):
             if kwargs:
                 raise self.refusal(f"{target.__name__} with keyword arguments")
-            return self._builtin(target, args)
+            return self._split_or_joined(target, args) if target in _BITS else self._builtin(target, args)
         if target is sum:
             raise self.refusal("sum() of floats rounds differently from Python 3.12 on; add in a loop")
         if isinstance(target, types.FunctionType):
@@ -958,7 +973,8 @@ class Inliner:
         code = number.code
         if target is abs or target is math.fabs:
             high = max(abs(number.low), abs(number.high))
-            return Num(self.emit(f"abs({code})"), number.whole, max(0.0, number.low, -number.high), high)
+            low = max(0.0, number.low, -number.high)
+            return Num(self.emit(f"abs({code})"), number.whole, low, high, real=number.real)
         if target is float:
             return number
         if target is math.sqrt:
@@ -973,18 +989,45 @@ class Inliner:
             return Num(self.emit(f"abs({code}) < inf"), truth=True)
         if number.whole:
             return number
-        self.fault(self._not(self.emit(f"abs({code}) < {float(_LARGEST_WHOLE)!r}")))
+        if not (number.real and max(-number.low, number.high) < _LARGEST_WHOLE):
+            self.fault(self._not(self.emit(f"abs({code}) < {float(_LARGEST_WHOLE)!r}")))
         how = {int: "trunc", math.trunc: "trunc", math.floor: "floor", math.ceil: "ceil"}[target]
-        return Num(self.emit(f"round_{how}({code})"), True, number.low - 1.0, number.high + 1.0)
+        return Num(self.emit(f"round_{how}({code})"), True, number.low - 1.0, number.high + 1.0, real=number.real)
+
+    def _split_or_joined(self, target: Any, args: list[Any]) -> Any:
+        """`math.frexp` and `math.ldexp`, exact because they only move bits; where every number stays a normal one."""
+        if len(args) != _BITS[target]:
+            raise self.refusal(f"{target.__name__} of {len(args)} values")
+        if all(isinstance(arg, Const) for arg in args):
+            return self.wrap(self._folded(target, *args).value)
+        number = self.number(args[0])
+        if target is math.frexp:
+            if not (number.real and number.low >= sys.float_info.min and number.high < inf):
+                raise self.refusal("frexp of a number that is not bounded, by numbers above 0 and below infinity")
+            low, high = math.frexp(number.low)[1], math.frexp(number.high)[1]
+            return Items((
+                Num(self.emit(f"fraction_of({number.code})"), False, 0.5, 1.0, real=True),
+                Num(self.emit(f"exponent_of({number.code})"), True, low, high, real=True),
+            ))  # fmt: skip
+        exponent = self.number(args[1])
+        if not (exponent.real and exponent.whole and exponent.low >= _LEAST_POWER and exponent.high <= _LARGEST_POWER):
+            raise self.refusal(f"ldexp by a number that is not whole and within [{_LEAST_POWER}, {_LARGEST_POWER}]")
+        # times a power of two that is itself a normal number: rounded once at most, as ldexp is
+        least, most = math.ldexp(1.0, int(exponent.low)), math.ldexp(1.0, int(exponent.high))
+        power = Num(self.emit(f"two_to({exponent.code})"), False, least, most, real=True)
+        scaled: Num = self._binary(ast.Mult(), number, power)
+        if not scaled.real:
+            self.fault(self.emit(f"abs({scaled.code}) == inf"))
+        return scaled
 
     def _better(self, name: str, a: Num, b: Num) -> Num:
         """Python's own rule: the later one only if it is strictly better, so a nan stays where it stands."""
         # the bounds hold although b may be nan: then the result is a
         low, high = (min(a.low, b.low), a.high) if name == "min" else (a.low, max(a.high, b.high))
-        if not _may_be_nan(b):
+        if b.real:
             low, high = (low, min(a.high, b.high)) if name == "min" else (max(a.low, b.low), high)
         test = self.emit(f"{b.code} {'<' if name == 'min' else '>'} {a.code}")
-        return Num(self.emit(f"select({test}, {b.code}, {a.code})"), a.whole and b.whole, low, high)
+        return Num(self.emit(f"select({test}, {b.code}, {a.code})"), a.whole and b.whole, low, high, real=a.real)
 
     def _extreme(self, name: str, view: View) -> Num:
         self.fault(self.emit(f"{view.length} < 1"))
@@ -1007,17 +1050,14 @@ _COMPARED: dict[type, tuple[str, Any]] = {
     ast.GtE: (">=", operator.ge), ast.Eq: ("==", operator.eq), ast.NotEq: ("!=", operator.ne),
 }  # fmt: skip
 _MIRRORED = {"<": ">", "<=": ">=", ">": "<", ">=": "<=", "==": "==", "!=": "!="}
-_MATH = {math.sqrt, math.fabs, math.isnan, math.isinf, math.isfinite, math.floor, math.ceil, math.trunc}
+_BITS = {math.frexp: 1, math.ldexp: 2}
+"""Functions that move a number's bits -> how many arguments they take."""
+_MATH = {math.sqrt, math.fabs, math.isnan, math.isinf, math.isfinite, math.floor, math.ceil, math.trunc, *_BITS}
 
 
 def _sum(a: float, b: float, otherwise: float) -> float:
     total = a + b
     return total if total == total else otherwise
-
-
-def _may_be_nan(number: Num) -> bool:
-    # a literal or a parameter is never nan
-    return not (number.code[0] == "p" or number.code[0].isdigit() or number.code[0] == "-")
 
 
 def _literal(value: Any, inliner: Inliner) -> Num:
@@ -1032,7 +1072,7 @@ def _literal(value: Any, inliner: Inliner) -> Num:
     if number != number:
         return Num("nan", low=inf, high=-inf)
     code = repr(number) if abs(number) < inf else ("inf" if number > 0 else "-inf")
-    return Num(code, whole, number, number)
+    return Num(code, whole, number, number, real=True)
 
 
 def _is_truth(value: Any) -> bool:

@@ -630,6 +630,39 @@ def select(typing_context, test, yes, no):
     def codegen(context, builder, signature, arguments):
         return builder.select(*arguments)
     return float64(boolean, float64, float64), codegen
+
+
+@intrinsic
+def bits_of(typing_context, number):
+    """The 64 bits of a float."""
+    def codegen(context, builder, signature, arguments):
+        return builder.bitcast(arguments[0], context.get_value_type(int64))
+    return int64(float64), codegen
+
+
+@intrinsic
+def float_of(typing_context, bits):
+    """The float that has these 64 bits."""
+    def codegen(context, builder, signature, arguments):
+        return builder.bitcast(arguments[0], context.get_value_type(float64))
+    return float64(int64), codegen
+
+
+# Of positive normal numbers. There are no lanes for int64 -> float64: a small whole number goes through the last bits of
+# 2**52, where a float's last bit counts 1.
+@njit(inline="always")
+def fraction_of(number):
+    return float_of((bits_of(number) & 0x000FFFFFFFFFFFFF) | 0x3FE0000000000000)
+
+
+@njit(inline="always")
+def exponent_of(number):
+    return float_of((bits_of(number) >> 52) | 0x4330000000000000) - 4503599627371518.0
+
+
+@njit(inline="always")
+def two_to(exponent):
+    return float_of(bits_of(exponent + 4503599627371519.0) << 52)
 '''
 
 _TEMPLATE = '''\

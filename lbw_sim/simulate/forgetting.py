@@ -48,19 +48,18 @@ class Bank(NamedTuple):
 def remembered(bank: Bank, impulse: float, elapsed: float, slowest: float, pace: float, exponent: float) -> Bank:
     """The bank after an impulse that will fade as (1 + pace · x)^-exponent, and then an advance of x by `elapsed`.
 
-    `slowest` is the lowest rate, in 1/x; `pace` should lie between 2^10 and 2^19 times it.
+    `slowest` is the lowest rate, in 1/x; `pace` should lie between 2^10 and 2^19 times it. An
+    exponent below 0.0144 counts as that.
 
     >>> bank = remembered(Bank(), 1.0, 3.0, 1e-4, 1.0, 0.5)
     >>> abs(left(bank) - (1.0 + 3.0) ** -0.5) < 1e-5
     True
     """
-    first = slowest / pace
-    weight = power(first, exponent)
-    octave = power(2.0, exponent)
-    fade = exponential(-first)
-    # all octaves below the slowest: a geometric series
-    still = weight / (octave - 1.0)
-    total = still
+    octave = max(1.01, power(2.0, exponent))
+    fade = exponential(-slowest / pace)
+    # weights are in units of the slowest rate's: only their shares count. Below it a geometric series of octaves
+    still = 1.0 / (octave - 1.0)
+    weight, total = 1.0, still
     weights = ()
     for _ in bank[1:]:
         weights = (*weights, weight * fade)  # type: ignore[assignment]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import random
+from decimal import Decimal, localcontext
 from itertools import pairwise
 
 import pytest
@@ -31,13 +33,29 @@ def flown(plant: object, lrs: list[float], walk: float = 0.0) -> list[Measured]:
     return shown
 
 
-@pytest.mark.parametrize("x", [1e-12, 3e-7, 0.1, 0.999, 1.0, 1.5, 77.0, 1e12])
-def test_powers_agree_with_the_library_to_a_few_roundings(x: float) -> None:
-    assert logarithm(x) == pytest.approx(math.log(x), rel=1e-14, abs=4e-14)
-    for exponent in (-1.3, -0.5, 0.2, 1.0):
-        assert power(x, exponent) == pytest.approx(x**exponent, rel=5e-14)
-    for argument in (-40.0, -3.0, -1e-9, 0.0, 2.5):
-        assert exponential(argument) == pytest.approx(math.exp(argument), rel=3e-14)
+def test_powers_are_as_exact_as_they_say_against_fifty_digits() -> None:
+    chance = random.Random(0)
+    edges = [1e-12, 0.5, 0.7071067811865475, 0.7071067811865476, 0.999, 1.0, 1.0000000000000002, 2.0, 1e12]
+    with localcontext(prec=50):
+        for x in [*edges, *(10.0 ** chance.uniform(-12.0, 12.0) for _ in range(500))]:
+            true = Decimal(x).ln()
+            assert abs(Decimal(logarithm(x)) - true) <= Decimal(2.3e-16) * abs(true)
+            argument = chance.uniform(-40.0, 40.0)
+            true = Decimal(argument).exp()
+            assert abs(Decimal(exponential(argument)) - true) <= Decimal(2.3e-16) * true
+            exponent = chance.uniform(-1.4, 1.4)
+            size = Decimal(exponent) * Decimal(x).ln()
+            bound = Decimal(4e-16) + Decimal(2.3e-16) * abs(size)
+            assert abs(Decimal(power(x, exponent)) / size.exp() - 1) <= bound
+
+
+def test_powers_stay_within_their_limits_and_nan_counts_as_the_largest() -> None:
+    assert exponential(0.0) == 1.0
+    assert exponential(1e9) == exponential(math.inf) == exponential(math.nan) == exponential(40.0)
+    assert exponential(-math.inf) == exponential(-40.0) > 0.0
+    assert logarithm(1.0) == 0.0
+    assert logarithm(-1.0) == logarithm(0.0) == logarithm(1e-12)
+    assert logarithm(math.inf) == logarithm(math.nan) == logarithm(1e12)
 
 
 def test_noisy_quadratic_settles_where_the_arithmetic_says_and_diverges_beyond_two_over_curvature() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from lbw_sim.replay.inlining import Line
 from lbw_sim.replay.kernels import _bodies, _Store
 from lbw_sim.simulate import FittedRange, PlantSpec, Rollouts, drawn_noise, rollouts
 from lbw_sim.simulate.loop import Loop, StepInputs
+from lbw_sim.simulate.powers import exponential, logarithm, power
 from lbw_sim.simulate.rollout import RESULTS
 
 STEPS = 300
@@ -47,6 +49,55 @@ def test_compiled_rollouts_have_the_bits_of_plain_python(plant: str) -> None:
         warnings.simplefilter("error")  # CompileWarning: every plant here has a compiled form
         compiled = rollouts(*about, rows=acting, engine="compiled", threads=1)
     equal(compiled, rollouts(*about, rows=acting, engine="python", threads=1))
+
+
+class Asked(NamedTuple):
+    """Arguments of the three functions, as one step of a loop."""
+
+    base: float
+    exponent: float
+
+
+class Answered(NamedTuple):
+    exponential: float
+    logarithm: float
+    power: float
+
+
+class Nothing(NamedTuple):
+    count: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Powers:
+    """Something with a step, so that the kernel generator reads it."""
+
+    def init(self) -> Nothing:
+        return Nothing(0)
+
+    def step(self, state: Nothing, asked: Asked) -> tuple[Nothing, Answered]:
+        return state, Answered(
+            exponential(asked.exponent), logarithm(asked.base), power(asked.base, asked.exponent)
+        )  # fmt: skip
+
+
+def test_compiled_powers_have_the_bits_of_plain_python_in_lanes() -> None:
+    rows, lanes = 4_000, 8
+    chance = np.random.default_rng(0)
+    inputs = np.empty((2, rows, lanes))
+    inputs[0] = 10.0 ** chance.uniform(-13.0, 13.0, (rows, lanes))
+    inputs[1] = chance.uniform(-45.0, 45.0, (rows, lanes)) * 10.0 ** chance.uniform(-17.0, 0.0, (rows, lanes))
+    inputs[:, 0] = np.array([-1.0, 0.0, -0.0, np.nan, np.inf, -np.inf, 5e-324, 1.0])
+    inputs[:, 1] = np.nextafter([0.5, 0.5, 1.0, 1.0, 2.0, 2.0, 0.5**0.5, 0.5**0.5], [0.0, 1.0] * 4)
+    source = kernels.loop_source(Powers(), Asked, (), dict.fromkeys(Answered._fields, "float64"), lanes)
+    start = kernels.start(source.layout, [Powers()])
+    outputs = [np.empty(rows * lanes) for _ in Answered._fields]
+    kernels.compiled(source.text)(inputs, 0, rows, start.buffer, start.win, start.place, *outputs)
+    plain = [Powers().step(Nothing(0), Asked(*pair))[1] for pair in inputs.reshape(2, -1).T.tolist()]
+    for found, expected in zip(outputs, np.array(plain).T, strict=True):
+        assert found.tobytes() == expected.tobytes()
+    table = start.buffer.reshape(source.layout.rows, lanes)
+    assert not table[source.layout.summary_row("fault")].any()
 
 
 def test_cut_diverged_and_completed_are_three_things() -> None:

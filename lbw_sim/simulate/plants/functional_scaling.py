@@ -18,7 +18,7 @@ class FunctionalScalingState(NamedTuple):
     noise: Bank
 
 
-@plant(version=1)
+@plant(version=2)
 class FunctionalScaling:
     """L = floor + A (1 + p T)^-s + N Σ_k lr_k² (1 + p (T - T_k))^-q, T the sum of learning rates (arXiv 2509.19189).
 

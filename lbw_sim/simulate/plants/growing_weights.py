@@ -37,7 +37,7 @@ class GrowingWeightsState(NamedTuple):
     """Where the critical rate has wandered to; standard deviations."""
 
 
-@plant(version=1)
+@plant(version=2)
 class GrowingWeights:
     """`lasting_damage` on a relative learning rate, and weights that wear.
 

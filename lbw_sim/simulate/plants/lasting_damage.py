@@ -33,7 +33,7 @@ class LastingDamageState(NamedTuple):
     """Where the critical learning rate has wandered to; standard deviations."""
 
 
-@plant(version=1)
+@plant(version=2)
 class LastingDamage:
     """A run that learns, overheats, and is damaged for good while its learning rate stays above a critical one.
 

@@ -23,7 +23,7 @@ class MultiPowerLawState(NamedTuple):
     """0 before the first step."""
 
 
-@plant(version=1)
+@plant(version=2)
 class MultiPowerLaw:
     """L = floor + A S1^-α - B Σ_k (lr_(k-1) - lr_k) G(lr_k^-γ S_k), G(x) = 1 - (1 + C x)^-β (arXiv 2503.12811).
 

@@ -23,7 +23,7 @@ class StabilityEdgeState(NamedTuple):
     swing: float
 
 
-@plant(version=1, emits=("loss", "grad_norm"))
+@plant(version=2, emits=("loss", "grad_norm"))
 class StabilityEdge:
     """Self-stabilising spikes at AdamW's edge of stability, on a falling loss.
 

@@ -20,7 +20,7 @@ class TissueLawState(NamedTuple):
     """0 before the first step."""
 
 
-@plant(version=1)
+@plant(version=2)
 class TissueLaw:
     """L = floor + A S1^-α - C S2 (Tissue et al. 2024, arXiv 2408.11029).
 
