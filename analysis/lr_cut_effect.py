@@ -7,6 +7,14 @@ MIT licence, not part of this project. Fitted on cosine and constant schedules o
 8,000 (`wsdcon_18/9/3`: to 0.6, 0.3 and 0.1) are judged and used for nothing else. The way of pooling the laws and of
 making intervals was written down before any prediction was looked at; errors of an earlier fit on the same runs were
 known.
+
+Protocol of `contrast` (lbw_sim.simulate.contrast), written before its predictions of the cuts were compared with them:
+the same four runs per size, points from step 4,000 on; all six laws, no choice among them; weights by how well a law,
+fitted to the other three runs, predicts each cosine run after its rate fell below 0.95 of the peak; interval as the
+module makes it, with the noise of the measured effect. `contrast, best law` is the one with the largest weight.
+`transferred`: the laws' own parameters and their weights come from the OTHER size's runs, its cuts among them; a size's
+own cuts are never used for its own prediction. Known beforehand: the effects and errors on the page of the day; and by
+hand, at + 500 steps of x 0.6, that laws with drift overstate and laws with a power clock understate at 25M.
 """
 
 # ruff: noqa: E501  (the page is prose: its lines are as long as they are)
@@ -26,6 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lbw_sim.simulate import PlantSpec, Record, calibrate, playback
+from lbw_sim.simulate.contrast import Contrast, Fitted, contrast, fit_contrast, weights_of
 
 SIZES = ("25M", "100M")
 TRAINING = ("constant_24000", "constant_72000", "cosine_24000", "cosine_72000")
@@ -45,6 +54,12 @@ LAWS: dict[str, tuple[dict[str, float], tuple[str, ...]]] = {
     "multi_power_law": ({"start_lr_sum": WARM_UP_LR_SUM}, ("start_lr_sum", "reference_lr")),
     "functional_scaling": ({"pace": 100.0, "noise": 1e5}, ()),
 }
+CONTRAST_FROM = 4_000
+"""Before, the runs still differ by their start."""
+START_STEPS = 1_080.0
+"""Progress of a linear warm-up over 2,160 steps."""
+FIRST = "constant_72000"
+"""The run that the cut ones were branched from: their lead is its own, 0."""
 STUDENT = 2.920
 """95 % quantile of Student's t with 2 degrees of freedom: three laws."""
 
@@ -59,6 +74,10 @@ class Effect(NamedTuple):
     predicted: dict[str, float]
     own: dict[str, tuple[float, float]]
     """Law -> 5 % and 95 % quantile over draws of its parameters."""
+    noise: float
+    """Standard deviation of the measured effect; nats."""
+    contrasts: dict[str, Contrast]
+    """Way of fitting -> prediction."""
 
     @property
     def pooled(self) -> float:
@@ -92,7 +111,28 @@ def known(loss: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.interp(np.arange(len(loss)), there, loss[there])
 
 
-def effects(folder: Path, size: str, plants: dict[str, PlantSpec]) -> list[Effect]:
+def contrast_records(folder: Path, size: str, names: tuple[str, ...]) -> list[Record]:
+    """Runs for the contrast, the one of lead 0 first."""
+    return [read(folder, f"{size}_{name}") for name in (FIRST, *(name for name in names if name != FIRST))]
+
+
+def noise_of_effect(cut: Record, base: Record, window: slice) -> float:
+    """Standard deviation of a measured effect: scatter of logged points, carried through lines and means."""
+    variance = 0.0
+    for one in (cut, base):
+        there = np.flatnonzero(np.isfinite(one.loss))
+        late = one.loss[there][there >= CUT_STEP - FIRST_STEP]
+        second = late[2:] - 2.0 * late[1:-1] + late[:-2]
+        single = float(np.std(second)) / math.sqrt(6.0)
+        near = there[(there > window.start - 130) & (there < window.stop + 130)]
+        pulses = np.array([np.interp(np.arange(window.start, window.stop), near, row) for row in np.eye(len(near))])
+        variance += single**2 * float(np.sum(pulses.mean(axis=1) ** 2))
+    return math.sqrt(variance)
+
+
+def effects(
+    folder: Path, size: str, plants: dict[str, PlantSpec], fits: dict[str, tuple[list[Fitted], NDArray[np.float64]]]
+) -> list[Effect]:
     """Every cut of one size at every distance: change of the loss against the constant run of the same start."""
     constants = [read(folder, f"{size}_{name}") for name in TRAINING[:2]]
     found = []
@@ -114,7 +154,17 @@ def effects(folder: Path, size: str, plants: dict[str, PlantSpec]) -> list[Effec
             means = {law: change[:, window].mean(axis=1) for law, change in changes.items()}
             predicted = {law: float(values[0]) for law, values in means.items()}
             own = {law: (float(np.quantile(v[1:], 0.05)), float(np.quantile(v[1:], 0.95))) for law, v in means.items()}
-            found.append(Effect(size, factor, at + FIRST_STEP - CUT_STEP, true, predicted, own))
+            noise = noise_of_effect(cut, base, window)
+            contrasts = {
+                way: contrast(
+                    laws, cut.effective_lr, base.effective_lr[:length], float(base.effective_lr.max()),
+                    (window.start, window.stop), weights=weights, measured_sd=noise,
+                )
+                for way, (laws, weights) in fits.items()
+            }  # fmt: skip
+            found.append(
+                Effect(size, factor, at + FIRST_STEP - CUT_STEP, true, predicted, own, noise, contrasts)
+            )  # fmt: skip
     return found
 
 
@@ -123,7 +173,12 @@ def relative(predicted: float, true: float) -> str:
     return f"{100.0 * (predicted - true) / true:+.0f} %"
 
 
-def page(found: list[Effect], plants: dict[str, dict[str, PlantSpec]], minutes: float) -> str:
+def page(
+    found: list[Effect],
+    plants: dict[str, dict[str, PlantSpec]],
+    fits: dict[str, dict[str, tuple[list[Fitted], NDArray[np.float64]]]],
+    minutes: float,
+) -> str:
     """The results page."""
     laws = list(LAWS)
     lines = [
@@ -201,6 +256,33 @@ def page(found: list[Effect], plants: dict[str, dict[str, PlantSpec]], minutes: 
     return "\n".join(lines) + "\n"
 
 
+def contrast_fits(folder: Path) -> dict[str, dict[str, tuple[list[Fitted], NDArray[np.float64]]]]:
+    """Size -> way -> laws and their weights."""
+    first = CONTRAST_FROM - FIRST_STEP
+    strict, with_cuts = {}, {}
+    for size in SIZES:
+        strict[size] = fit_contrast(
+            contrast_records(folder, size, TRAINING), start_steps=START_STEPS, first_step=first
+        )  # fmt: skip
+        with_cuts[size] = fit_contrast(
+            contrast_records(folder, size, (*TRAINING, *CUTS)), start_steps=START_STEPS, first_step=first
+        )  # fmt: skip
+    found: dict[str, dict[str, tuple[list[Fitted], NDArray[np.float64]]]] = {}
+    for size, other in zip(SIZES, reversed(SIZES), strict=True):
+        taken = {fit.law: fit.values for fit in with_cuts[other]}
+        moved = fit_contrast(
+            contrast_records(folder, size, TRAINING), start_steps=START_STEPS, first_step=first, fixed=taken,
+            hold_out=False,
+        )  # fmt: skip
+        best = strict[size][int(np.argmax(weights_of(strict[size])))]
+        found[size] = {
+            "contrast": (strict[size], weights_of(strict[size])),
+            "contrast, best law": ([best], np.ones(1)),
+            "transferred": (moved, weights_of(with_cuts[other])),
+        }
+    return found
+
+
 def main() -> None:
     """Fit, judge, write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -218,8 +300,9 @@ def main() -> None:
             made = calibrate(training, base, fixed=fixed, held_out=annealed, draws=DRAWS)
             plants[size][law] = dataclasses.replace(made, name=f"{law} {size}")
             print(size, law, [f"{error.rmse:.4f}" for error in (*made.training, *made.held_out)], flush=True)
-    found = [one for size in SIZES for one in effects(options.folder, size, plants[size])]
-    options.out.write_text(page(found, plants, (time.process_time() - started) / 60.0), encoding="utf-8")
+    fits = contrast_fits(options.folder)
+    found = [one for size in SIZES for one in effects(options.folder, size, plants[size], fits[size])]
+    options.out.write_text(page(found, plants, fits, (time.process_time() - started) / 60.0), encoding="utf-8")
     print(options.out)
 
 
