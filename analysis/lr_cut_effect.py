@@ -123,7 +123,7 @@ def noise_of_effect(cut: Record, base: Record, window: slice) -> float:
         there = np.flatnonzero(np.isfinite(one.loss))
         late = one.loss[there][there >= CUT_STEP - FIRST_STEP]
         second = late[2:] - 2.0 * late[1:-1] + late[:-2]
-        single = float(np.std(second)) / math.sqrt(6.0)
+        single = 1.4826 * float(np.median(np.abs(second))) / math.sqrt(6.0)
         near = there[(there > window.start - 130) & (there < window.stop + 130)]
         pulses = np.array([np.interp(np.arange(window.start, window.stop), near, row) for row in np.eye(len(near))])
         variance += single**2 * float(np.sum(pulses.mean(axis=1) ** 2))
@@ -259,13 +259,16 @@ def page(
 def contrast_fits(folder: Path) -> dict[str, dict[str, tuple[list[Fitted], NDArray[np.float64]]]]:
     """Size -> way -> laws and their weights."""
     first = CONTRAST_FROM - FIRST_STEP
-    strict, with_cuts = {}, {}
+    strict, with_cuts, with_annealed = {}, {}, {}
     for size in SIZES:
         strict[size] = fit_contrast(
             contrast_records(folder, size, TRAINING), start_steps=START_STEPS, first_step=first
         )  # fmt: skip
         with_cuts[size] = fit_contrast(
             contrast_records(folder, size, (*TRAINING, *CUTS)), start_steps=START_STEPS, first_step=first
+        )  # fmt: skip
+        with_annealed[size] = fit_contrast(
+            contrast_records(folder, size, (*TRAINING, *ANNEALED)), start_steps=START_STEPS, first_step=first
         )  # fmt: skip
     found: dict[str, dict[str, tuple[list[Fitted], NDArray[np.float64]]]] = {}
     for size, other in zip(SIZES, reversed(SIZES), strict=True):
@@ -279,6 +282,7 @@ def contrast_fits(folder: Path) -> dict[str, dict[str, tuple[list[Fitted], NDArr
             "contrast": (strict[size], weights_of(strict[size])),
             "contrast, best law": ([best], np.ones(1)),
             "transferred": (moved, weights_of(with_cuts[other])),
+            "with annealed runs": (with_annealed[size], weights_of(with_annealed[size])),
         }
     return found
 
