@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -173,7 +173,7 @@ def fit_contrast(
             f"{len(runs)} usable runs of {len(records)} say nothing about a change of the learning rate: give at least "
             f"two, of which one anneals and another stays higher for longer"
         )
-    longest = max(float(run.course.rate.size and run.course.step[-1]) for run in runs)
+    longest = max(float(run.course.step[-1]) for run in runs)
     low = start_steps + min(float(run.at[0]) for run in runs) * 0.25
     knots = np.linspace(math.log(max(1.0, low)), math.log(start_steps + longest + 4 * STARTS_APART), KNOTS)
     middle = math.exp(float(np.mean(knots)))
@@ -206,7 +206,7 @@ def weights_of(fits: Sequence[Fitted]) -> Array:
     return np.asarray(raw / raw.sum())
 
 
-def contrast(
+def predicted_effect(
     fits: Sequence[Fitted],
     changed: Array,
     base: Array,
@@ -231,7 +231,7 @@ def contrast(
     for fit in fits:
         sides = []
         for lr in (changed, base):
-            course = Course.of(lr, highest, np.arange(0, len(lr), 16))
+            course = Course.of(lr, highest, np.arange(0.0, len(lr), 16.0))
             sides.append(np.array([np.interp(at, course.step, loss).mean() for loss in fit.losses(course, lead)]))
         means.append(sides[0] - sides[1])
     chosen = np.array([one[0] for one in means])
@@ -382,11 +382,3 @@ class _Fit:
         return Fitted(
             self.law, values, rmse, held_out, leads, tuple(draws), self.start, self.knots, self.middle
         )  # fmt: skip
-
-
-def describe(fits: Sequence[Fitted]) -> list[dict[str, Any]]:
-    """One row per law: values, errors and weight."""
-    return [
-        {"law": fit.law, **fit.values, "rmse": fit.rmse, "held_out": fit.held_out, "weight": float(weight)}
-        for fit, weight in zip(fits, weights_of(fits), strict=True)
-    ]

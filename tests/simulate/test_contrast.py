@@ -7,7 +7,7 @@ import pytest
 
 from lbw_sim.errors import SimulateError
 from lbw_sim.simulate.calibrate import Record
-from lbw_sim.simulate.contrast import LAWS, Fitted, contrast, fit_contrast, weights_of
+from lbw_sim.simulate.contrast import LAWS, Fitted, fit_contrast, predicted_effect, weights_of
 
 STEPS, EVERY, PEAK, NOISE = 12_000, 40, 3e-4, 5e-4
 
@@ -46,7 +46,7 @@ def test_effect_of_a_cut_that_no_fitted_run_holds(fits: list[Fitted], factor: fl
     cut[3000:] *= factor
     window = slice(3900, 4100)
     true = float((loss(cut) - loss(flat))[window].mean())
-    found = contrast(fits, cut, flat, PEAK, (window.start, window.stop))
+    found = predicted_effect(fits, cut, flat, PEAK, (window.start, window.stop))
     assert found.low < true < found.high
     assert found.by_law["clock_power"] == pytest.approx(true, rel=0.1)
     assert found.effect == pytest.approx(true, rel=0.15)
@@ -65,8 +65,8 @@ def test_the_law_of_the_runs_is_found_and_weighs_more_than_one_that_cannot_bend(
 
 def test_no_change_has_no_effect_and_a_noisier_measurement_a_wider_interval(fits: list[Fitted]) -> None:
     flat = np.full(STEPS, PEAK)
-    assert contrast(fits, flat, flat, PEAK, (5000, 5100)).effect == 0.0
-    narrow, wide = (contrast(fits, 0.5 * flat, flat, PEAK, (5000, 5100), measured_sd=sd) for sd in (0.0, 0.01))
+    assert predicted_effect(fits, flat, flat, PEAK, (5000, 5100)).effect == 0.0
+    narrow, wide = (predicted_effect(fits, 0.5 * flat, flat, PEAK, (5000, 5100), measured_sd=sd) for sd in (0.0, 0.01))
     assert wide.high - wide.low > narrow.high - narrow.low > 0.0
 
 
