@@ -4,11 +4,13 @@ numba is loaded when something is worth compiling, scipy when something is fitte
 """
 
 from lbw_sim.simulate.calibrate import Record, calibrate, playback, recorded_noise
+from lbw_sim.simulate.contrast import Contrast, fit_contrast, predicted_effect
 from lbw_sim.simulate.effect import simulated_effects
 from lbw_sim.simulate.rollout import Noise, Rollouts, drawn_noise, rollouts
 from lbw_sim.simulate.spec import FittedRange, PlantSpec, RunError
 
 __all__ = [
+    "Contrast",
     "FittedRange",
     "Noise",
     "PlantSpec",
@@ -17,7 +19,9 @@ __all__ = [
     "RunError",
     "calibrate",
     "drawn_noise",
+    "fit_contrast",
     "playback",
+    "predicted_effect",
     "recorded_noise",
     "rollouts",
     "simulated_effects",
