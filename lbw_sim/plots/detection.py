@@ -131,7 +131,9 @@ def draw_detection(info: DetectionInfo, ax: Axes) -> None:
         ax.plot(point.false_alarms_interval, (y, y), color=colour, linewidth=1.2, alpha=0.6)
         ax.plot((x, x), point.recall_interval, color=colour, linewidth=1.2, alpha=0.6)
         ax.plot(
-            [x], [y], "D" if point.reference else "o", color=colour, markersize=6.5, clip_on=False, zorder=4,
+            [x], [y], "D" if point.reference else "o", color=colour, clip_on=False,
+            # a guard as good as a reference stands inside its mark
+            markersize=9.0 if point.reference else 6.5, zorder=3.5 if point.reference else 4.0,
             markerfacecolor=WHITE if point.reference else colour,
         )  # fmt: skip
     ax.set_title(plain(info.title), loc="left", fontsize=TEXT + 2)
