@@ -131,9 +131,13 @@ def draw_detection(info: DetectionInfo, ax: Axes) -> None:
         ax.plot(point.false_alarms_interval, (y, y), color=colour, linewidth=1.2, alpha=0.6)
         ax.plot((x, x), point.recall_interval, color=colour, linewidth=1.2, alpha=0.6)
         ax.plot(
-            [x], [y], "D" if point.reference else "o", color=colour, markersize=6.5, clip_on=False, zorder=4,
+            [x], [y], "D" if point.reference else "o", color=colour, clip_on=False,
+            # a guard as good as a reference stands inside its mark
+            markersize=9.0 if point.reference else 6.5, zorder=3.5 if point.reference else 4.0,
             markerfacecolor=WHITE if point.reference else colour,
         )  # fmt: skip
+    if not info.points:
+        ax.text(0.5, 0.5, "no labelled event, so no recall", transform=ax.transAxes, ha="center", fontsize=TEXT)
     ax.set_title(plain(info.title), loc="left", fontsize=TEXT + 2)
     note = f"{info.events} events, {info.runs} runs; bars: 95 % bootstrap over runs within families"
     if info.undefined:
@@ -155,6 +159,8 @@ def _name_points(info: DetectionInfo, ax: Axes) -> None:
             ((point.false_alarms_interval.low, point.recall), (point.false_alarms_interval.high, point.recall)),
             ((point.false_alarms_per_10k, point.recall_interval.low), (point[3], point.recall_interval.high)),
         ):
+            if not math.isfinite(sum((*a, *b))):
+                continue
             (x0, y0), (x1, y1) = to_pixels(a), to_pixels(b)
             taken.append(Bbox.from_extents(x0 - 1, y0 - 1, x1 + 1, y1 + 1))
     frame = ax.get_window_extent()

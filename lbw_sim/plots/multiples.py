@@ -63,6 +63,19 @@ def stamp_figure(info: StampInfo) -> Figure:
     return figure
 
 
+def short(value: float) -> str:
+    """A number in the five characters for which a stamp has room.
+
+    >>> short(8.031), short(-0.5), short(0.000223), short(1.33e-8), short(123456.0)
+    ('8.03', '-0.5', '2e-4', '1e-8', '1e5')
+    """
+    text = f"{value:.3g}"
+    if len(text) <= 5:
+        return text
+    digits, _, exponent = f"{value:.0e}".partition("e")
+    return f"{digits}e{int(exponent)}"
+
+
 def draw_stamp(info: StampInfo, ax: Axes) -> None:
     """Black bars above: labelled events; orange: benign changes; red bars below: alarms."""
     ax.set_yscale("log" if info.axis.log else "linear")
@@ -86,7 +99,7 @@ def draw_stamp(info: StampInfo, ax: Axes) -> None:
     ends = [float(info.axis.low), float(info.axis.high)] if np.isfinite(info.loss).any() else []
     ax.yaxis.set_major_locator(FixedLocator(ends))
     ax.yaxis.set_minor_locator(FixedLocator([]))
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda tick, _: f"{tick:.3g}"))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda tick, _: short(tick)))
     ax.xaxis.set_major_locator(FixedLocator([]))
     ax.xaxis.set_minor_locator(FixedLocator([]))
     ax.tick_params(labelsize=TEXT - 2, length=0, pad=2, labelcolor=GREY)
@@ -94,4 +107,4 @@ def draw_stamp(info: StampInfo, ax: Axes) -> None:
         ax.text(0.5, 0.5, "no finite loss", transform=ax.transAxes, ha="center", va="center", fontsize=TEXT - 1)
 
 
-__all__ = ["StampInfo", "draw_stamp", "stamp_figure", "stamp_info"]
+__all__ = ["StampInfo", "draw_stamp", "short", "stamp_figure", "stamp_info"]

@@ -434,14 +434,15 @@ def bootstrap(
     """How far the rates would move with other runs of the same families.
 
     Runs are drawn with replacement within each family; a family of one run adds no spread, so an interval is too narrow
-    where families are small. Resamples in which a rate is undefined are left out of its interval.
+    where families are small. Where no family holds two runs there is nothing to draw, and no interval: it would be as
+    narrow as if one run told everything. Resamples in which a rate is undefined are left out of its interval.
     """
-    if not scores:
-        return DetectionIntervals(Interval(nan, nan), Interval(nan, nan), Interval(nan, nan))
-    rng = np.random.default_rng(seed)
     groups: dict[str, list[DetectionCounts]] = {}
     for score in scores:
         groups.setdefault(family_of(score.run_id), []).append(score.counts)
+    if all(len(counts) == 1 for counts in groups.values()):
+        return DetectionIntervals(Interval(nan, nan), Interval(nan, nan), Interval(nan, nan))
+    rng = np.random.default_rng(seed)
     # (families, resamples, 4): events, detected, clean rows, false alarms
     sums = np.empty((len(groups), resamples, 4))
     for place, family in enumerate(sorted(groups)):

@@ -15,7 +15,7 @@ from lbw_sim.plots.detection import detection_info, draw_detection
 from lbw_sim.plots.loss_axis import LossAxis, loss_axis, loss_ticks, running_median, spread
 from lbw_sim.plots.outcome import MethodLine, outcome_info
 from lbw_sim.plots.run import Lane, run_info
-from lbw_sim.score.detection import DetectionCounts, Interval, RunScore
+from lbw_sim.score.detection import DetectionCounts, RunScore
 from lbw_sim.trace import Label, Recorder, read_trace
 
 nan = float("nan")
@@ -247,13 +247,18 @@ def test_the_detection_figure_holds_a_point_per_guard_and_names_the_undefined():
         ("mine", 0.75, 2.0, False),
         ("never", 0.0, 0.0, True),
     ]
-    assert info.points[0].recall_interval == Interval(0.75, 0.75)
+    assert np.isnan(info.points[0].recall_interval).all(), "one run tells nothing of another"
     assert (info.undefined, info.events, info.runs) == (("blind",), 4, 1)
     ax = detection_figure(scores, "three", seed=0).axes[0]
     assert {"mine", "never"} <= set(texts(ax))
     assert "undefined: blind" in " ".join(texts(ax))
     assert ax.get_xlim()[0] < 0.0 < 2.0 < ax.get_xlim()[1]
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("false alarms per 10,000 clean rows", "event recall")
+
+
+def test_a_detection_figure_without_an_event_says_so_instead_of_showing_an_empty_panel():
+    ax = detection_figure({"mine": scored(0, 0, 10_000, 2)}, "none", seed=0).axes[0]
+    assert "no labelled event, so no recall" in texts(ax)
 
 
 def test_a_sweep_becomes_a_curve_in_its_own_order_and_an_undefined_setting_is_left_out():

@@ -249,9 +249,16 @@ def test_bootstrap_draws_within_each_family():
 def test_bootstrap_of_nothing_is_undefined():
     for scores in ([], runs(("a", 0, 0, 0, 0))):
         assert all(math.isnan(end) for interval in bootstrap(scores, seed=0) for end in interval)
-    half = bootstrap(runs(("a", 0, 0, 10, 0)), seed=0)
+    half = bootstrap(runs(("a_1", 0, 0, 10, 0), ("a_2", 0, 0, 10, 0)), seed=0)
     assert math.isnan(half.recall.low)
     assert half.false_alarms_per_10k == Interval(0.0, 0.0)
+
+
+def test_bootstrap_of_families_of_one_run_has_no_interval():
+    for scores in (runs(("a", 4, 2, 10, 3)), runs(("a_1", 4, 2, 10, 3), ("b_1", 4, 4, 10, 0))):
+        assert all(math.isnan(end) for interval in bootstrap(scores, seed=0) for end in interval)
+    two = runs(("a_1", 4, 2, 10, 3), ("a_2", 4, 4, 10, 0))
+    assert bootstrap(two, seed=0).recall == Interval(0.5, 1.0)
 
 
 def test_the_labelled_real_runs_place_every_event_and_the_oracle_finds_them_all(real_runs):
