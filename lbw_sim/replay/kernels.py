@@ -648,8 +648,8 @@ def float_of(typing_context, bits):
     return float64(int64), codegen
 
 
-# Of positive normal numbers. There are no lanes for int64 -> float64: a small whole number goes through the last bits of
-# 2**52, where a float's last bit counts 1.
+# Of positive normal numbers. There are no lanes for int64 -> float64: a small whole number goes through the last bits
+# of 2**52, where a float's last bit counts 1.
 @njit(inline="always")
 def fraction_of(number):
     return float_of((bits_of(number) & 0x000FFFFFFFFFFFFF) | 0x3FE0000000000000)

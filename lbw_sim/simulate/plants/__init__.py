@@ -1,9 +1,9 @@
 """One plant per file: models of how the loss answers the learning rate; the registry scans this folder.
 
 A plant's step takes one update and shows the next batch's loss. It uses + - * /, square root, min, max, abs and
-comparisons only (powers come from `simulate.powers`: those, and floats split exactly), so a plant gives equal bits in Python,
-compiled, and on another machine, as a guard does. Parameters are what calibration fits. What several plants share
-stands here.
+comparisons only (powers come from `simulate.powers`, made of those and of floats split exactly), so a plant gives equal
+bits in Python, compiled, and on another machine, as a guard does. Parameters are what calibration fits. What several
+plants share stands here.
 """
 
 from __future__ import annotations
