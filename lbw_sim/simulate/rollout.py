@@ -152,14 +152,12 @@ def rollouts(
     cells = list(product(range(len(loops)), range(len(lrs)), range(len(noise.batch))))
     found: list[_Flown | None] = [None] * len(cells)
     rates = list(lrs.values())
-    # a step's numbers of all seeds side by side, as lanes want them
-    chance = (np.ascontiguousarray(noise.batch.T), np.ascontiguousarray(noise.walk.T))
     chunks = _chunks(loops, rates, cells, rows, engine)
     total, done, lock, stop = sum(len(rates[cell[1]]) for cell in cells), 0, threading.Lock(), threading.Event()
 
     def fly(chunk: _Chunk) -> None:
         nonlocal done
-        flown = _fly(chunk, loops, rates, chance, cells, rows, stop)
+        flown = _fly(chunk, loops, rates, noise, cells, rows, stop)
         for cell, one in zip(chunk.cells, flown, strict=True):
             found[cell] = one
         with lock:
@@ -268,10 +266,10 @@ def _chunks(
 
 
 def _fly(
-    chunk: _Chunk, loops: Sequence[Loop], rates: Sequence[NDArray[np.float64]], chance: Sequence[NDArray[np.float64]],
+    chunk: _Chunk, loops: Sequence[Loop], rates: Sequence[NDArray[np.float64]], noise: Noise,
     cells: Sequence[tuple[int, int, int]], rows: bool, stop: threading.Event,
 ) -> list[_Flown]:  # fmt: skip
-    handed = [(loops[loop], rates[schedule], chance[0][:, seed], chance[1][:, seed])
+    handed = [(loops[loop], rates[schedule], noise.batch[seed], noise.walk[seed])
               for loop, schedule, seed in (cells[cell] for cell in chunk.cells)]  # fmt: skip
     if chunk.source is None:
         return [_reference(*one, rows) for one in handed]
@@ -282,26 +280,21 @@ def _fly(
     outputs = [np.empty(steps * lanes, kind) for kind in (_ROWS.values() if rows else ())]
     inputs = np.zeros((len(StepInputs._fields), BLOCK_ROWS, lanes))
     # lanes without a candidate repeat the last one
-    place = np.minimum(np.arange(lanes), len(handed) - 1)
-    _, schedules, seeds = np.array([cells[cell] for cell in chunk.cells]).T
-    flown = np.unique(schedules)
+    lane_cells = [cells[cell] for cell in chunk.cells] + [cells[chunk.cells[-1]]] * (lanes - len(handed))
+    _, schedules, seeds = np.array(lane_cells).T
+    flown, lane_rates = np.unique(schedules, return_inverse=True)
     tables = [
-        (np.stack([rates[schedule] for schedule in flown], axis=1), np.searchsorted(flown, schedules[place])),
-        (chance[0], seeds[place]),
-        (chance[1], seeds[place]),
+        (np.stack([rates[schedule] for schedule in flown]), _chosen(lane_rates)),
+        (noise.batch, _chosen(seeds)),
+        (noise.walk, _chosen(seeds)),
     ]
     for begin in range(0, steps, BLOCK_ROWS):
         if stop.is_set():
             raise KeyboardInterrupt
         length = min(BLOCK_ROWS, steps - begin)
-        for number, (table, columns) in enumerate(tables):
-            block, first = table[begin : begin + length], int(columns[0])
-            if (columns == first).all():
-                inputs[number, :length] = block[:, first : first + 1]
-            elif (columns == np.arange(first, first + lanes)).all():
-                inputs[number, :length] = block[:, first : first + lanes]
-            else:
-                block.take(columns, axis=1, out=inputs[number, :length], mode="clip")
+        for number, (table, chosen) in enumerate(tables):
+            # a step's numbers of all lanes side by side
+            inputs[number, :length] = table[chosen, begin : begin + length].T
         kernel(
             inputs, 0, length, start.buffer, start.win, start.place, *(out[begin * lanes :] for out in outputs)
         )  # fmt: skip
@@ -320,6 +313,14 @@ def _fly(
         )
         for lane, one in enumerate(handed)
     ]
+
+
+def _chosen(lines: NDArray[np.int64]) -> slice | NDArray[np.int64]:
+    """Lines of a table, one per lane, as a slice where that does: one line for all lanes, or neighbours."""
+    first = int(lines[0])
+    if (lines == first).all():
+        return slice(first, first + 1)
+    return slice(first, first + len(lines)) if (lines == first + np.arange(len(lines))).all() else lines
 
 
 def _reference(
