@@ -67,8 +67,8 @@ SHOWN = {
     "post_ln_wide": "post-LN, 64 × 3",
     "lstm": "LSTM",
     "mixer": "mixer",
-    "post_ln_deep": "post-LN, 48 × 4",
-    "vit": "vision transformer",
+    "post_ln_deep": "post-LN, 48 × 4, unseen",
+    "vit": "vision transformer, unseen",
     "post_ln_fine_tune": "post-LN, fine-tuned",
     "pre_ln_fine_tune": "pre-LN, fine-tuned",
     "pre_ln_qk_norm_fine_tune": "QK-norm, fine-tuned",
@@ -399,6 +399,12 @@ def other_lines(study: Study) -> list[str]:
                 + " | ".join(spread(study.losses("others", model, f"{lr:g}", method)) for lr in rates)
                 + " |"
             )
+        back = [study.of("others", model, f"{lr:g}", GUARD) for lr in rates]
+        lines.append(
+            "| rollbacks by seed | "
+            + " | ".join(MISSING if found is None else ", ".join(str(o.rollbacks) for o in found) for found in back)
+            + " |"
+        )
         lines.append("")
     return lines
 
@@ -466,7 +472,7 @@ def cost_line(study: Study) -> str:
         "CPU time than AdamW (median over runs). By arithmetic, a forward pass being a third of a step: a half-step "
         "measurement is three forward passes, on each of the first 64 steps and on one in ten after them, a pair two "
         "in five steps. In a long run that is 23 % of a step; HalfStep(every_steps=50) and PairedProbe(every_steps=50) "
-        "make it 3 %, and were not flown."
+        "make it 3 %."
     )
 
 
@@ -526,19 +532,20 @@ def page(study: Study, processes: int, about: str) -> str:
 
 
 ABOUT = """
-One configuration, untouched, on five models. It caps the peak of the learning-rate schedule; the cap begins at an
-eighth of what the initial weights can take (`FullStepLr`) and is then learned from half steps (`HalfStep`): it opens
-while a whole step brings twice what half of it would, and falls while it does not. A schedule under the cap is left
-alone.
+One configuration, untouched, on ten models. It caps the peak of the learning-rate schedule; the cap begins at a quarter
+of what the initial weights can take (`FullStepLr`) and is then learned from half steps (`HalfStep`): it opens while a
+whole step brings twice what half of it would, and falls while it does not. A network that collapses is seen in the
+gradient (`GradientReach`), taken back to where it was alive, and its cap halved for good. A schedule under the cap is
+left alone.
 
-What was chosen on what ([guard_search.md](guard_search.md)): the tiny GPTs on seeds 0 to 2, and a byte GRU that is not
-shown here. After that the wide GPT and the mixer were looked at on seeds 100 to 102, and three things changed: the
-first cap from a quarter to an eighth, no skipping in the first twenty steps, rollback for a fifth of the loss only. So
-**these two models are no longer unseen; the seeds of this page are.** The LSTM was looked at on seed 100 and nothing
-was changed for it.
+What was chosen on what ([guard_search.md](guard_search.md)): seeds 0 to 7, and the seeds 100 to 102, 300 to 302 and
+400 to 402 of earlier versions were looked at too. LSTM, mixer, wide GPT and fine-tuned GPTs are development models: an
+earlier version missed its bars on them, and this one was made to meet them. **The seeds of this page were flown once,
+and two models, the deeper narrow GPT (48 × 4) and the vision transformer, had never been flown by anyone.**
 
-Three seeds, small models, a few hundred steps. A short run flatters a lower learning rate; nothing here says what the
-guard does in a run of a million steps.
+Three seeds, small models, a few hundred steps. A short run flatters a lower learning rate; the long runs below are one
+seed. The mixer's end differs by ten to twenty per cent between seeds and between runs that differ in any step: its bars
+of 3 and 0.5 % can be met by chance and missed by chance, unless the guard leaves the run alone.
 """
 
 
