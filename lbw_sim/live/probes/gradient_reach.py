@@ -7,7 +7,7 @@ from typing import SupportsFloat
 
 import torch
 
-from lbw_sim.live.probes.measuring import every, norm_share, numbers_in, parameters_of
+from lbw_sim.live.probes.measuring import every, numbers_in, parameters_of
 
 
 class GradientReach:
@@ -42,7 +42,8 @@ class GradientReach:
         found = [p.grad for p in parameters_of(self._optimizer) if p.grad is not None and p.dim() >= 2]
         if not found:
             return {}
-        norms = torch.stack([norm_share([numbers_in(g)], [1]).to(found[0].device) for g in found])
+        each = torch._foreach_norm([numbers_in(gradient) for gradient in found])
+        norms = torch.stack([norm.double().to(found[0].device, non_blocking=True) for norm in each])
         return {"gradient_reach": norms.median() / torch.linalg.vector_norm(norms)}
 
     def after_step(self, step: int) -> Mapping[str, SupportsFloat]:
