@@ -1,7 +1,8 @@
 """The envelope: hard limits on what any policy can do to a run.
 
 It has the last word and trusts nothing that it is given: nan, infinite and absurd requests come out as decisions inside
-the limits, and every damping ends. It refuses to judge the run: it never sees the loss.
+the limits, and every damping ends, unless a spec gives it longer than any run. It refuses to judge the run: it never
+sees the loss.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ class Envelope:
 
     Whatever is asked for, from the start of any damping the scale is back at exactly 1 after `release_deadline_steps`
     at the latest. A forced release asks nobody: where the full learning rate ends the run, as above a cap, make
-    `max_damped_steps` longer than any run. Budgets are leaky buckets: a full allowance at the start, refilled in proportion to steps.
+    `max_damped_steps` longer than any run. Budgets are leaky buckets: a full allowance at the start, refilled in
+    proportion to steps.
 
     >>> limits = Envelope(min_scale=0.2, max_drop=0.5)
     >>> state, decision = limits.step(limits.init(), 3, Request(Posture.DAMP, float("nan")))

@@ -128,6 +128,7 @@ def test_a_collapse_goes_back_halves_the_cap_for_good_and_is_not_told_twice() ->
 
 def test_while_the_reach_is_whole_the_cap_grows_at_a_lower_ratio_and_without_one_nothing_changes() -> None:
     rule = TrustCap(first_share=0.25, whole_share=0.75, whole_ratio=0.85, whole_up=1.5)
+
     def given(reach: float) -> list[Signals]:
         return [Signals(lr=100.0, full_step_lr=4.0, gain_ratio=0.9, gradient_reach=r) for r in (0.8, reach)]
 

@@ -84,11 +84,11 @@ class TrustCap:
     ...     state, _ = rule.step(state, Signals(lr=1.0, full_step_lr=0.08, gain_ratio=ratio))
     ...     cap.append(round(state.cap, 5))
     >>> cap
-    [0.0364, 0.04732, 0.04732, 0.03786]
+    [0.026, 0.0338, 0.0338, 0.02704]
     """
 
     inner: Analyzer = part(BadBatch, doc="the analyzer that names the regime")
-    first_share: float = param(0.35, low=1e-3, high=1e6, doc="first cap, as a share of full_step_lr", log=True)
+    first_share: float = param(0.25, low=1e-3, high=1e6, doc="first cap, as a share of full_step_lr", log=True)
     cut_ratio: float = param(0.7, low=-1.0, high=1.0, doc="ratio below which a cap that is in the way falls")
     alarm_ratio: float = param(0.5, low=-1.0, high=1.0, doc="ratio below which a cap is put in the way")
     grow_ratio: float = param(0.93, low=0.0, high=2.0, doc="ratio above which the cap may grow")

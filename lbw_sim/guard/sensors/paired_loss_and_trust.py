@@ -34,7 +34,7 @@ class PairedLossAndTrustState(NamedTuple):
     extra=(*meta(PairedLoss).extra, "full_step_lr", "step_gain", "half_step_gain", "gradient_reach"),
 )
 class PairedLossAndTrust:
-    """What `paired_loss` makes of loss and paired probe; channels `full_step_lr` and `gradient_reach` as they came; and `gain_ratio`.
+    """What `paired_loss` makes of loss and pair; `full_step_lr` and `gradient_reach` as they came; and `gain_ratio`.
 
     The ratio is one of two means: what the last few measured steps did to the loss of their own batch, channel
     `step_gain`, over twice what half of each step would have done, `half_step_gain`. So a step that did little counts

@@ -7,15 +7,15 @@ from typing import SupportsFloat
 
 import torch
 
-from lbw_sim.live.probes.measuring import every, norm_share, numbers_in, parameters_of
+from lbw_sim.live.probes.measuring import every, numbers_in, parameters_of
 
 
 class GradientReach:
-    """Channel `gradient_reach`: gradient norm of the median weight matrix over that of all matrices together; in [0, 1].
+    """Channel `gradient_reach`: gradient norm of the median weight matrix over that of all matrices; in [0, 1].
 
     A network that no longer looks at its input hands its gradient to the last layer alone: the reach falls to a
-    hundredth of what it was and less, while the loss only looks flat. It does so within some fifteen steps, long before
-    anything can be seen in the loss, and is less the longer the steps were that led there.
+    hundredth of what it was and less, while the loss only looks flat. It does so within some fifteen steps, before the
+    loss says anything, and the further the longer the steps were that led there.
 
     Matrices are the optimizer's parameters of two dimensions and more; the median is the lower one of two. Its level
     depends on the model, so compare it with itself only. Clipping and loss scaling cancel. Gradients that are nan give
@@ -42,7 +42,8 @@ class GradientReach:
         found = [p.grad for p in parameters_of(self._optimizer) if p.grad is not None and p.dim() >= 2]
         if not found:
             return {}
-        norms = torch.stack([norm_share([numbers_in(g)], [1]).to(found[0].device) for g in found])
+        each = torch._foreach_norm([numbers_in(gradient) for gradient in found])
+        norms = torch.stack([norm.double().to(found[0].device, non_blocking=True) for norm in each])
         return {"gradient_reach": norms.median() / torch.linalg.vector_norm(norms)}
 
     def after_step(self, step: int) -> Mapping[str, SupportsFloat]:
