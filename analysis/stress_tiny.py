@@ -2,8 +2,7 @@
 
 Writes docs/results/stress_tiny.md, its figures, and the rows behind it (docs/results/stress_tiny/PART, which
 `lbw report` shows as a page). Run from the repository root; stopped, it goes on where it was:
-python analysis/stress_tiny.py [--work FOLDER] [--processes 2] [--only guard:adaptive_cap]
-With --only the rows of the other methods are those that the page has, if AdamW flies the same runs again to the bit.
+python analysis/stress_tiny.py [--work FOLDER] [--processes 2]
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from lbw_sim.plots import save
 from lbw_sim.plots.suite import ranks_figure, sensitivity_figure
 from lbw_sim.score.stress_judgement import judge
 from lbw_sim.score.stress_page import markdown_page, page
-from lbw_sim.score.stress_results import BASELINE, Suite, read_suite, write_suite
+from lbw_sim.score.stress_results import Suite, write_suite
 from lbw_sim.stress.suite import CLIPS, GUARDS, PRESETS, PUBLISHED, SuitePlan, run_suite
 
 SEEDS = (400, 401, 402)
@@ -77,34 +76,20 @@ def lead(suites: list[Suite]) -> list[str]:
     ]
 
 
-def flown(part: Part, work: Path, processes: int, only: str | None) -> Suite:
-    """Fly what is missing of one part; with `only`, that method with its controls, and AdamW."""
-    methods = part.methods if only is None else ("adamw", only)
-    controlled = tuple(guard for guard in part.controlled if guard in methods)
+def flown(part: Part, work: Path, processes: int) -> Suite:
+    """Fly what is missing of one part."""
 
     def tell(done: int, total: int, seconds_left: float) -> None:
         left = "" if math.isnan(seconds_left) else f", about {seconds_left / 60:.0f} min left"
         print(f"\r{part.name}: {done} of {total}{left}   ", end="", file=sys.stderr)
 
     preset = dataclasses.replace(
-        PRESETS["tiny-full"], about=part.title, workloads=part.workloads, methods=methods, controlled=controlled,
-        seeds=SEEDS,
+        PRESETS["tiny-full"], about=part.title, workloads=part.workloads, methods=part.methods,
+        controlled=part.controlled, seeds=SEEDS,
     )  # fmt: skip
     suite = run_suite(SuitePlan(preset=preset, traces=False), work, processes=processes, progress=tell)
     print(file=sys.stderr)
-    return suite if only is None else grafted(read_suite(ROWS / part.name), suite)
-
-
-def grafted(stored: Suite, again: Suite) -> Suite:
-    """The stored suite with the rows that were flown again; every row of AdamW has to be what it was."""
-    rows = {(run.workload, run.label, run.lr, run.seed): run for run in again.runs}
-    known = {(run.workload, run.label, run.lr, run.seed): run for run in stored.runs}
-    for place, run in rows.items():
-        if run.label == BASELINE and (place not in known or known[place].final_loss != run.final_loss):
-            sys.exit(f"{run.run_id} is not what it was: the stored rows are another machine's; leave out --only")
-    methods = {**stored.facts.methods, **again.facts.methods}
-    facts = dataclasses.replace(stored.facts, methods=methods, machine=again.facts.machine)
-    return Suite(facts, tuple((known | rows).values()))
+    return suite
 
 
 def written(part: Part, suite: Suite) -> str:
@@ -126,9 +111,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, default=Path("build/stress_tiny"), help="folder of the suite")
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--only", help="fly this method and its controls again, and nothing else but AdamW")
     arguments = parser.parse_args()
-    suites = [flown(part, arguments.work, arguments.processes, arguments.only) for part in PARTS]
+    suites = [flown(part, arguments.work, arguments.processes) for part in PARTS]
     head = "\n".join(["# Stress suite on tiny models", "", *(line for text in lead(suites) for line in (text, ""))])
     texts = [written(part, suite) for part, suite in zip(PARTS, suites, strict=True)]
     TARGET.write_text(head + "\n" + "\n".join(texts), encoding="utf-8")
