@@ -472,8 +472,8 @@ def cost_line(study: Study) -> str:
         "CPU time than AdamW (median over runs). By arithmetic, a forward pass being a third of a step: a half-step "
         "measurement is three forward passes, on each of the first 64 steps and on one in ten after them, a pair two "
         "in five steps. In a long run that is 23 % of a step; HalfStep(every_steps=50) and PairedProbe(every_steps=50) "
-        "make it 3 %. GradientReach was four to six times dearer when these runs were flown, for the same bits: it took "
-        "0.2 to 0.9 ms a step, and takes 0.07 to 0.2."
+        "make it 3 %. GradientReach was four to six times dearer when these runs were flown, for the same bits: it "
+        "took 0.2 to 0.9 ms a step, and takes 0.07 to 0.2."
     )
 
 
