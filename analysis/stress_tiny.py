@@ -45,8 +45,8 @@ class Part(NamedTuple):
 
 
 EARLIER = (
-    "`adaptive_cap` is here as it was before it read the gradient's reach (`trust_cap` version 1, first cap an eighth): "
-    "the first part has the present one."
+    "`adaptive_cap` is here as it was before it read the gradient's reach (`trust_cap` 1, first cap an eighth): the "
+    "first part has the present one."
 )
 PARTS = (
     Part(
@@ -81,9 +81,10 @@ PARTS = (
 def lead(suites: list[Suite]) -> list[str]:
     """What the reader must know first."""
     seeds = ", ".join(map(str, SEEDS))
-    flown = {run.run_id: run.cpu_seconds for suite in suites for run in suite.runs}
+    flown = {(place, run.run_id): run.cpu_seconds for place, suite in enumerate(suites) for run in suite.runs}
     return [
-        f"Made by `analysis/stress_tiny.py`: {len(flown)} real runs, seeds {seeds}, which chose nothing (those of the first part were looked at with an earlier guard); "
+        f"Made by `analysis/stress_tiny.py`: {len(flown)} real runs, seeds {seeds}, which chose nothing (those of the "
+        "first part had been looked at with an earlier guard); "
         f"{math.fsum(flown.values()) / 60.0:.0f} minutes of CPU time in the training loops, on two cores that others "
         "used as well: wall-clock times and speed-ups say little here, CPU times more. No run was recorded, so AdamW "
         "flew without any guard. All rows are in `stress_tiny/`; `lbw report docs/results/stress_tiny/scratch` shows "
