@@ -253,11 +253,18 @@ def test_a_reader_that_has_seen_enough_is_no_error(traces: Path) -> None:
 
 def test_ctrl_c_ends_training_at_once_and_keeps_the_rows(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "lbw_sim", "record", "--out", str(tmp_path), "--steps", "1000000"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE,
+        # a suite started in the background ignores SIGINT, and so would the child
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as process:  # fmt: skip
         while process.poll() is None and not any(path.stat().st_size > 50_000 for path in tmp_path.rglob("*.journal")):
             time.sleep(0.1)
         process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=60)
+        try:
+            _, said = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert (process.returncode, said) == (130, b"lbw: interrupted\n")
     assert 0 < read_traces(tmp_path)[0].table().num_rows < 1_000_000
 
