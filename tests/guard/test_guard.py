@@ -151,6 +151,7 @@ def test_never_and_hold_do_nothing_on_a_disaster() -> None:
     assert {(d.regime, d.posture, d.scale, d.energy) for d in decisions} == {(Regime.STABLE, Posture.HOLD, 1.0, 0.0)}
 
 
+most_extra = max(len(GuardSpec.load(preset).build().extra_channels) for preset in preset_names())
 telemetry = st.builds(
     Telemetry,
     step=st.integers(0, 10**6),
@@ -160,7 +161,7 @@ telemetry = st.builds(
     update_norm=st.floats(),
     tokens=st.floats(),
     nonfinite=st.sampled_from([0.0, 1.0, math.nan]),
-    extra=st.tuples(*[st.floats()] * 4),
+    extra=st.tuples(*[st.floats()] * most_extra),
 )
 
 
