@@ -8,7 +8,7 @@ from lbw_sim.values import Signals, Telemetry
 
 
 @sensor(
-    version=1,
+    version=2,
     uses=meta(RobustLoss).uses,
     emits=(*meta(RobustLoss).emits, "canary_loss"),
     extra=("canary_loss",),

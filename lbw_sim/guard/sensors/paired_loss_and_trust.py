@@ -28,7 +28,7 @@ class PairedLossAndTrustState(NamedTuple):
 
 
 @sensor(
-    version=2,
+    version=3,
     uses=meta(PairedLoss).uses,
     emits=(*meta(PairedLoss).emits, "full_step_lr", "gain_ratio", "gradient_reach"),
     extra=(*meta(PairedLoss).extra, "full_step_lr", "step_gain", "half_step_gain", "gradient_reach"),
