@@ -178,9 +178,9 @@ class RobustLoss:
                 loss_rebound = 0.0
                 # up to the lesser of the last two: a lone high row is no noise either
                 walk = walked + abs(lesser - before_previous)
-                changes = max(1.0, rows - 1.0)
-                clean = max(0.0, 1.0 - FALL_ROWS / changes) * (first - settled)
-                noise = max(LEAST_NOISE_SHARE, NOISE_SHARE + NOISE_SHARE_AT_START / changes) * (walk - clean)
+                per_change = 1.0 / max(1.0, rows - 1.0)
+                clean = max(0.0, 1.0 - FALL_ROWS * per_change) * (first - settled)
+                noise = max(LEAST_NOISE_SHARE, NOISE_SHARE + NOISE_SHARE_AT_START * per_change) * (walk - clean)
                 # less than a twentieth of the first loss is noise, too
                 if rows >= 2.0 and lesser - least > max(0.05 * abs(first), noise):
                     loss_rebound = (lesser - least) / (first - least) if first > least else 1.0
