@@ -47,10 +47,12 @@ def backtest(
     plants: Sequence[PlantSpec] = (),
     plant_seeds: int = 20,
     seed: int = 0,
+    left_out: int = 0,
     progress: Progress | None = None,
 ) -> BacktestReport:
     """Replay a guard along runs and write down what that shows. `plants`: calibrated ones, on which the guard flies as
-    well, with `plant_seeds` noises from `seed` on; `seed` is also that of the bootstrap over runs.
+    well, with `plant_seeds` noises from `seed` on; `seed` is also that of the bootstrap over runs. `left_out`: how many
+    further runs could not be read; the report says so.
 
     Every row outside a label counts as clean, also in a run that nobody has labelled. Raises ScoreError without a row,
     or when one record comes twice; ChannelError when the guard needs a channel that a run or a plant lacks;
@@ -85,7 +87,7 @@ def backtest(
         runs=tuple(runs),
         detection=(*_detection(spec.name, scores, seed), *_detection("never", reference, seed)[:1]),
         caveat=f"{OPEN_LOOP} {CLOSED_LOOP}" if effects else OPEN_LOOP,
-        not_tested_on=tuple(_not_tested_on(spec, runs, scores, seen, effects)),
+        not_tested_on=tuple(_not_tested_on(spec, runs, scores, seen, effects, left_out)),
         versions={"lbw_sim": lbw_sim.__version__, "python": platform.python_version(), "numpy": np.__version__},
         made_at=datetime.now(UTC).isoformat(timespec="seconds"),
         simulated=tuple(effects),
@@ -184,6 +186,7 @@ def _not_tested_on(
     scores: Sequence[RunScore],
     seen: _Seen,
     effects: Sequence[SimulatedEffect],
+    left_out: int,
 ) -> Iterable[str]:
     """One sentence for each thing that these runs cannot say about the guard; the weightiest first."""
     events = [event for score in scores for event in score.events]
@@ -206,6 +209,8 @@ def _not_tested_on(
             f"{_count(unlabelled, 'run')} of {len(runs)} without any label: every row there counts as clean, whether "
             f"or not somebody looked."
         )
+    if left_out:
+        yield f"{_count(left_out, 'run')} that could not be read: left out, whatever the guard would have met there."
     if acted := [run.run_id for run in runs if run.mode == "active"]:
         names = _some(acted)
         yield f"{_count(len(acted), 'run')} recorded while a guard acted ({names}): their losses are partly its doing."

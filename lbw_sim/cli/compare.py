@@ -7,8 +7,18 @@ from typing import Annotated
 
 import typer
 
-from lbw_sim.cli.options import Json, ManyTraces, Plugins, load_guards, load_traces, print_json, print_table, stages
-from lbw_sim.errors import LbwError
+from lbw_sim.cli.options import (
+    Json,
+    ManyTraces,
+    Plugins,
+    SkipBroken,
+    check_figure,
+    load_by_id,
+    load_guards,
+    print_json,
+    print_table,
+    stages,
+)
 
 
 def compare(
@@ -23,6 +33,7 @@ def compare(
     figure: Annotated[
         Path | None, typer.Option("--figure", help="Draw the runs that differ into this SVG, PNG or PDF file.")
     ] = None,
+    skip_broken: SkipBroken = False,
     as_json: Json = False,
 ) -> None:
     """Replay two guards over the same runs and list every place where they decide differently (open loop).
@@ -32,16 +43,12 @@ def compare(
     """
     from lbw_sim.replay import NotCompared, RunDifference, compare_guards
     from lbw_sim.score import Column
-    from lbw_sim.trace import Trace
 
+    if figure is not None:
+        check_figure(figure)
     spec_a, spec_b = load_guards([a, b], plugin)
     names = (spec_a.name, spec_b.name) if spec_a.name != spec_b.name else (f"{spec_a.name} (A)", f"{spec_b.name} (B)")
-    found: dict[str, Trace] = {}
-    for path in traces:
-        for trace in load_traces(path):
-            if trace.run_id in found:
-                raise LbwError(f"run {trace.run_id!r} comes twice; compare one of each id")
-            found[trace.run_id] = trace
+    found, _ = load_by_id(traces, None, skip_broken)
     with stages() as progress:
         work = compare_guards(
             list(found.values()), spec_a, spec_b, gap_rows=gap,

@@ -14,6 +14,7 @@ from lbw_sim.cli.options import (
     Guards,
     Json,
     Plugins,
+    SkipBroken,
     Traces,
     check_figure,
     counted,
@@ -50,6 +51,7 @@ def score(
     ] = False,
     seed: Annotated[int, typer.Option(help="Seed of the bootstrap over runs.")] = 0,
     anyway: Anyway = False,
+    skip_broken: SkipBroken = False,
     as_json: Json = False,
 ) -> None:
     """Replay guards over labelled runs and judge their alarms.
@@ -70,7 +72,7 @@ def score(
     if figure is not None:
         check_figure(figure)
     specs = load_guards(guard, plugin)
-    runs = load_traces(traces)
+    runs = load_traces([traces], skip_broken)
     tell_limits(runs, "score", anyway)
     scores: dict[str, list[RunScore]] = {spec.name: [] for spec in specs}
     references: dict[str, list[RunScore]] = {"oracle": [], "random": []}

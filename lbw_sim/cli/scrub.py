@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lbw_sim.cli.options import Json, Traces, counted, load_traces, print_json, watched
+from lbw_sim.cli.options import Json, SkipBroken, Traces, counted, load_traces, print_json, watched
 
 
 def scrub(
@@ -16,6 +16,7 @@ def scrub(
     keep: Annotated[
         list[str] | None, typer.Option("--keep", help="Keep this key of the provenance as well; repeat.")
     ] = None,
+    skip_broken: SkipBroken = False,
     as_json: Json = False,
 ) -> None:
     """Copy traces without host name, paths, time and environment, to hand them on.
@@ -25,7 +26,8 @@ def scrub(
     """
     from lbw_sim.trace.scrub import scrub as scrub_trace
 
-    done = [scrub_trace(trace, out, keep=keep or ()) for trace in watched(load_traces(traces), "copying")]
+    runs = load_traces([traces], skip_broken)
+    done = [scrub_trace(trace, out, keep=keep or ()) for trace in watched(runs, "copying")]
     removed = sorted({key for item in done for key in item.removed})
     if as_json:
         print_json({"runs": [item._asdict() for item in done], "removed": removed})

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lbw_sim.cli.options import Guards, Json, Plugins, load_guards, load_traces, print_json, print_table, stages
+from lbw_sim.cli.options import (
+    Guards,
+    Json,
+    Plugins,
+    SkipBroken,
+    load_guards,
+    load_traces,
+    print_json,
+    print_table,
+    stages,
+)
 from lbw_sim.errors import SimulateError
 
 if TYPE_CHECKING:
     from lbw_sim.simulate import Noise, PlantSpec, Rollouts
+    from lbw_sim.trace import Trace
 
 
 def simulate(
@@ -36,6 +48,7 @@ def simulate(
     stop_outside: Annotated[
         bool, typer.Option("--stop-outside", help="Cut a rollout where it leaves the calibrated range.")
     ] = False,
+    skip_broken: SkipBroken = False,
     plugin: Plugins = None,
     as_json: Json = False,
 ) -> None:
@@ -54,7 +67,7 @@ def simulate(
     rates = dict(rates_of(text, steps, warmup) for text in schedule)
     chance = drawn_noise(seeds, max(len(lr) for lr in rates.values()))
     if noise is not None:
-        chance = _recorded(noise, spec, chance)
+        chance = _recorded(load_traces([noise], skip_broken), spec, chance)
     flown_plants = list(spec.ensemble()) if ensemble else [spec]
     with stages() as progress:
         flown = rollouts(
@@ -123,17 +136,17 @@ def rates_of(text: str, steps: int, warmup: int) -> tuple[str, Any]:
         raise SimulateError(
             f"--schedule {text!r} is neither constant:LR nor cosine:PEAK, nor a run's folder: there is no such folder"
         )
-    traces = load_traces(text)
+    traces = load_traces([text], skip_broken=False)
     if len(traces) != 1:
         raise SimulateError(f"--schedule {text!r} holds {len(traces)} runs; name one run's folder")
     lr = np.asarray(traces[0].to_numpy()["lr"], dtype=np.float64)
     return traces[0].run_id, lr
 
 
-def _recorded(folder: str, spec: PlantSpec, drawn: Noise) -> Noise:
+def _recorded(runs: Sequence[Trace], spec: PlantSpec, drawn: Noise) -> Noise:
     """The drawn noise with the batches' difficulty replaced by that of recorded runs, run after run."""
     from lbw_sim.simulate import Record, recorded_noise
 
-    records = [Record.of(trace) for trace in load_traces(folder)]
+    records = [Record.of(trace) for trace in runs]
     batch = recorded_noise(spec, records, drawn.batch.shape[1])
     return drawn._replace(batch=batch[[seed % len(batch) for seed in range(len(drawn.batch))]])

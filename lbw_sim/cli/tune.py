@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lbw_sim.cli.options import Anyway, Json, ManyTraces, Plugins, load_guards, print_json, print_table, stages
+from lbw_sim.cli.options import (
+    Anyway,
+    Json,
+    ManyTraces,
+    Plugins,
+    SkipBroken,
+    load_guards,
+    print_json,
+    print_table,
+    stages,
+)
 from lbw_sim.errors import TuneError
 
 if TYPE_CHECKING:
@@ -95,6 +105,7 @@ def tune(
     ] = None,
     plugin: Plugins = None,
     anyway: Anyway = False,
+    skip_broken: SkipBroken = False,
     as_json: Json = False,
 ) -> None:
     """Search a guard's parameters on labelled runs; judge the best on runs that were held out.
@@ -127,7 +138,7 @@ def tune(
                 split_by=split_by, held_out=held_out or (), held_out_share=held_out_share,
                 false_alarms_per_10k=false_alarms, plants=plants, schedules=rates, seeds=seeds, seed=seed,
                 name=out.stem, ledger=ledger, workers=hired(executor, workers), plugins=plugin or (), anyway=anyway,
-                progress=progress,
+                skip_broken=skip_broken, progress=progress,
             )  # fmt: skip
     except KeyboardInterrupt:
         print(f"lbw: interrupted; the same command goes on with what {ledger} holds", file=sys.stderr)

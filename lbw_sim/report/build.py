@@ -71,6 +71,8 @@ class ReportOptions:
     """Guard -> its runs at several sensitivities, drawn as curves."""
     passed_over: int = 0
     """Files that were to be imported and were not; the page says how many."""
+    left_out: int = 0
+    """Runs that could not be read; the page says how many."""
 
 
 class Report(NamedTuple):
@@ -422,6 +424,8 @@ def _foot(
     said = []
     if options.passed_over:
         said.append(f"{sections.count(options.passed_over, 'file')} could not be imported and stand nowhere here.")
+    if options.left_out:
+        said.append(f"{sections.count(options.left_out, 'run')} could not be read and stand nowhere here.")
     if len(detailed) < len(runs):
         said.append(
             f"{len(detailed)} of {len(runs):,} runs have a section of their own: those with the most to see (values "

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lbw_sim.backtest import FEW_EVENTS, refuse_repeats
-from lbw_sim.errors import TuneError
+from lbw_sim.errors import BrokenRunsError, TraceError, TuneError
 from lbw_sim.guard import GuardSpec
 from lbw_sim.replay import replay_many
 from lbw_sim.score import FALSE_ALARM_BUDGET_PER_10K, RunScore, detection_rows
@@ -241,6 +241,7 @@ def tune(
     workers: Executor | None = None,
     plugins: Iterable[str | Path] = (),
     anyway: bool = False,
+    skip_broken: bool = False,
     progress: Progress | None = None,
 ) -> Tuned:
     """Search a guard's parameters on recorded, labelled runs, and judge the best on runs that were put aside.
@@ -252,7 +253,8 @@ def tune(
     `progress`: called with stage, done and total.
 
     Raises TuneError; ChannelError when a run lacks what the guard needs; TraceError, also for runs whose way of
-    logging rules a score out, unless `anyway`; SpecError; SimulateError.
+    logging rules a score out, unless `anyway`, and for runs that cannot be read: all of them at once, unless
+    `skip_broken`, which leaves them out and warns; SpecError; SimulateError.
     """
     own = tuple(str(Path(plugin).absolute()) for plugin in plugins)
     plugins_are_loaded(own)
@@ -265,10 +267,17 @@ def tune(
     if halving and search == "cmaes":
         raise TuneError("successive halving drops candidates before they are ranked, and cmaes has to rank all of them")
     with closing(workers or Local()) as staff, Ledger(ledger) as kept:
-        paths, facts = find_runs(traces), []
+        paths = find_runs(traces)
+        facts: list[RunFacts] = []
+        broken: list[TraceError] = []
         for done, run in enumerate(staff.map(Describe(path) for path in paths), start=1):
             progress("reading", done, len(paths))
-            facts += [] if run is None else [run]
+            if isinstance(run, TraceError):
+                broken.append(run)
+            elif run is not None:
+                facts.append(run)
+        if broken and not (skip_broken and facts):
+            raise broken[0] if len(paths) == 1 else BrokenRunsError(broken, len(paths))
         records = ((run.run_id, run.telemetry_digest) for run in facts)
         refuse_repeats(records, TuneError, "one could choose what the other judges")
         if not anyway:
@@ -332,6 +341,7 @@ def tune(
                 unchanged=spec.fingerprint == space.start.fingerprint,
             ),
             *(() if simulated is None else _simulated_warnings(plants, simulated)),
+            *(f"Left out, neither chose nor judged: {fault}" for fault in broken),
         ),
         front=tuple(_front(space, rule, found, values, chosen, chosen_found)),
         space=space,

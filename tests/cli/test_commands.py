@@ -16,6 +16,8 @@ import termios
 import time
 from pathlib import Path
 
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 from commands import lbw, lbw_alone
 
@@ -26,6 +28,8 @@ COMMANDS = (
     "plot", "scrub", "components", "calibrate", "simulate", "tune", "fork", "stress",
 )  # fmt: skip
 
+HIT = "postln_lr0.005_bad_labels_adamw_s0"
+QUIET = "postln_lr0.005_none_adamw_s0"
 RULE = '''
 from typing import NamedTuple
 from lbw_sim import Assessment, Regime, Signals
@@ -89,9 +93,6 @@ def test_record_then_verify_finds_every_decision_equal(traces: Path) -> None:
 
 
 def test_verify_exits_with_1_and_names_the_row_when_a_value_was_altered(traces: Path, tmp_path: Path) -> None:
-    import pyarrow.compute as pc
-    import pyarrow.parquet as pq
-
     (file,) = (traces / "run_id=postln_lr0.005_none_adamw_s0").glob("*.parquet")
     table = pq.ParquetFile(file).read()
     place = table.schema.get_field_index("loss")
@@ -100,6 +101,84 @@ def test_verify_exits_with_1_and_names_the_row_when_a_value_was_altered(traces: 
     copy.mkdir()
     pq.write_table(table.set_column(place, table.schema.field(place), loss), copy / file.name)
     assert "row 33 does not match its checksum" in lbw("verify", copy, code=1).stdout
+
+
+@pytest.fixture(scope="module")
+def spoilt(traces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three runs of which one was cut short, and one has a byte turned among its rows: only who reads them can see."""
+    folder = tmp_path_factory.mktemp("spoilt")
+    good, other = sorted(traces.iterdir())
+    shutil.copytree(good, folder / good.name)
+    for name in ("cut", "turned"):
+        shutil.copytree(other, folder / f"run_id={name}")
+        (file,) = (folder / f"run_id={name}").glob("*.parquet")
+        found = bytearray(file.read_bytes())
+        columns = pq.ParquetFile(file)
+        loss = columns.metadata.row_group(0).column(columns.schema_arrow.names.index("loss"))
+        found[loss.data_page_offset + loss.total_compressed_size - 9] ^= 1
+        file.write_bytes(found if name == "turned" else found[:-20])
+    return folder
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["show", "{spoilt}"],
+        ["label", "{spoilt}"],
+        ["replay", "{spoilt}", "-g", "never"],
+        ["score", "{spoilt}", "-g", "never"],
+        ["compare", "never", "never", "{spoilt}"],
+        ["report", "{spoilt}", "-o", "{out}/page.html", "--rule", "never"],
+        ["backtest", "never", "{spoilt}", "-o", "{out}/never.backtest.json"],
+        ["plot", "{spoilt}", "--out", "{out}"],
+        ["scrub", "{spoilt}", "--out", "{out}"],
+        ["calibrate", "{spoilt}", "--plant", "tissue_law", "--draws", "0", "--out", "{out}/plant.toml"],
+        ["simulate", "--plant", "lasting_damage", "-g", "never", "--noise", "{spoilt}", "--seeds", "1"],
+        ["tune", "{spoilt}", f"{{traces}}/run_id={QUIET}", "-o", "{out}/guard.toml", "-g", "zscore", "-n", "2",
+         "--search", "random"],
+    ],
+    ids=lambda command: command[0],
+)  # fmt: skip
+def test_broken_runs_are_named_all_at_once_and_left_out_on_demand(
+    command: list[str], traces: Path, spoilt: Path, tmp_path: Path
+) -> None:
+    words = [word.format(spoilt=spoilt, traces=traces, out=tmp_path) for word in command]
+    of = 4 if command[0] == "tune" else 3
+    refused = lbw(*words, code=2)
+    *broken, last = refused.stderr.splitlines()
+    assert last.startswith(f"lbw: 2 of {of} runs cannot be read, and nothing was done")
+    assert "--skip-broken" in last
+    assert [("run_id=cut" in line, "cut short" in line) for line in broken].count((True, True)) == 1
+    assert [("run_id=turned" in line, "rows cannot be read" in line) for line in broken].count((True, True)) == 1
+    assert refused.stdout == ""
+    assert [path.name for path in tmp_path.iterdir()] in ([], ["guard.ledger"])
+    if command[0] == "calibrate":
+        return  # one run is left, and that is for another test
+    done = lbw(*words, "--skip-broken", code=0)
+    told = [line for line in done.stderr.splitlines() if "eft out" in line]
+    assert sorted("run_id=turned" in line for line in told) == [False, True]
+    assert sorted("run_id=cut" in line for line in told) == [False, True]
+
+
+def test_what_was_left_out_stands_in_what_is_handed_on(spoilt: Path, tmp_path: Path) -> None:
+    page, evidence = tmp_path / "page.html", tmp_path / "never.backtest.json"
+    lbw("report", spoilt, "-o", page, "--rule", "never", "--skip-broken")
+    assert "2 runs could not be read and stand nowhere here" in page.read_text(encoding="utf-8")
+    lbw("backtest", "never", spoilt, "-o", evidence, "--skip-broken")
+    assert any("2 runs that could not be read" in text for text in json.loads(evidence.read_text())["not_tested_on"])
+
+
+def test_verify_counts_a_run_that_cannot_be_read_as_one_that_fails(spoilt: Path) -> None:
+    done = lbw("verify", spoilt, code=1)
+    assert done.stdout.count("UNREADABLE") == 2
+    assert "1 of 3 runs verified" in done.stdout
+    assert len(json.loads(lbw("verify", spoilt, "--json", code=1).stdout)["failures"]) == 2
+
+
+def test_who_names_a_run_is_not_told_of_the_others(spoilt: Path, tmp_path: Path) -> None:
+    assert lbw("label", spoilt, "--run", HIT).stderr == ""
+    assert "run_id=cut" in lbw("label", spoilt, "--run", "cut", code=2).stderr
+    assert "no run named 'cut'" in lbw("label", spoilt, "--run", "cut", "--skip-broken", code=2).stderr
 
 
 def test_replay_lists_alarms_and_writes_them_in_steps(traces: Path, tmp_path: Path) -> None:
@@ -323,10 +402,6 @@ def test_tune_writes_a_guard_that_the_other_commands_take(traces: Path, tmp_path
 def own_traces(traces: Path, tmp_path: Path) -> Path:
     """A copy whose labels a test may change."""
     return Path(shutil.copytree(traces, tmp_path / "own"))
-
-
-HIT = "postln_lr0.005_bad_labels_adamw_s0"
-QUIET = "postln_lr0.005_none_adamw_s0"
 
 
 def test_label_proposes_beside_the_labels_and_writes_nothing(own_traces: Path) -> None:

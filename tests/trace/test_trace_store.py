@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,8 @@ from hypothesis import strategies as st
 from trace_rows import append_row, assert_rows, begin
 
 from lbw_sim import Telemetry
-from lbw_sim.errors import TraceError
-from lbw_sim.trace import Label, columns, read_labels, read_trace, read_traces, recover, write_labels
+from lbw_sim.errors import BrokenRunsError, TraceError
+from lbw_sim.trace import Label, columns, open_traces, read_labels, read_trace, read_traces, recover, write_labels
 from lbw_sim.trace.parquet import final_rows
 from lbw_sim.values import Decision, Regime
 
@@ -148,6 +149,22 @@ def test_all_runs_below_a_folder_come_sorted_and_load_their_rows_late(tmp_path: 
         read_traces(tmp_path / "nowhere")
     with pytest.raises(TraceError, match="no such folder"):
         recover(tmp_path / "nowhere")
+
+
+def test_a_broken_run_is_named_and_the_others_can_be_had(tmp_path: Path) -> None:
+    for run_id in ("good", "cut", "short"):
+        record(tmp_path, run_id, range(3))
+        (file,) = (tmp_path / f"run_id={run_id}").glob("*.parquet")
+        if run_id != "good":
+            file.write_bytes(file.read_bytes()[:-9])
+    with pytest.raises(BrokenRunsError, match=r"2 of 3 runs cannot be read: .*run_id=cut.*; .*run_id=short") as refused:
+        read_traces(tmp_path)
+    assert str(pickle.loads(pickle.dumps(refused.value))) == str(refused.value), "workers hand errors on"
+    traces, broken = open_traces(tmp_path)
+    assert [trace.run_id for trace in traces] == ["good"]
+    assert len(broken) == 2
+    with pytest.raises(TraceError, match=r"cut/segment-000.parquet: not a Parquet file, or cut short"):
+        read_traces(tmp_path / "run_id=cut")
 
 
 def test_a_trace_shows_itself_in_one_line(tmp_path: Path) -> None:
