@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lbw_sim.cli.options import Json, SkipBroken, Traces, counted, load_by_id, print_json, print_table, watched
+from lbw_sim.cli.options import Json, SkipBroken, Traces, check_figure, counted, load_by_id, print_json, print_table, watched
 
 if TYPE_CHECKING:
     from lbw_sim.trace import Label
@@ -32,7 +32,7 @@ def label(
         int | None, typer.Option("--remove", help="Remove one run's label by its number; never an injected one.")
     ] = None,
     figure: Annotated[
-        Path | None, typer.Option("--figure", help="Draw one run with its labels into this SVG or PNG file.")
+        Path | None, typer.Option("--figure", help="Draw one run with its labels into this SVG, PNG or PDF file.")
     ] = None,
     skip_broken: SkipBroken = False,
     as_json: Json = False,
@@ -45,6 +45,8 @@ def label(
     from lbw_sim.score import Column, hindsight
     from lbw_sim.trace import Label, write_labels
 
+    if figure is not None:
+        check_figure(figure)
     found, _ = load_by_id([traces], run, skip_broken)
     chosen = list(found.values())
     if len(chosen) != 1 and (add is not None or remove is not None or figure is not None):

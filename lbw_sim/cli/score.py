@@ -44,7 +44,7 @@ def score(
     plugin: Plugins = None,
     families: Annotated[bool, typer.Option("--families", help="A row for every family of runs as well.")] = False,
     figure: Annotated[
-        Path | None, typer.Option("--figure", help="Draw recall against false alarms into this SVG or PNG file.")
+        Path | None, typer.Option("--figure", help="Draw recall against false alarms into this SVG, PNG or PDF file.")
     ] = None,
     curves: Annotated[
         bool, typer.Option("--curves", help="With --figure: a curve per guard, all its limits x 0.25 to x 4.")

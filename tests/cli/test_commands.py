@@ -280,6 +280,8 @@ def test_an_analyzer_dropped_into_a_folder_is_listed_checked_replayed_and_scored
         (["plot", "{traces}", "--out", "{text}"], "is a file"),
         (["report", "{traces}", "-o", "{empty}"], "is a folder; name a file"),
         (["score", "{traces}", "--figure", "curve.gif"], "its name must end in"),
+        (["compare", "never", "never", "no-such-folder", "--figure", "curve.gif"], "its name must end in"),
+        (["label", "no-such-folder", "--figure", "curve.gif"], "its name must end in"),
         (["components", "--plugin", "{text}"], "no such Python file"),
         (["stress", "tiny", "--seeds", "5-2", "--dry-run"], "say 2-5"),
         (["stress", "tiny", "--device", "gpu", "--dry-run"], "no device named 'gpu'"),
@@ -451,10 +453,11 @@ def test_label_adds_and_removes_hand_labels_of_one_run(own_traces: Path) -> None
         (["--add", "spike", "10", "12"], "say which by --run"),
         (["--run", HIT, "--remove", "1"], "was injected"),
         (["--run", HIT, "--remove", "2"], "it has 1, numbered from 1"),
-        (["--run", QUIET, "--add", "spyke", "10", "12"], "Did you mean 'spike'?"),
+        (["--run", QUIET, "--add", "spyke", "10", "12"], "label 1: no kind named 'spyke'"),
         (["--run", QUIET, "--add", "spike", "12", "10"], "are no stretch of a run"),
         (["--run", QUIET, "--add", "spike", "90", "95"], "holds steps 0 to 89"),
         (["--run", "nobody"], "no run named 'nobody'"),
+        (["--run", QUIET, "--add", "spike", "10", "12", "--figure", "run.gif"], "its name must end in"),
     ],
 )
 def test_a_wrong_label_is_refused_and_nothing_is_written(arguments: list[str], message: str, own_traces: Path) -> None:

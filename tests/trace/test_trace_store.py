@@ -218,8 +218,8 @@ def test_labels_come_back_as_written_and_bad_ones_are_refused_all_at_once(tmp_pa
             tmp_path, [Label(5, 4, "spyke"), Label(0, 9, "spike", "sure", "guess", 12), Label(True, 1, "spike")]
         )
     for text in (
-        "label 0: steps 5 to 4", "Did you mean 'spike'", "label 1: peak_step=12 is outside [0, 9]",
-        "no confidence named 'sure'", "no source named 'guess'", "label 2: start_step, end_step",
+        "label 1: steps 5 to 4", "Did you mean 'spike'", "label 2: peak_step=12 is outside [0, 9]",
+        "no confidence named 'sure'", "no source named 'guess'", "label 3: start_step, end_step",
     ):  # fmt: skip
         assert text in str(caught.value)
     assert read_labels(tmp_path) == labels
