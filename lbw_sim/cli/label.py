@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lbw_sim.cli.options import Json, SkipBroken, Traces, check_figure, counted, load_by_id, print_json, print_table, watched
+from lbw_sim.cli.options import (
+    Json,
+    SkipBroken,
+    Traces,
+    check_figure,
+    counted,
+    load_by_id,
+    print_json,
+    print_table,
+    watched,
+)
 
 if TYPE_CHECKING:
     from lbw_sim.trace import Label
