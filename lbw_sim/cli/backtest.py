@@ -12,7 +12,6 @@ from lbw_sim.cli.options import (
     ManyTraces,
     Plugins,
     SkipBroken,
-    counted,
     load_guards,
     open_all,
     print_table,
@@ -20,6 +19,7 @@ from lbw_sim.cli.options import (
     stages,
 )
 from lbw_sim.errors import LbwError
+from lbw_sim.wording import counted
 
 if TYPE_CHECKING:
     from lbw_sim.guard import BacktestReport, GuardSpec

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from lbw_sim.cli.options import Plugins, SkipBroken, Traces, counted, load_traces, print_table, stages
+from lbw_sim.cli.options import Plugins, SkipBroken, Traces, load_traces, print_table, stages
+from lbw_sim.wording import counted
 
 
 def calibrate(

@@ -19,6 +19,7 @@ from lbw_sim.cli.options import (
     print_table,
     stages,
 )
+from lbw_sim.wording import counted
 
 
 def compare(
@@ -123,7 +124,7 @@ def compare(
         kinds = {"acts": "it does", "names": "it sees", "reasons": "the reason"}
         print_table([{**row, "kind": kinds[str(row["kind"])]} for row in listed[:most]], columns)
         if len(listed) > most:
-            typer.echo(f"{len(listed) - most} further places: --most {len(listed)} lists them")
+            typer.echo(f"{counted(len(listed) - most, 'further place')}: --most {len(listed)} lists them")
     for missing in dict.fromkeys(item.missing for item in left_out):
         mine = [item.run_id for item in left_out if item.missing == missing]
         names_of = ", ".join(mine[:5]) + (f" and {len(mine) - 5} more" if len(mine) > 5 else "")
@@ -131,11 +132,11 @@ def compare(
     rows_differing = sum(item.rows_differing for item in compared)
     if places:
         typer.echo(
-            f"Decisions change at {places} place{'s' * (places != 1)} in {len(differing)} of {len(compared)} runs "
-            f"({rows_differing} of {sum(len(item.steps) for item in compared)} rows)."
+            f"Decisions change at {counted(places, 'place')} in {len(differing)} of {counted(len(compared), 'run')} "
+            f"({rows_differing} of {counted(sum(len(item.steps) for item in compared), 'row')})."
         )
         raise typer.Exit(1)
-    typer.echo(f"The same decisions on every row of {len(compared)} runs.")
+    typer.echo(f"The same decisions on every row of {counted(len(compared), 'run')}.")
 
 
 def _is_name(parameter: object) -> bool:

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from lbw_sim.cli.options import Json, counted, print_json, stages
+from lbw_sim.cli.options import Json, print_json, stages
+from lbw_sim.wording import counted
 
 MOST_LINES = 30
 
@@ -91,7 +92,7 @@ def import_(
             typer.echo(f"not imported: {len(passed) - MOST_LINES} more files; --json lists them all")
         kinds = ", ".join(sorted({run.importer for run in runs}))
         typer.echo(
-            f"{counted(len(runs), 'run')}, {sum(run.rows for run in runs)} rows in {out}"
+            f"{counted(len(runs), 'run')}, {counted(sum(run.rows for run in runs), 'row')} in {out}"
             + (f" ({kinds}). Next: lbw replay {out}" if runs else "")
         )
     if not runs:

@@ -12,12 +12,12 @@ from lbw_sim.cli.options import (
     SkipBroken,
     Traces,
     check_figure,
-    counted,
     load_by_id,
     print_json,
     print_table,
     watched,
 )
+from lbw_sim.wording import counted
 
 if TYPE_CHECKING:
     from lbw_sim.trace import Label

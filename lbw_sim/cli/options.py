@@ -252,15 +252,6 @@ def print_table(rows: Sequence[Mapping[str, object]], columns: Sequence[Column])
     print()
 
 
-def counted(number: int, noun: str) -> str:
-    """A number with its noun.
-
-    >>> counted(1, "run"), counted(1_200, "run")
-    ('1 run', '1200 runs')
-    """
-    return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
 def print_json(document: Any) -> None:
     """One JSON document on standard output; nan and infinite become null, as JSON has neither."""
     from lbw_sim.score import jsonable

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from lbw_sim.cli.options import Plugins, SkipBroken, Traces, check_output, counted, load_by_id, load_guards, watched
+from lbw_sim.cli.options import Plugins, SkipBroken, Traces, check_output, load_by_id, load_guards, watched
+from lbw_sim.wording import counted
 
 
 def plot(

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from lbw_sim.cli.options import Json, Plugins, counted, load_guards, print_json, stages
+from lbw_sim.cli.options import Json, Plugins, load_guards, print_json, stages
+from lbw_sim.wording import counted
 
 
 def record(

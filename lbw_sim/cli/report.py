@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lbw_sim.cli.options import Plugins, SkipBroken, check_output, counted, load_by_id, load_guards, stages
+from lbw_sim.cli.options import Plugins, SkipBroken, check_output, load_by_id, load_guards, stages
 from lbw_sim.errors import LbwError
+from lbw_sim.wording import counted
 
 if TYPE_CHECKING:
     from lbw_sim.guard import GuardSpec
@@ -141,7 +142,7 @@ def _suite(suites: list[Path], named: list[str], imports: bool, out: Path, title
         )
     suite = read_suite(suites[0])
     write_report(Report(suite_page(suite, title), (), ()), out)
-    typer.echo(f"stress suite {suite.facts.preset}, {suite.facts.finished_runs} runs: {out}")
+    typer.echo(f"stress suite {suite.facts.preset}, {counted(suite.facts.finished_runs, 'run')}: {out}")
 
 
 def _rules(names: list[str] | None) -> dict[str, GuardSpec]:

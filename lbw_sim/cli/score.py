@@ -17,7 +17,6 @@ from lbw_sim.cli.options import (
     SkipBroken,
     Traces,
     check_figure,
-    counted,
     load_guards,
     load_traces,
     print_json,
@@ -26,6 +25,7 @@ from lbw_sim.cli.options import (
     tell_limits,
     until_interrupted,
 )
+from lbw_sim.wording import counted
 
 if TYPE_CHECKING:
     from lbw_sim.guard import GuardSpec

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from lbw_sim.cli.options import Json, SkipBroken, Traces, counted, load_traces, print_json, watched
+from lbw_sim.cli.options import Json, SkipBroken, Traces, load_traces, print_json, watched
+from lbw_sim.wording import counted
 
 
 def scrub(
@@ -32,5 +33,5 @@ def scrub(
     if as_json:
         print_json({"runs": [item._asdict() for item in done], "removed": removed})
         return
-    typer.echo(f"{counted(len(done), 'run')}, {sum(item.rows for item in done)} rows in {out}")
+    typer.echo(f"{counted(len(done), 'run')}, {counted(sum(item.rows for item in done), 'row')} in {out}")
     typer.echo(f"removed: {', '.join(removed) or 'nothing'}. Kept besides rows, guard and labels: how it was measured.")

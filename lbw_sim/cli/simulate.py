@@ -20,6 +20,7 @@ from lbw_sim.cli.options import (
     stages,
 )
 from lbw_sim.errors import SimulateError
+from lbw_sim.wording import counted
 
 if TYPE_CHECKING:
     from lbw_sim.simulate import Noise, PlantSpec, Rollouts
@@ -87,7 +88,10 @@ def simulate(
         Column("left_range", "left\nrange", "d"), Column("why", "how"),
     ]  # fmt: skip
     print_table(rows, columns)
-    typer.echo(f"plant {spec.name} {spec.fingerprint}; {seeds} seeds; {'recorded' if noise else 'drawn'} batch noise.")
+    typer.echo(
+        f"plant {spec.name} {spec.fingerprint}; {counted(seeds, 'seed')}; "
+        f"{'recorded' if noise else 'drawn'} batch noise."
+    )
     if spec.fitted is None:
         typer.echo("The plant was never calibrated: these numbers show how it behaves, and nothing about a real run.")
     elif any(row["left_range"] for row in rows):

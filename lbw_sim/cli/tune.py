@@ -21,6 +21,7 @@ from lbw_sim.cli.options import (
     stages,
 )
 from lbw_sim.errors import TuneError
+from lbw_sim.wording import counted
 
 if TYPE_CHECKING:
     from lbw_sim.tune import Tuned
@@ -162,7 +163,7 @@ def _report(tuned: Tuned, command: str, made: Written, as_json: bool, about: dic
         print(f"warning: {warning}", file=sys.stderr)
     if not as_json:
         typer.echo(f"{made.guard}: guard {tuned.spec.fingerprint}; the whole account is in {made.facts}.")
-        typer.echo(f"{made.front}: {len(tuned.front) - 1} guards of the Pareto set, to choose from instead.")
+        typer.echo(f"{made.front}: {counted(len(tuned.front) - 1, 'guard')} of the Pareto set, to choose from instead.")
         typer.echo(f"Next, on runs that this has not seen: lbw backtest {made.guard} TRACES")
 
 
@@ -182,9 +183,10 @@ def _print(tuned: Tuned) -> None:
         ]
     print_table(rows, columns)
     split = tuned.split
+    names = ", ".join(split.held_out_groups[:8]) + (", …" if len(split.held_out_groups) > 8 else "")
     typer.echo(
-        f"{len(split.tuning)} runs chose, {len(split.held_out)} judge (split by {split.by}; held out: "
-        f"{', '.join(split.held_out_groups[:8])}{', …' if len(split.held_out_groups) > 8 else ''})."
+        f"{counted(len(split.tuning), 'run')} chose, {counted(len(split.held_out), 'judges', 'judge')} (split by "
+        f"{split.by}; held out: {names})."
     )
     typer.echo(f"The result is the line held out; that of tuning flatters. Rule: {tuned.rule}.")
     changed = tuned.start.differences(tuned.spec)
@@ -201,8 +203,9 @@ def _print(tuned: Tuned) -> None:
                 {"guard": name, **{key: getattr(flown, key)[place] for key in shown}}
                 for place, name in enumerate(("tuned", "start", "never"))
             ],
-            [Column("guard", f"simulated,\n{flown.runs} runs"), Column("final_loss", "final loss,\nmean", ".4f"),
-             Column("lost", "lost", "d"), Column("harm", "harm to\nhealthy", ".4f"),
+            [Column("guard", f"simulated,\n{counted(flown.runs, 'run')}"),
+             Column("final_loss", "final loss,\nmean", ".4f"), Column("lost", "lost", "d"),
+             Column("harm", "harm to\nhealthy", ".4f"),
              Column("left_range", "left\nrange", "d")],
         )  # fmt: skip
         for name, (mean, low, high) in (("start", flown.against_start), ("never", flown.against_never)):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import typer
 
-from lbw_sim.cli.options import Json, Plugins, Traces, counted, open_all, print_json, watched
+from lbw_sim.cli.options import Json, Plugins, Traces, open_all, print_json, watched
 from lbw_sim.errors import VerifyError
+from lbw_sim.wording import counted
 
 
 def verify(traces: Traces, plugin: Plugins = None, as_json: Json = False) -> None:

@@ -193,7 +193,10 @@ def _head(runs: Sequence[RunFindings], options: ReportOptions) -> Html:
     rows = sum(run.rows for run in runs)
     labels = sum(len(run.labels) for run in runs)
     guards = " and ".join(sorted({sections.guard_words(run) for run in runs})[:4])
-    facts = f"{sections.count(len(runs), 'run')} · {rows:,} rows · {sections.count(labels, 'label')} · guard: {guards}"
+    facts = (
+        f"{sections.count(len(runs), 'run')} · {sections.count(rows, 'row')} · {sections.count(labels, 'label')} · "
+        f"guard: {guards}"
+    )
     return joined([element("h1", _title(runs, options)), element("p", facts, class_="quiet")])
 
 

@@ -18,6 +18,7 @@ from lbw_sim.score import (
 )
 from lbw_sim.score.learning_rates import GridRun, lr_sensitivity
 from lbw_sim.score.table import UNDEFINED
+from lbw_sim.wording import counted
 
 Row = Mapping[str, object]
 GROWTH = 5.0
@@ -37,14 +38,14 @@ def number(value: float | int | None, spec: str = ".4g") -> str:
 
 
 def count(many: int, one: str, several: str = "") -> str:
-    """A number with its noun.
+    """As `counted`, but none of something is "no".
 
     >>> count(1, "run"), count(2_000, "row"), count(0, "alarm")
     ('1 run', '2,000 rows', 'no alarm')
     """
     if many == 0:
         return f"no {one}"
-    return f"{many:,} {one if many == 1 else several or one + 's'}"
+    return counted(many, one, several)
 
 
 def table(columns: Sequence[Column], rows: Sequence[Row], caption: Child = None) -> Html:

@@ -32,6 +32,7 @@ from lbw_sim.trace.limitations import Limitation, limitations
 from lbw_sim.trace.place import Place
 from lbw_sim.trace.recovery import recover_run
 from lbw_sim.trace.schema import SegmentMeta, columns
+from lbw_sim.wording import counted
 
 if TYPE_CHECKING:
     from lbw_sim.plots import Picture
@@ -63,7 +64,7 @@ class Segment:
         return [int(row) for row in np.flatnonzero(wanted != self.table["crc32"].to_numpy())]
 
     def __repr__(self) -> str:
-        return f"<Segment {self.meta.segment} of {self.meta.run_id}: {self.rows:,} rows, {self.meta.ended}>"
+        return f"<Segment {self.meta.segment} of {self.meta.run_id}: {counted(self.rows, 'row')}, {self.meta.ended}>"
 
 
 @dataclass(frozen=True)
@@ -151,12 +152,12 @@ class Trace:
 
     def __repr__(self) -> str:
         rows = sum(segment.rows for segment in self.segments)
-        parts = [f"{rows:,} rows", f"{len(self.segments)} segment{'s' * (len(self.segments) > 1)}"]
+        parts = [counted(rows, "row"), counted(len(self.segments), "segment")]
         parts += [f"guard {self.meta.fingerprint} {self.meta.mode}", self.meta.ended]
         lost = sum(segment.meta.lost_rows or 0 for segment in self.segments)
-        parts += [f"{lost:,} rows lost"] * (lost > 0)
+        parts += [f"{counted(lost, 'row')} lost"] * (lost > 0)
         parts += ["damaged"] * any(segment.meta.damage for segment in self.segments)
-        parts += [f"{len(self.labels)} labels"] * bool(self.labels)
+        parts += [counted(len(self.labels), "label")] * bool(self.labels)
         parts += [limitation.key for limitation in self.limitations]
         return f"<Trace {self.run_id}: {', '.join(parts)}>"
 

@@ -44,6 +44,7 @@ from lbw_sim.tune.runs import RunFacts, find_runs, plugins_are_loaded
 from lbw_sim.tune.search import search as searcher
 from lbw_sim.tune.space import Space, search_space
 from lbw_sim.tune.split import Split, in_order, rungs, split
+from lbw_sim.wording import counted
 
 Progress = Callable[[str, int, int], None]
 
@@ -262,7 +263,7 @@ def tune(
     space = search_space(start, flown=bool(plants), only=only, fix=fix)
     flights = _flights(space.start, plants, schedules, seeds)
     if candidates < 2:
-        raise TuneError(f"{candidates} candidates are no search; give 2 or more")
+        raise TuneError(f"{counted(candidates, 'candidate is', 'candidates are')} no search; give 2 or more")
     looking = searcher(search, space.start_unit, candidates - 1, seed)
     if halving and search == "cmaes":
         raise TuneError("successive halving drops candidates before they are ranked, and cmaes has to rank all of them")
@@ -514,7 +515,8 @@ def warnings_of(
     if not tuned["events"]:
         yield "No labelled event was held out: recall and delay are judged by nothing."
     elif tuned["events"] < FEW_EVENTS:
-        yield f"Only {tuned['events']} labelled events were held out: the recall there is a guess."
+        few = counted(tuned["events"], "labelled event was", "labelled events were")
+        yield f"Only {few} held out: the recall there is a guess."
     if own["recall"] > tuned["recall_high"]:
         yield (
             f"Recall parts: {own['recall']:.2f} on the runs that chose, {tuned['recall']:.2f} "

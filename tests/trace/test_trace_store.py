@@ -173,7 +173,7 @@ def test_a_trace_shows_itself_in_one_line(tmp_path: Path) -> None:
     write_labels(tmp_path / "run_id=run", [Label(1, 2, "spike")])
     trace = read_trace(tmp_path)
     fingerprint = trace.meta.fingerprint
-    assert repr(trace) == f"<Trace run: 1,300 rows, 2 segments, guard {fingerprint} shadow, closed, 1 labels>"
+    assert repr(trace) == f"<Trace run: 1,300 rows, 2 segments, guard {fingerprint} shadow, closed, 1 label>"
     assert repr(trace.segments[0]) == "<Segment 0 of run: 1,200 rows, closed>"
 
 
