@@ -39,6 +39,7 @@ from lbw_sim.report.html import Child, Html, element, joined
 from lbw_sim.report.moments import PREFERRED, choose, numbers
 from lbw_sim.report.sight import look
 from lbw_sim.score import RunScore
+from lbw_sim.score.detection import family_of
 from lbw_sim.score.learning_rates import GridRun, grids, place_in_grid
 from lbw_sim.trace import Trace
 
@@ -186,7 +187,13 @@ def _scores(runs: Sequence[RunFindings]) -> dict[str, list[RunScore]]:
 
 
 def _title(runs: Sequence[RunFindings], options: ReportOptions) -> str:
-    return options.title or (runs[0].run_id if len(runs) == 1 else f"{len(runs)} training runs")
+    """What the page is and of which runs: a tab and a file that was sent on show no more than this."""
+    if options.title:
+        return options.title
+    if len(runs) == 1:
+        return f"Guard report: run {runs[0].run_id}"
+    families = sorted({family_of(run.run_id) for run in runs})
+    return f"Guard report: {len(runs):,} runs of {', '.join(families[:3])}{', …' if len(families) > 3 else ''}"
 
 
 def _head(runs: Sequence[RunFindings], options: ReportOptions) -> Html:
