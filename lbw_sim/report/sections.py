@@ -312,7 +312,7 @@ def run_cards(run: RunFindings) -> Html:
     facts: list[tuple[str, Child]] = [
         ("rows", f"{run.rows:,}"),
         ("loss: start → end", f"{number(seen.start_loss, '.3f')} → {number(seen.end_loss, '.3f')}"),
-        ("alarms", f"{run.score.counts.alarms:,}"),
+        ("alarm" if run.score.counts.alarms == 1 else "alarms", f"{run.score.counts.alarms:,}"),
         ("rows in alarm", f"{control.stress_mode_steps / run.rows:.1%}"),
         (f"control energy{asked}", number(control.control_energy, ",.1f")),
         (f"rows below scale 1{asked}", f"{control.control_active_steps:,}"),
@@ -320,7 +320,8 @@ def run_cards(run: RunFindings) -> Html:
     if not math.isnan(seen.grad_growth):
         facts.insert(2, ("growth of the gradient norm", f"× {seen.grad_growth:.3g}"))
     if control.skipped_steps:
-        facts.append(("skipped updates", f"{control.skipped_steps:,}"))
+        what = "skipped update" if control.skipped_steps == 1 else "skipped updates"
+        facts.append((what, f"{control.skipped_steps:,}"))
     return cards(facts)
 
 
