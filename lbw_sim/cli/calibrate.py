@@ -13,7 +13,9 @@ from lbw_sim.wording import counted
 
 def calibrate(
     traces: Traces,
-    plant: Annotated[str, typer.Option("--plant", help="Plant component, or a TOML file to start from.")],
+    plant: Annotated[
+        str, typer.Option("--plant", help="Plant (lbw components lists them), or a TOML file to start from.")
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="TOML file to write.")] = Path("plant.toml"),
     run: Annotated[list[str] | None, typer.Option("--run", help="Only runs whose id contains this; repeat.")] = None,
     held_out: Annotated[

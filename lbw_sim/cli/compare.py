@@ -23,8 +23,8 @@ from lbw_sim.wording import counted
 
 
 def compare(
-    a: Annotated[str, typer.Argument(metavar="A", help="Preset name or TOML file.")],
-    b: Annotated[str, typer.Argument(metavar="B", help="Preset name or TOML file.")],
+    a: Annotated[str, typer.Argument(metavar="A", help="A guard: preset name or TOML file.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="The other guard.")],
     traces: ManyTraces,
     plugin: Plugins = None,
     gap: Annotated[

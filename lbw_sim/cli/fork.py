@@ -46,7 +46,8 @@ def fork(
         int | None, typer.Option(help="Optimizer steps of the trunk; default 300.", rich_help_panel=TINY)
     ] = None,
     fault: Annotated[
-        str | None, typer.Option(help="Injected into the trunk and all its branches.", rich_help_panel=TINY)
+        str | None,
+        typer.Option(help="Injected into the trunk and all its branches: a fault of lbw record.", rich_help_panel=TINY),
     ] = None,
     onset: Annotated[int | None, typer.Option(help="Step of the fault; default 200.", rich_help_panel=TINY)] = None,
     plugin: Plugins = None,

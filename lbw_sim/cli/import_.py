@@ -46,10 +46,10 @@ def import_(
 ) -> None:
     """Import logged runs as traces that can be replayed, scored and drawn.
 
-    What a file is is recognised by its content: TensorBoard, Hugging Face, W&B, MLflow, trackio, Lightning, CSV, JSON
-    lines, Parquet, and the text logs of nanoGPT, modded-nanogpt, llm.c, Megatron-LM, torchtitan, OLMo-core and MLPerf.
-    A folder is walked. Columns are found by their usual names, or named by options. No guard watched these runs: they
-    are recorded under the guard `never`, in shadow, and what their logs cannot show is said.
+    The kind of a file is recognised by its content: TensorBoard, Hugging Face, W&B, MLflow, trackio, Lightning, CSV,
+    JSON lines, Parquet, and the text logs of nanoGPT, modded-nanogpt, llm.c, Megatron-LM, torchtitan, OLMo-core and
+    MLPerf. A folder is walked. Columns are found by their usual names, or named by options. No guard watched these
+    runs: they are recorded under the guard `never`, in shadow, and what their logs cannot show is said.
     """
     from lbw_sim.errors import LbwError
     from lbw_sim.trace.importers import Imported, PassedOver, import_path

@@ -17,6 +17,7 @@ from lbw_sim.cli.options import (
     print_table,
     watched,
 )
+from lbw_sim.trace.labels import KINDS
 from lbw_sim.wording import counted
 
 if TYPE_CHECKING:
@@ -34,10 +35,14 @@ def label(
     ] = False,
     add: Annotated[
         tuple[str, int, int] | None,
-        typer.Option("--add", metavar="KIND START END", help="Add a hand label to one run; steps, inclusive."),
+        typer.Option(
+            "--add",
+            metavar="KIND START END",
+            help=f"Add a hand label to one run; steps, inclusive. Kinds: {', '.join(KINDS)}.",
+        ),
     ] = None,
     confidence: Annotated[str, typer.Option(help="Of the added label: high, medium, or low (not scored).")] = "high",
-    note: Annotated[str, typer.Option(help="Of the added label.")] = "",
+    note: Annotated[str, typer.Option(help="Words to keep with the added label.")] = "",
     remove: Annotated[
         int | None, typer.Option("--remove", help="Remove one run's label by its number; never an injected one.")
     ] = None,

@@ -28,7 +28,8 @@ ManyTraces = Annotated[
     list[str], typer.Argument(help="Folders of traces, runs' folders or Parquet files; paths, or URIs: s3://…")
 ]
 Guards = Annotated[
-    list[str], typer.Option("--guard", "-g", help="Preset name or TOML file; repeat for several guards.")
+    list[str],
+    typer.Option("--guard", "-g", help="Preset name or TOML file; repeat for several. lbw components lists presets."),
 ]
 Plugins = Annotated[
     list[Path] | None,
@@ -39,7 +40,8 @@ SkipBroken = Annotated[
     typer.Option("--skip-broken", help="Leave out runs that cannot be read; each is named on standard error."),
 ]
 Anyway = Annotated[
-    bool, typer.Option("--anyway", help="Also where the way in which a run was logged does not support it.")
+    bool,
+    typer.Option("--anyway", help="Also judge runs whose logs hold means or samples only; without, they are refused."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
 

@@ -28,7 +28,12 @@ if TYPE_CHECKING:
 
 
 def simulate(
-    plant: Annotated[str, typer.Option("--plant", help="Plant TOML file from lbw calibrate, or a component's name.")],
+    plant: Annotated[
+        str,
+        typer.Option(
+            "--plant", help="Plant TOML file from lbw calibrate, or the name of a plant that lbw components lists."
+        ),
+    ],
     guard: Guards = ["never", "default"],
     schedule: Annotated[
         list[str],

@@ -60,7 +60,9 @@ def tune(
     halving: Annotated[
         bool,
         typer.Option(
-            "--halving", help="A sixteenth of the runs first, the best quarter goes on.", rich_help_panel=SEARCH
+            "--halving",
+            help="Successive halving: a sixteenth of the runs first, the best quarter goes on.",
+            rich_help_panel=SEARCH,
         ),
     ] = False,
     false_alarms: Annotated[

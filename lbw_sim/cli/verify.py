@@ -12,8 +12,8 @@ from lbw_sim.wording import counted
 def verify(traces: Traces, plugin: Plugins = None, as_json: Json = False) -> None:
     """Rebuild each run's guard from its own trace, replay it and demand equal bits.
 
-    Exit code 0: every row of every run is what its guard decides. 1: some run is not, and its first wrong row is named,
-    or cannot be read, and what is wrong is said.
+    Exit code 0: every row of every run is what its guard decides. 1: some run is not, or cannot be read; its first
+    wrong row, or what is wrong with its file, is named.
     """
     from lbw_sim.guard import load_plugin
     from lbw_sim.replay import Verified

@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import pty
+import re
 import shutil
 import signal
 import struct
@@ -21,7 +22,10 @@ import pyarrow.parquet as pq
 import pytest
 from commands import lbw, lbw_alone
 
+from lbw_sim.guard import preset_names
+from lbw_sim.stress.faults import FAULTS
 from lbw_sim.trace import read_traces
+from lbw_sim.trace.labels import KINDS
 
 COMMANDS = (
     "demo", "record", "watch", "import", "show", "label", "replay", "score", "compare", "report", "backtest", "verify",
@@ -299,6 +303,13 @@ def test_a_mistake_is_one_line_on_standard_error_and_exit_code_2(
     assert done.stderr.startswith("lbw: ")
     assert done.stderr.count("\n") == 1
     assert message in done.stderr
+
+
+def test_help_names_what_may_be_given() -> None:
+    record, label = (" ".join(re.sub("[^a-z_ ]", " ", lbw(c, "--help").stdout).split()) for c in ("record", "label"))
+    assert all(name in record for name in FAULTS)
+    assert all(kind in label for kind in KINDS)
+    assert all(name in lbw("components").stdout.partition("presets\n")[2] for name in preset_names())
 
 
 def test_help_shows_brackets_and_wraps_by_the_terminal() -> None:
