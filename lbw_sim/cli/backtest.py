@@ -116,7 +116,9 @@ def _print(report: BacktestReport, spec: GuardSpec, guard: str, out: Path) -> No
             f"at {FALSE_ALARM_BUDGET_PER_10K:g}."
         )
     recalled = (
-        f"saw {whole.detected} of {whole.events} labelled events" if whole.events else "had nothing labelled to see"
+        f"saw {whole.detected} of {counted(whole.events, 'labelled event')}"
+        if whole.events
+        else "had nothing labelled to see"
     )
     typer.echo(
         f'{out}: promoted with it, attach(…, "{guard}", mode="active", backtest="{out}"), guard {spec.name!r} '

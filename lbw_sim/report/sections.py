@@ -289,7 +289,7 @@ def run_summary(run: RunFindings) -> Html:
             f"{count(counts.false_alarms, 'false alarm')}."
         )
     fired = [rule for rule in run.rules if rule.alarms]
-    rules = f"{len(fired)} of {len(run.rules)} rules would have raised an alarm."
+    rules = f"{len(fired)} of {count(len(run.rules), 'rule')} would have raised an alarm."
     if counts.events:
         clean = [
             f"{rule.name} ({rule.score.counts.detected})"
