@@ -144,7 +144,7 @@ def test_nan_and_infinity_are_measured_and_an_empty_cell_is_not(tmp_path: Path) 
     assert [str(v) for v in found["nonfinite"]] == ["0.0", "1.0", "1.0", "nan", "1.0", "1.0"]
     known = facts(tmp_path / "out")
     assert (known["missing_losses"], known["nonfinite_losses"]) == (1, 4)
-    assert imported.suspicions == ("1 rows have no loss",)
+    assert imported.suspicions == ("1 row has no loss",)
 
 
 def test_a_file_without_a_single_loss_was_nan_throughout(tmp_path: Path) -> None:
@@ -198,7 +198,7 @@ def test_rounding_zeros_and_repeats_are_told(tmp_path: Path) -> None:
     second = import_csv(write(tmp_path / "held.csv", "step,loss\n" + held), tmp_path / "out")
     assert first.suspicions == ("losses have at most 2 decimals: noise below that is rounding",)
     assert second.suspicions == (
-        "1 losses are exactly 0: a nan may have been logged as 0",
+        "1 loss is exactly 0: a nan may have been logged as 0",
         "39 losses repeat the one before: a filter may hide nan, or losses are held",
     )
 
