@@ -21,7 +21,7 @@ from lbw_sim.values import UNSAFE_REGIMES, Regime
 from lbw_sim.wording import counted
 
 GAP_ROWS = 10
-"""Differences with fewer equal rows between them are one episode."""
+"""Differences with at most this many equal rows between them are one episode."""
 KINDS = ("acts", "names", "reasons")
 
 
