@@ -368,8 +368,10 @@ def draw(study: Study, path: Path) -> None:
     from matplotlib import pyplot
 
     from lbw_sim.plots import save
+    from lbw_sim.plots.canvas import LINE_COLOURS
 
     figure, axes = pyplot.subplots(figsize=(7.2, 4.2), layout="constrained")
+    axes.set_prop_cycle(color=LINE_COLOURS)
     for method in METHODS:
         means = [statistics.mean(study.losses("rates", "post_ln", f"{rate:g}", method)) for rate in RATES]
         (line,) = axes.plot(RATES, means, label=NAMES.get(method, method), linewidth=1.6)

@@ -1,7 +1,7 @@
 """Plain AdamW on every workload that a CPU trains in seconds, over the workload's own learning rates.
 
 Shows where the best rate lies and how long a run takes; `reference_lr` of a workload is the best of this page. Writes
-docs/results/workload_rates.md. Run from the repository root, four minutes on one core; it can be stopped and goes on
+docs/results/workload_rates.md. Run from the repository root, ten minutes on one core; it can be stopped and goes on
 where it was: python analysis/workload_rates.py [--work FILE]
 """
 
@@ -68,8 +68,8 @@ def page(done: dict[str, Any]) -> str:
         "# Workloads: AdamW over learning rates",
         "",
         f"Made by `analysis/workload_rates.py`: {len(done)} real runs, seeds {', '.join(map(str, SEEDS))}, validation "
-        f"loss, mean ± standard deviation over seeds; nats per byte, of `mixer` per picture. The best rate of each "
-        f"workload is bold. Python {platform.python_version()} (corpus `{corpus('prose').digest}`), torch "
+        f"loss, mean ± standard deviation over seeds; nats per byte, of `mixer` and `vit` per picture. The best rate "
+        f"of each workload is bold. Python {platform.python_version()} (corpus `{corpus('prose').digest}`), torch "
         f"{torch.__version__}, {platform.machine()}, {os.cpu_count()} cores shared with other work, one thread: "
         f"{seconds / 60:.1f} minutes of CPU time.",
         "",

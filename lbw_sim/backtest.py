@@ -32,6 +32,7 @@ from lbw_sim.trace import Trace
 from lbw_sim.trace.labels import BENIGN_KINDS, EVENT_KINDS
 from lbw_sim.trace.schema import columns
 from lbw_sim.values import UNSAFE_REGIMES, Posture, Regime
+from lbw_sim.wording import counted
 
 Progress = Callable[[str, int, int], None]
 """Hears of each stage: its name, how much of it is done and how much there is in all."""
@@ -47,10 +48,12 @@ def backtest(
     plants: Sequence[PlantSpec] = (),
     plant_seeds: int = 20,
     seed: int = 0,
+    left_out: int = 0,
     progress: Progress | None = None,
 ) -> BacktestReport:
     """Replay a guard along runs and write down what that shows. `plants`: calibrated ones, on which the guard flies as
-    well, with `plant_seeds` noises from `seed` on; `seed` is also that of the bootstrap over runs.
+    well, with `plant_seeds` noises from `seed` on; `seed` is also that of the bootstrap over runs. `left_out`: how many
+    further runs could not be read; the report says so.
 
     Every row outside a label counts as clean, also in a run that nobody has labelled. Raises ScoreError without a row,
     or when one record comes twice; ChannelError when the guard needs a channel that a run or a plant lacks;
@@ -73,7 +76,9 @@ def backtest(
         seen.add(trace, found)
     refuse_repeats(((run.run_id, run.telemetry_sha256) for run in runs), ScoreError, "it would count twice")
     if not runs:
-        raise ScoreError(f"guard {spec.name!r} cannot be back-tested: {len(traces)} runs hold no row")
+        raise ScoreError(
+            f"guard {spec.name!r} cannot be back-tested: {counted(len(traces), 'run holds', 'runs hold')} no row"
+        )
     effects: list[SimulatedEffect] = []
     for plant in plants:
         flying = partial(tell, f"flying on {plant.name}")
@@ -85,7 +90,7 @@ def backtest(
         runs=tuple(runs),
         detection=(*_detection(spec.name, scores, seed), *_detection("never", reference, seed)[:1]),
         caveat=f"{OPEN_LOOP} {CLOSED_LOOP}" if effects else OPEN_LOOP,
-        not_tested_on=tuple(_not_tested_on(spec, runs, scores, seen, effects)),
+        not_tested_on=tuple(_not_tested_on(spec, runs, scores, seen, effects, left_out)),
         versions={"lbw_sim": lbw_sim.__version__, "python": platform.python_version(), "numpy": np.__version__},
         made_at=datetime.now(UTC).isoformat(timespec="seconds"),
         simulated=tuple(effects),
@@ -184,13 +189,14 @@ def _not_tested_on(
     scores: Sequence[RunScore],
     seen: _Seen,
     effects: Sequence[SimulatedEffect],
+    left_out: int,
 ) -> Iterable[str]:
     """One sentence for each thing that these runs cannot say about the guard; the weightiest first."""
     events = [event for score in scores for event in score.events]
     if not events:
         yield "No labelled event at all: its recall is unknown; only its false alarms and its control were measured."
     elif len(events) < FEW_EVENTS:
-        yield f"Only {_count(len(events), 'labelled event')}: its recall is a guess, whatever its interval says."
+        yield f"Only {counted(len(events), 'labelled event')}: its recall is a guess, whatever its interval says."
     else:
         startup = sum(event.startup for event in events)
         if startup == 0:
@@ -203,16 +209,19 @@ def _not_tested_on(
     yield from _not_simulated(effects)
     if unlabelled := sum(run.labels == 0 for run in runs):
         yield (
-            f"{_count(unlabelled, 'run')} of {len(runs)} without any label: every row there counts as clean, whether "
+            f"{counted(unlabelled, 'run')} of {len(runs)} without any label: every row there counts as clean, whether "
             f"or not somebody looked."
         )
+    if left_out:
+        yield f"{counted(left_out, 'run')} that could not be read: left out, whatever the guard would have met there."
     if acted := [run.run_id for run in runs if run.mode == "active"]:
         names = _some(acted)
-        yield f"{_count(len(acted), 'run')} recorded while a guard acted ({names}): their losses are partly its doing."
+        yield f"{counted(len(acted), 'run')} recorded while a guard acted ({names}): their losses are partly its doing."
     if imported := sum(run.imported for run in runs):
         cadence = f", with up to {seen.most_rows_apart} steps between rows" if seen.most_rows_apart > 1 else ""
-        yield f"{_count(imported, 'run')} of {len(runs)} from logs{cadence}: a log is not what a live guard sees."
-    yield f"No run longer than {max(run.last_step - run.first_step + 1 for run in runs):,} steps."
+        yield f"{counted(imported, 'run')} of {len(runs)} from logs{cadence}: a log is not what a live guard sees."
+    longest = max(run.last_step - run.first_step + 1 for run in runs)
+    yield f"No run longer than {counted(longest, 'step')}."
     families = sorted({run.family for run in runs})
     yield f"No family of runs but {_some(families)}: runs of one family are alike."
     if seen.lr_low == seen.lr_low:
@@ -226,7 +235,7 @@ def _not_tested_on(
             continue
         held = seen.channels.get(name, 0)
         if held < len(runs):
-            yield f"{_count(len(runs) - held, 'run')} of {len(runs)} without {name}, which the guard reads."
+            yield f"{counted(len(runs) - held, 'run')} of {len(runs)} without {name}, which the guard reads."
     if unseen := [Regime(code).name for code in sorted(UNSAFE_REGIMES) if int(code) not in seen.regimes]:
         yield f"It was never in {_or(unseen)}: what it does there did not show."
     asked = {Posture.DAMP: "damped", Posture.SKIP: "skipped a step", Posture.ROLLBACK: "rolled back"}
@@ -254,20 +263,16 @@ def _not_simulated(effects: Sequence[SimulatedEffect]) -> Iterable[str]:
         else:
             yield (
                 f"Plant {name!r} is off by {mine[0].held_out_rmse:.2g} nats (rmse) on "
-                f"{_count(mine[0].held_out_runs, 'run')} that it had not seen: a smaller effect may be its error."
+                f"{counted(mine[0].held_out_runs, 'run')} that it had not seen: a smaller effect may be its error."
             )
         if outside := [effect for effect in mine if max(effect.left_range_with, effect.left_range_without) > 0.0]:
             rates = ", ".join(f"{max(e.left_range_with, e.left_range_without):.0%} at {e.peak_lr:.3g}" for e in outside)
             yield f"Rollouts on plant {name!r} left what it was calibrated on: {rates}; nothing was measured there."
         if cut := sum(effect.cut for effect in mine):
             yield (
-                f"{_count(cut, 'rollout')} of {sum(effect.rollouts for effect in mine)} on plant {name!r} ended in a "
+                f"{counted(cut, 'rollout')} of {sum(effect.rollouts for effect in mine)} on plant {name!r} ended in a "
                 f"rollback, which no plant can fly: they are left out."
             )
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _or(words: Sequence[str]) -> str:

@@ -7,7 +7,7 @@ Every error meant for a user derives from `LbwError`: the command line prints it
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class LbwError(Exception):
@@ -32,6 +32,22 @@ class ChannelError(LbwError):
 
 class TraceError(LbwError):
     """A trace file is damaged, is not a trace, or does not hold what was asked of it."""
+
+
+class BrokenRunsError(TraceError):
+    """Of several runs, some cannot be read.
+
+    >>> str(BrokenRunsError([TraceError("b.parquet: cut short")], 3))
+    '1 of 3 runs cannot be read: b.parquet: cut short'
+    """
+
+    def __init__(self, faults: Sequence[TraceError], runs: int) -> None:
+        """`faults`: what is wrong with each of them; `runs`: how many were to be read."""
+        super().__init__(faults, runs)
+        self.faults, self.runs = tuple(faults), runs
+
+    def __str__(self) -> str:
+        return f"{len(self.faults)} of {self.runs} runs cannot be read: {'; '.join(map(str, self.faults))}"
 
 
 class VerifyError(LbwError):

@@ -24,6 +24,7 @@ from lbw_sim.score import unsafe_rows
 from lbw_sim.trace.layout import journals_in, local_path, run_folder_name, run_id_of, segments_in
 from lbw_sim.trace.tail import Appended, RunTail
 from lbw_sim.values import UNSAFE_REGIMES, Posture, Reason, Regime
+from lbw_sim.wording import counted
 
 RECENT_ROWS = 300
 """Rows in the curves of what is going on now."""
@@ -237,10 +238,10 @@ def draw(view: RunView, width: int) -> RenderableType:
     columns = max(20, min(width, 120) - 10)
     if len(view.whole_loss.values) > 1 and view.rows > RECENT_ROWS:
         each = view.whole_loss.rows_each
-        title = f"loss, all {view.rows:,} rows" + (f" (highest of every {each})" if each > 1 else "")
+        title = f"loss, all {counted(view.rows, 'row')}" + (f" (highest of every {each})" if each > 1 else "")
         parts += _curve(title, view.whole_loss.values, columns, 4)
-    parts += _curve(f"loss, last {len(view.losses)} rows", view.losses, columns, 4)
-    parts += _curve(f"scale, last {len(view.scales)} rows", view.scales, columns, 2, low=0.0, high=1.0)
+    parts += _curve(f"loss, last {counted(len(view.losses), 'row')}", view.losses, columns, 4)
+    parts += _curve(f"scale, last {counted(len(view.scales), 'row')}", view.scales, columns, 2, low=0.0, high=1.0)
     alarms = [
         f"{alarm.regime} {alarm.start_step}–{'now' if alarm.end_step is None else alarm.end_step}"
         for alarm in reversed(view.alarms)
@@ -254,7 +255,7 @@ def draw(view: RunView, width: int) -> RenderableType:
 
 def closing_sentence(view: RunView) -> str:
     """How the run stands, for when the watching ends."""
-    rows = f"{view.rows:,} rows"
+    rows = counted(view.rows, "row")
     run = view.facts()["run_id"] or view.tail.folder
     return {
         "waiting": f"{run}: nothing recorded yet",
@@ -275,7 +276,7 @@ def _writer_line(view: RunView, facts: dict[str, Any]) -> Text:
         "recovered": ("its writer died; recovered", "yellow"),
     }[facts["writer"]]
     speed = f", {view.steps_per_s:.4g} steps/s" if view.steps_per_s == view.steps_per_s else ""
-    return Text.assemble((text, style), f"   {view.rows:,} rows{speed}" if view.rows else "")
+    return Text.assemble((text, style), f"   {counted(view.rows, 'row')}{speed}" if view.rows else "")
 
 
 def _now(view: RunView, last: dict[str, Any]) -> Table:

@@ -95,10 +95,30 @@ def test_the_code_of_a_page_runs_from_top_to_bottom(page: Path, reader: subproce
     assert reader.stdout.readline() == "0\n", (tmp_path / "said").read_text()
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_lead_to_files_that_are_there(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
-        assert "://" in target or (page.parent / target).exists(), f"{page.name} links to {target}"
+LINKING = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "traces" / "README.md"]
+
+
+def headings(page: Path) -> set[str]:
+    """Of a page, as a link names them: small letters, hyphens for spaces, the other signs left out."""
+    found = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S), flags=re.M)
+    return {re.sub(r"[^\w -]", "", text.lower()).replace(" ", "-") for text in found}
+
+
+@pytest.mark.parametrize("page", sorted(LINKING), ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_to_files_and_headings_that_are_there(page: Path) -> None:
+    text = re.sub(r"^```.*?^```|`[^`\n]*`", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    for target, heading in re.findall(r"\]\(([^)#]*)#?([^)]*)\)", text):
+        if "://" not in target:
+            leads_to = page.parent / target if target else page
+            assert leads_to.exists(), f"{page.name} links to {target}"
+            assert not heading or heading in headings(leads_to), f"{page.name} links to {target}#{heading}"
+
+
+@pytest.mark.parametrize("page", sorted(LINKING), ids=lambda page: str(page.relative_to(ROOT)))
+def test_files_that_a_page_names_are_there(page: Path) -> None:
+    for name in re.findall(r"`((?:analysis|benchmarks|tests|traces|lbw_sim)/[\w./-]+\.\w+)`", page.read_text()):
+        if page.name != "CHANGELOG.md":
+            assert (ROOT / name).exists(), f"{page.name} names {name}"
 
 
 def test_the_column_table_is_the_schema() -> None:

@@ -16,24 +16,38 @@ MAY_IMPORT = {
     "errors": set(),
     "notebook": set(),
     "ledger": set(),
+    "wording": set(),
     "values": {"notebook"},
     "params": {"errors", "values"},
     "guard": {"errors", "notebook", "values", "params"},
-    "trace": {"errors", "notebook", "values", "params", "guard"},
-    "replay": {"errors", "notebook", "values", "params", "guard", "trace"},
-    "simulate": {"errors", "values", "params", "guard", "trace", "replay"},
-    "score": {"errors", "notebook", "values", "trace"},
-    "backtest": {"errors", "values", "params", "guard", "trace", "replay", "simulate", "score"},
-    "tune": {"errors", "values", "params", "guard", "trace", "replay", "simulate", "score", "backtest", "ledger"},
-    "watch": {"errors", "values", "trace", "score"},
-    "live": {"errors", "notebook", "values", "guard", "trace"},
-    "stress": {"errors", "ledger", "values", "guard", "trace", "replay", "score", "live"},
-    "plots": {"errors", "values", "trace", "score"},
-    "report": {"errors", "values", "guard", "trace", "replay", "score", "plots"},
+    "trace": {"errors", "wording", "notebook", "values", "params", "guard"},
+    "replay": {"errors", "wording", "notebook", "values", "params", "guard", "trace"},
+    "simulate": {"errors", "wording", "values", "params", "guard", "trace", "replay"},
+    "score": {"errors", "wording", "notebook", "values", "trace"},
+    "backtest": {"errors", "wording", "values", "params", "guard", "trace", "replay", "simulate", "score"},
+    "tune": {
+        "errors",
+        "wording",
+        "ledger",
+        "values",
+        "params",
+        "guard",
+        "trace",
+        "replay",
+        "simulate",
+        "score",
+        "backtest",
+    },
+    "watch": {"errors", "wording", "values", "trace", "score"},
+    "live": {"errors", "wording", "notebook", "values", "guard", "trace"},
+    "stress": {"errors", "wording", "ledger", "values", "guard", "trace", "replay", "score", "live"},
+    "plots": {"errors", "wording", "values", "trace", "score"},
+    "report": {"errors", "wording", "values", "guard", "trace", "replay", "score", "plots"},
     "demo": {"errors", "values", "guard", "trace", "replay", "score", "stress", "plots"},
     "cli": {
         "demo",
         "errors",
+        "wording",
         "values",
         "params",
         "guard",
@@ -56,7 +70,7 @@ UPWARD = {
     "trace/store.py": {"lbw_sim.plots"},
 }
 HEAVY = {"torch": {"live", "stress"}, "matplotlib": {"plots"}}
-STANDARD_LIBRARY_ONLY = {"errors", "notebook", "ledger", "values", "params", "guard"}
+STANDARD_LIBRARY_ONLY = {"errors", "notebook", "ledger", "wording", "values", "params", "guard"}
 ALLOWED_BESIDES = {"guard": {"tomli_w"}}
 
 

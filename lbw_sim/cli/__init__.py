@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 
-from lbw_sim.errors import LbwError
+from lbw_sim.errors import BrokenRunsError, LbwError
 
 
 def main() -> None:
@@ -16,6 +16,16 @@ def main() -> None:
 
     try:
         app(prog_name="lbw")
+    except BrokenRunsError as error:
+        for fault in error.faults:
+            print(f"cannot be read: {fault}", file=sys.stderr)
+        others = ", or leave them out with --skip-broken" if len(error.faults) < error.runs else ""
+        print(
+            f"lbw: {len(error.faults)} of {error.runs} runs cannot be read, and nothing was done. Mend them or move "
+            f"them away{others}",
+            file=sys.stderr,
+        )
+        sys.exit(2)
     except LbwError as error:
         print(f"lbw: {error}", file=sys.stderr)
         sys.exit(2)

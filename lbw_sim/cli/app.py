@@ -35,7 +35,7 @@ app = typer.Typer(
     help="Flight recorder and flight simulator for training-stability guards.\n\n"
     "Record a run through a guard, replay it through other guards, see which would have seen what, how late and how "
     "often wrongly. Replay scores detection; it never says what acting would have gained.",
-    epilog="Start with: lbw demo",
+    epilog="Start with: lbw report --import LOGS for runs that you have, or lbw demo, which trains tiny ones.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -7,8 +7,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lbw_sim.cli.options import Json, ManyTraces, Plugins, counted, load_guards, load_traces, print_table, stages
+from lbw_sim.cli.options import (
+    Json,
+    ManyTraces,
+    Plugins,
+    SkipBroken,
+    load_guards,
+    open_all,
+    print_table,
+    refusing,
+    stages,
+)
 from lbw_sim.errors import LbwError
+from lbw_sim.wording import counted
 
 if TYPE_CHECKING:
     from lbw_sim.guard import BacktestReport, GuardSpec
@@ -27,6 +38,7 @@ def backtest(
     plant_seeds: Annotated[int, typer.Option(min=2, help="Seeds of the noise that each plant meets.")] = 20,
     plugin: Plugins = None,
     seed: Annotated[int, typer.Option(help="Seed of the bootstrap over runs; the first of --plant-seeds.")] = 0,
+    skip_broken: SkipBroken = False,
     as_json: Json = False,
 ) -> None:
     """Replay a guard along recorded runs and write the report that active mode asks for.
@@ -43,9 +55,12 @@ def backtest(
     if not out.resolve().parent.is_dir():
         raise LbwError(f"{out}: its folder is not there, so the report could not be written")
     plants = [PlantSpec.load(path) for path in plant or ()]
-    runs = [run for path in traces for run in load_traces(path)]
+    runs, left_out = refusing(*open_all(traces), skip_broken)
     with stages() as progress:
-        report = make(spec, runs, plants=plants, plant_seeds=plant_seeds, seed=seed, progress=progress)
+        report = make(
+            spec, runs, plants=plants, plant_seeds=plant_seeds, seed=seed, left_out=left_out,
+            progress=progress,
+        )  # fmt: skip
     report.save(out)
     if as_json:
         typer.echo(report.to_json(), nl=False)
@@ -101,7 +116,9 @@ def _print(report: BacktestReport, spec: GuardSpec, guard: str, out: Path) -> No
             f"at {FALSE_ALARM_BUDGET_PER_10K:g}."
         )
     recalled = (
-        f"saw {whole.detected} of {whole.events} labelled events" if whole.events else "had nothing labelled to see"
+        f"saw {whole.detected} of {counted(whole.events, 'labelled event')}"
+        if whole.events
+        else "had nothing labelled to see"
     )
     typer.echo(
         f'{out}: promoted with it, attach(…, "{guard}", mode="active", backtest="{out}"), guard {spec.name!r} '

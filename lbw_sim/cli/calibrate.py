@@ -7,12 +7,15 @@ from typing import Annotated
 
 import typer
 
-from lbw_sim.cli.options import Plugins, Traces, counted, load_traces, print_table, stages
+from lbw_sim.cli.options import Plugins, SkipBroken, Traces, load_traces, print_table, stages
+from lbw_sim.wording import counted
 
 
 def calibrate(
     traces: Traces,
-    plant: Annotated[str, typer.Option("--plant", help="Plant component, or a TOML file to start from.")],
+    plant: Annotated[
+        str, typer.Option("--plant", help="Plant (lbw components lists them), or a TOML file to start from.")
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="TOML file to write.")] = Path("plant.toml"),
     run: Annotated[list[str] | None, typer.Option("--run", help="Only runs whose id contains this; repeat.")] = None,
     held_out: Annotated[
@@ -24,6 +27,7 @@ def calibrate(
     ] = None,
     draws: Annotated[int, typer.Option(min=0, help="Fits to resampled runs, for the uncertainty.")] = 20,
     seed: Annotated[int, typer.Option(help="Seed of resampling and of the groups held out.")] = 0,
+    skip_broken: SkipBroken = False,
     plugin: Plugins = None,
 ) -> None:
     """Fit a plant to recorded runs; say how well it predicts runs that it has not seen.
@@ -47,7 +51,8 @@ def calibrate(
                 start = start.with_parameters({name: float(value)})
             except ValueError:
                 raise typer.BadParameter(f"{item!r} is not name=number", param_hint="--fix") from None
-    found = [trace for trace in load_traces(traces) if not run or any(part in trace.run_id for part in run)]
+    runs = load_traces([traces], skip_broken)
+    found = [trace for trace in runs if not run or any(part in trace.run_id for part in run)]
     judged = [trace for trace in found if any(part in trace.run_id for part in held_out or ())]
     with stages() as progress:
         spec = fit(

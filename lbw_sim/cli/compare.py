@@ -7,13 +7,24 @@ from typing import Annotated
 
 import typer
 
-from lbw_sim.cli.options import Json, ManyTraces, Plugins, load_guards, load_traces, print_json, print_table, stages
-from lbw_sim.errors import LbwError
+from lbw_sim.cli.options import (
+    Json,
+    ManyTraces,
+    Plugins,
+    SkipBroken,
+    check_figure,
+    load_by_id,
+    load_guards,
+    print_json,
+    print_table,
+    stages,
+)
+from lbw_sim.wording import counted
 
 
 def compare(
-    a: Annotated[str, typer.Argument(metavar="A", help="Preset name or TOML file.")],
-    b: Annotated[str, typer.Argument(metavar="B", help="Preset name or TOML file.")],
+    a: Annotated[str, typer.Argument(metavar="A", help="A guard: preset name or TOML file.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="The other guard.")],
     traces: ManyTraces,
     plugin: Plugins = None,
     gap: Annotated[
@@ -23,6 +34,7 @@ def compare(
     figure: Annotated[
         Path | None, typer.Option("--figure", help="Draw the runs that differ into this SVG, PNG or PDF file.")
     ] = None,
+    skip_broken: SkipBroken = False,
     as_json: Json = False,
 ) -> None:
     """Replay two guards over the same runs and list every place where they decide differently (open loop).
@@ -32,16 +44,12 @@ def compare(
     """
     from lbw_sim.replay import NotCompared, RunDifference, compare_guards
     from lbw_sim.score import Column
-    from lbw_sim.trace import Trace
 
+    if figure is not None:
+        check_figure(figure)
     spec_a, spec_b = load_guards([a, b], plugin)
     names = (spec_a.name, spec_b.name) if spec_a.name != spec_b.name else (f"{spec_a.name} (A)", f"{spec_b.name} (B)")
-    found: dict[str, Trace] = {}
-    for path in traces:
-        for trace in load_traces(path):
-            if trace.run_id in found:
-                raise LbwError(f"run {trace.run_id!r} comes twice; compare one of each id")
-            found[trace.run_id] = trace
+    found, _ = load_by_id(traces, None, skip_broken)
     with stages() as progress:
         work = compare_guards(
             list(found.values()), spec_a, spec_b, gap_rows=gap,
@@ -116,7 +124,7 @@ def compare(
         kinds = {"acts": "it does", "names": "it sees", "reasons": "the reason"}
         print_table([{**row, "kind": kinds[str(row["kind"])]} for row in listed[:most]], columns)
         if len(listed) > most:
-            typer.echo(f"{len(listed) - most} further places: --most {len(listed)} lists them")
+            typer.echo(f"{counted(len(listed) - most, 'further place')}: --most {len(listed)} lists them")
     for missing in dict.fromkeys(item.missing for item in left_out):
         mine = [item.run_id for item in left_out if item.missing == missing]
         names_of = ", ".join(mine[:5]) + (f" and {len(mine) - 5} more" if len(mine) > 5 else "")
@@ -124,11 +132,11 @@ def compare(
     rows_differing = sum(item.rows_differing for item in compared)
     if places:
         typer.echo(
-            f"Decisions change at {places} place{'s' * (places != 1)} in {len(differing)} of {len(compared)} runs "
-            f"({rows_differing} of {sum(len(item.steps) for item in compared)} rows)."
+            f"Decisions change at {counted(places, 'place')} in {len(differing)} of {counted(len(compared), 'run')} "
+            f"({rows_differing} of {counted(sum(len(item.steps) for item in compared), 'row')})."
         )
         raise typer.Exit(1)
-    typer.echo(f"The same decisions on every row of {len(compared)} runs.")
+    typer.echo(f"The same decisions on every row of {counted(len(compared), 'run')}.")
 
 
 def _is_name(parameter: object) -> bool:

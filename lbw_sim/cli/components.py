@@ -17,9 +17,9 @@ def components(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """List sensors, analyzers, policies and plants with their parameters and ranges."""
+    """List sensors, analyzers, policies and plants with their parameters and ranges, and the presets made of them."""
     from lbw_sim.guard import components as registered
-    from lbw_sim.guard import load_plugin
+    from lbw_sim.guard import load_plugin, preset_names
     from lbw_sim.guard.conformance import check_component
     from lbw_sim.guard.envelope import Envelope
     from lbw_sim.params import meta, params_of
@@ -51,3 +51,6 @@ def components(
         for name, declared in params_of(cls).items():
             unit = f" {declared.unit}" if declared.unit else ""
             typer.echo(f"    {name} = {declared.default}  [{declared.low}, {declared.high}]{unit}  {declared.doc}")
+    typer.secho("presets", bold=True)
+    typer.echo(f"  {', '.join(preset_names())}")
+    typer.echo("  Guards that ship; lbw show NAME prints one, and its output is a file to change.")

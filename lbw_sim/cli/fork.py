@@ -9,6 +9,7 @@ import typer
 
 from lbw_sim.cli.options import Json, Plugins, load_guards, print_json, print_table, stages
 from lbw_sim.errors import StressError
+from lbw_sim.wording import counted
 
 if TYPE_CHECKING:
     from lbw_sim.stress.forks import Loop
@@ -45,7 +46,8 @@ def fork(
         int | None, typer.Option(help="Optimizer steps of the trunk; default 300.", rich_help_panel=TINY)
     ] = None,
     fault: Annotated[
-        str | None, typer.Option(help="Injected into the trunk and all its branches.", rich_help_panel=TINY)
+        str | None,
+        typer.Option(help="Injected into the trunk and all its branches: a fault of lbw record.", rich_help_panel=TINY),
     ] = None,
     onset: Annotated[int | None, typer.Option(help="Step of the fault; default 200.", rich_help_panel=TINY)] = None,
     plugin: Plugins = None,
@@ -104,13 +106,15 @@ def fork(
     unlike = [one.run_id for one in found if not one.is_trunk]
     if unlike:
         typer.echo(
-            f"note: {len(unlike)} of {len(at) * len(seed)} branches `off` are not their trunk to the bit, {unlike[0]} "
-            f"for one: the loop draws on something that leg.keep() was not given, and every difference holds that too.",
+            f"note: {len(unlike)} of {counted(len(at) * len(seed), 'branch', 'branches')} `off` are not their trunk to "
+            f"the bit, {unlike[0]} for one: the loop draws on something that leg.keep() was not given, and every "
+            "difference holds that too.",
             err=True,
         )
     else:
         typer.echo("Every branch `off` is its trunk to the bit: a difference is the action's, on that trunk.")
-    typer.echo(f"{len(found)} branches of {len(seed)} trunks in {out}. Next: lbw show {out}, lbw report {out}")
+    branches = f"{counted(len(found), 'branch', 'branches')} of {counted(len(seed), 'trunk')}"
+    typer.echo(f"{branches} in {out}. Next: lbw show {out}, lbw report {out}")
 
 
 def _loop(text: str) -> Loop:

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from lbw_sim.cli.options import Json, counted, print_json, stages
+from lbw_sim.cli.options import Json, print_json, stages
+from lbw_sim.wording import counted
 
 MOST_LINES = 30
 
@@ -45,10 +46,10 @@ def import_(
 ) -> None:
     """Import logged runs as traces that can be replayed, scored and drawn.
 
-    What a file is is recognised by its content: TensorBoard, Hugging Face, W&B, MLflow, trackio, Lightning, CSV, JSON
-    lines, Parquet, and the text logs of nanoGPT, modded-nanogpt, llm.c, Megatron-LM, torchtitan, OLMo-core and MLPerf.
-    A folder is walked. Columns are found by their usual names, or named by options. No guard watched these runs: they
-    are recorded under the guard `never`, in shadow, and what their logs cannot show is said.
+    The kind of a file is recognised by its content: TensorBoard, Hugging Face, W&B, MLflow, trackio, Lightning, CSV,
+    JSON lines, Parquet, and the text logs of nanoGPT, modded-nanogpt, llm.c, Megatron-LM, torchtitan, OLMo-core and
+    MLPerf. A folder is walked. Columns are found by their usual names, or named by options. No guard watched these
+    runs: they are recorded under the guard `never`, in shadow, and what their logs cannot show is said.
     """
     from lbw_sim.errors import LbwError
     from lbw_sim.trace.importers import Imported, PassedOver, import_path
@@ -91,7 +92,7 @@ def import_(
             typer.echo(f"not imported: {len(passed) - MOST_LINES} more files; --json lists them all")
         kinds = ", ".join(sorted({run.importer for run in runs}))
         typer.echo(
-            f"{counted(len(runs), 'run')}, {sum(run.rows for run in runs)} rows in {out}"
+            f"{counted(len(runs), 'run')}, {counted(sum(run.rows for run in runs), 'row')} in {out}"
             + (f" ({kinds}). Next: lbw replay {out}" if runs else "")
         )
     if not runs:

@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lbw_sim.cli.options import Json, Traces, counted, load_traces, print_json, print_table, watched
+from lbw_sim.cli.options import (
+    Json,
+    SkipBroken,
+    Traces,
+    check_figure,
+    load_by_id,
+    print_json,
+    print_table,
+    watched,
+)
+from lbw_sim.trace.labels import KINDS
+from lbw_sim.wording import counted
 
 if TYPE_CHECKING:
     from lbw_sim.trace import Label
@@ -24,31 +35,35 @@ def label(
     ] = False,
     add: Annotated[
         tuple[str, int, int] | None,
-        typer.Option("--add", metavar="KIND START END", help="Add a hand label to one run; steps, inclusive."),
+        typer.Option(
+            "--add",
+            metavar="KIND START END",
+            help=f"Add a hand label to one run; steps, inclusive. Kinds: {', '.join(KINDS)}.",
+        ),
     ] = None,
     confidence: Annotated[str, typer.Option(help="Of the added label: high, medium, or low (not scored).")] = "high",
-    note: Annotated[str, typer.Option(help="Of the added label.")] = "",
+    note: Annotated[str, typer.Option(help="Words to keep with the added label.")] = "",
     remove: Annotated[
         int | None, typer.Option("--remove", help="Remove one run's label by its number; never an injected one.")
     ] = None,
     figure: Annotated[
-        Path | None, typer.Option("--figure", help="Draw one run with its labels into this SVG or PNG file.")
+        Path | None, typer.Option("--figure", help="Draw one run with its labels into this SVG, PNG or PDF file.")
     ] = None,
+    skip_broken: SkipBroken = False,
     as_json: Json = False,
 ) -> None:
     """Show, propose, add and remove the labels of recorded runs.
 
     Proposals read the loss of the whole run, ahead as well as back. They can't tell a change of data from a divergence.
     """
-    from lbw_sim.errors import LbwError, unknown_name
+    from lbw_sim.errors import LbwError
     from lbw_sim.score import Column, hindsight
     from lbw_sim.trace import Label, write_labels
 
-    found = {trace.run_id: trace for trace in load_traces(traces)}
-    for wanted in run or ():
-        if wanted not in found:
-            raise LbwError(unknown_name("run", wanted, found))
-    chosen = [trace for run_id, trace in found.items() if not run or run_id in run]
+    if figure is not None:
+        check_figure(figure)
+    found, _ = load_by_id([traces], run, skip_broken)
+    chosen = list(found.values())
     if len(chosen) != 1 and (add is not None or remove is not None or figure is not None):
         raise LbwError(f"--add, --remove and --figure are for one run, not {len(chosen)}; say which by --run")
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from lbw_sim.errors import LbwError
+from lbw_sim.errors import BrokenRunsError, LbwError, TraceError, unknown_name
 
 if TYPE_CHECKING:
     from lbw_sim.guard import GuardSpec
@@ -28,14 +28,20 @@ ManyTraces = Annotated[
     list[str], typer.Argument(help="Folders of traces, runs' folders or Parquet files; paths, or URIs: s3://…")
 ]
 Guards = Annotated[
-    list[str], typer.Option("--guard", "-g", help="Preset name or TOML file; repeat for several guards.")
+    list[str],
+    typer.Option("--guard", "-g", help="Preset name or TOML file; repeat for several. lbw components lists presets."),
 ]
 Plugins = Annotated[
     list[Path] | None,
     typer.Option("--plugin", help="Python file or folder with components of your own; runs its code."),
 ]
+SkipBroken = Annotated[
+    bool,
+    typer.Option("--skip-broken", help="Leave out runs that cannot be read; each is named on standard error."),
+]
 Anyway = Annotated[
-    bool, typer.Option("--anyway", help="Also where the way in which a run was logged does not support it.")
+    bool,
+    typer.Option("--anyway", help="Also judge runs whose logs hold means or samples only; without, they are refused."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
 
@@ -49,12 +55,79 @@ def load_guards(names: Iterable[str], plugins: Iterable[Path] | None) -> list[Gu
     return [GuardSpec.load(name) for name in names]
 
 
-def load_traces(path: str) -> list[Trace]:
-    """Every run at or below a path or URI. Raises TraceError when there is none."""
-    from lbw_sim.trace import read_trace, read_traces
+def load_traces(paths: Iterable[str], skip_broken: bool) -> list[Trace]:
+    """Every run at or below these paths or URIs, with its rows.
 
-    # a run's folder under another name, or nothing at all: then it says so
-    return read_traces(path) or [read_trace(path)]
+    Runs that cannot be read are refused, all at once, or named on standard error and left out. Raises TraceError, also
+    when no run is there.
+    """
+    return refusing(*open_all(paths), skip_broken)[0]
+
+
+def load_by_id(paths: Iterable[str], only: Iterable[str] | None, skip_broken: bool) -> tuple[dict[str, Trace], int]:
+    """The same by run id, or those of `only`, whatever is wrong with the others; and how many were left out.
+
+    Raises TraceError; LbwError when two runs have one id, or when none has one of `only`.
+    """
+    found, broken = _described(paths)
+    named: dict[str, Trace] = {}
+    for trace in found:
+        if trace.run_id in named:
+            raise LbwError(f"run {trace.run_id!r} comes twice; give one of each id")
+        named[trace.run_id] = trace
+    if only:
+        if unknown := [run_id for run_id in only if run_id not in named]:
+            # it may be one of those
+            refusing(found, broken, skip_broken)
+            raise LbwError(unknown_name("run", unknown[0], named))
+        found, broken = [named[run_id] for run_id in named if run_id in only], []
+    whole, left_out = refusing(*_whole(found, broken), skip_broken)
+    return {trace.run_id: trace for trace in whole}, left_out
+
+
+def open_all(paths: Iterable[str]) -> tuple[list[Trace], list[TraceError]]:
+    """Every run at or below these paths or URIs, with its rows, and what is wrong with those that cannot be read.
+
+    Raises TraceError when a path leads to no run.
+    """
+    return _whole(*_described(paths))
+
+
+def refusing(found: list[Trace], broken: Sequence[TraceError], skip_broken: bool) -> tuple[list[Trace], int]:
+    """The runs that are whole, when all of them are or the others may be left out, and how many are."""
+    if broken and (not skip_broken or not found):
+        runs = len(found) + len(broken)
+        raise broken[0] if runs == 1 else BrokenRunsError(broken, runs)
+    for fault in broken:
+        print(f"left out: {fault}", file=sys.stderr)
+    return found, len(broken)
+
+
+def _described(paths: Iterable[str]) -> tuple[list[Trace], list[TraceError]]:
+    """Without the rows."""
+    from lbw_sim.trace import open_traces, read_trace
+
+    found: list[Trace] = []
+    broken: list[TraceError] = []
+    for path in paths:
+        here, faults = open_traces(path)
+        # a run's folder under another name, or nothing at all: then it says so
+        found += here if here or faults else [read_trace(path)]
+        broken += faults
+    return found, broken
+
+
+def _whole(found: Sequence[Trace], broken: Sequence[TraceError]) -> tuple[list[Trace], list[TraceError]]:
+    """Those whose rows can be read too; they are needed anyway, and a fault is told before the work."""
+    whole, faults = [], list(broken)
+    for trace in watched(found, "reading", transient=True):
+        try:
+            trace.table()
+        except TraceError as error:
+            faults.append(error)
+        else:
+            whole.append(trace)
+    return whole, faults
 
 
 def tell_limits(runs: Sequence[Trace], use: str, anyway: bool = False) -> None:
@@ -107,8 +180,11 @@ def check_figure(path: Path) -> None:
 
 
 @contextmanager
-def stages() -> Iterator[Callable[[str, int, int], None]]:
-    """A progress bar per stage of long work, on standard error: call with stage, done and total."""
+def stages(transient: bool = False) -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar per stage of long work, on standard error: call with stage, done and total.
+
+    `transient`: nothing of it stays.
+    """
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -130,7 +206,7 @@ def stages() -> Iterator[Callable[[str, int, int], None]]:
         TimeRemainingColumn(),
     )
     # a log file has no use for bars
-    bars = Progress(*columns, console=console, disable=not console.is_terminal)
+    bars = Progress(*columns, console=console, disable=not console.is_terminal, transient=transient)
     tasks: dict[str, TaskID] = {}
 
     def report(stage: str, done: int, total: int) -> None:
@@ -147,9 +223,9 @@ def stages() -> Iterator[Callable[[str, int, int], None]]:
             bars.stop()
 
 
-def watched(items: Sequence[T], what: str) -> Iterator[T]:
+def watched(items: Sequence[T], what: str, transient: bool = False) -> Iterator[T]:
     """The items, as one stage of `stages`."""
-    with stages() as progress:
+    with stages(transient) as progress:
         for done, item in enumerate(items, start=1):
             yield item
             progress(what, done, len(items))
@@ -176,15 +252,6 @@ def print_table(rows: Sequence[Mapping[str, object]], columns: Sequence[Column])
         for title, column in zip(titles, columns, strict=True):
             print(f"{title:{width}}  {column.cell(row)}")
     print()
-
-
-def counted(number: int, noun: str) -> str:
-    """A number with its noun.
-
-    >>> counted(1, "run"), counted(1_200, "run")
-    ('1 run', '1200 runs')
-    """
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def print_json(document: Any) -> None:

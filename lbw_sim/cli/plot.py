@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from lbw_sim.cli.options import Plugins, Traces, check_output, counted, load_guards, load_traces, watched
+from lbw_sim.cli.options import Plugins, SkipBroken, Traces, check_output, load_by_id, load_guards, watched
+from lbw_sim.wording import counted
 
 
 def plot(
@@ -18,6 +19,7 @@ def plot(
         str | None, typer.Option("--guard", "-g", help="Draw what this guard decides in replay, not what was recorded.")
     ] = None,
     plugin: Plugins = None,
+    skip_broken: SkipBroken = False,
     file_format: Annotated[str, typer.Option("--format", help="svg, png or pdf.")] = "svg",
 ) -> None:
     """Draw one figure per run (loss, regimes, scale, control energy, events) and one that compares them."""
@@ -28,14 +30,10 @@ def plot(
     if file_format not in ("svg", "png", "pdf"):
         raise LbwError(unknown_name("figure format", file_format, ("svg", "png", "pdf")))
     spec = load_guards([guard], plugin)[0] if guard else None
-    found = {trace.run_id: trace for trace in load_traces(traces)}
-    for wanted in run or ():
-        if wanted not in found:
-            raise LbwError(unknown_name("run", wanted, found))
     check_output(out / f"comparison.{file_format}")
-    chosen = [trace for run_id, trace in found.items() if not run or run_id in run]
+    chosen, _ = load_by_id([traces], run, skip_broken)
     drawn = {}
-    for trace in watched(chosen, "drawing"):
+    for trace in watched(list(chosen.values()), "drawing"):
         columns = trace.to_numpy()
         title = f"{trace.run_id}: guard {trace.meta.spec.name}"
         if spec is not None:

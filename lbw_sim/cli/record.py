@@ -7,16 +7,21 @@ from typing import Annotated
 
 import typer
 
-from lbw_sim.cli.options import Json, Plugins, counted, load_guards, print_json, stages
+from lbw_sim.cli.options import Json, Plugins, load_guards, print_json, stages
+from lbw_sim.wording import counted
 
 
 def record(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of traces to add to.")] = Path("traces"),
     architecture: Annotated[list[str], typer.Option(help="post_ln, pre_ln or pre_ln_qk_norm; repeat.")] = ["post_ln"],
     lr: Annotated[list[float], typer.Option(help="Peak learning rate; repeat.")] = [5e-3],
-    fault: Annotated[list[str], typer.Option(help="Injected fault, or none; repeat. See docs/quickstart.md.")] = [
-        "none"
-    ],
+    fault: Annotated[
+        list[str],
+        typer.Option(
+            help="Injected fault: none, lr_bump, bad_labels, nan_loss, gradient_noise, repeated_batch, data_switch or "
+            "warm_restart; repeat."
+        ),
+    ] = ["none"],
     onset: Annotated[int, typer.Option(help="Step of the fault, and of bump, ramp and drop.")] = 200,
     excite: Annotated[
         list[str] | None,

@@ -13,6 +13,7 @@ from lbw_sim.cli.options import (
     Guards,
     Json,
     Plugins,
+    SkipBroken,
     Traces,
     check_output,
     load_guards,
@@ -34,6 +35,7 @@ def replay(
         Path | None,
         typer.Option("--alarms", help="Write {run: \\[\\[first step, last step], …]} of one guard to this JSON file."),
     ] = None,
+    skip_broken: SkipBroken = False,
     as_json: Json = False,
 ) -> None:
     """Run recorded telemetry through guards and list their alarms (open loop).
@@ -50,7 +52,7 @@ def replay(
         raise LbwError(f"--alarms writes the alarms of one guard, and --guard names {len(specs)}")
     if alarms is not None:
         check_output(alarms)
-    runs = load_traces(traces)
+    runs = load_traces([traces], skip_broken)
     tell_limits(runs, "replay")
     limits = {trace.run_id: [limitation.key for limitation in trace.limitations] for trace in runs}
     with stages() as progress:

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lbw_sim.cli.options import Plugins, check_output, counted, load_guards, load_traces, stages
-from lbw_sim.errors import LbwError, unknown_name
+from lbw_sim.cli.options import Plugins, SkipBroken, check_output, load_by_id, load_guards, stages
+from lbw_sim.errors import LbwError
+from lbw_sim.wording import counted
 
 if TYPE_CHECKING:
     from lbw_sim.guard import GuardSpec
-    from lbw_sim.trace import Trace
     from lbw_sim.trace.importers import PassedOver
 
 MOST_LISTED = 10
@@ -52,6 +52,7 @@ def report(
     rule: Annotated[
         list[str] | None, typer.Option("--rule", help="Replay only these beside it; repeat. Without: every preset.")
     ] = None,
+    skip_broken: SkipBroken = False,
     plugin: Plugins = None,
     details: Annotated[int, typer.Option(min=0, help="Runs that get a section of their own.")] = 12,
     moments: Annotated[int, typer.Option(min=0, help="Alarms and missed events shown close up in each of these.")] = 4,
@@ -92,13 +93,15 @@ def report(
     shown = load_guards([guard] if guard else [], plugin)
     rules = _rules(rule)
     with ExitStack() as stack:
-        progress = stack.enter_context(stages())
         folders, passed_over = list(traces or ()), []
         if import_:
             folder = keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lbw-report-")))
-            passed_over = _import(import_, folder, labels, progress)
+            with stages() as progress:
+                passed_over = _import(import_, folder, labels, progress)
             folders.append(str(folder))
-        chosen = _chosen(folders, run)
+        found, left_out = load_by_id(folders, run, skip_broken)
+        chosen = list(found.values())
+        progress = stack.enter_context(stages())
         sweeps = {}
         if curves:
             from lbw_sim.cli.score import sweep
@@ -113,6 +116,7 @@ def report(
             ReportOptions(
                 guard=shown[0] if shown else None, rules=rules, details=details, moments=moments, title=title,
                 grid=grid, environment=include_environment, sweeps=sweeps, passed_over=len(passed_over),
+                left_out=left_out,
             ),
             progress,
         )  # fmt: skip
@@ -138,21 +142,7 @@ def _suite(suites: list[Path], named: list[str], imports: bool, out: Path, title
         )
     suite = read_suite(suites[0])
     write_report(Report(suite_page(suite, title), (), ()), out)
-    typer.echo(f"stress suite {suite.facts.preset}, {suite.facts.finished_runs} runs: {out}")
-
-
-def _chosen(folders: list[str], wanted: list[str] | None) -> list[Trace]:
-    """The runs of all folders, or those that are wanted, each once."""
-    found: dict[str, Trace] = {}
-    for path in folders:
-        for trace in load_traces(path):
-            if trace.run_id in found:
-                raise LbwError(f"run {trace.run_id!r} comes twice; a report needs one of each id")
-            found[trace.run_id] = trace
-    for run_id in wanted or ():
-        if run_id not in found:
-            raise LbwError(unknown_name("run", run_id, found))
-    return [trace for run_id, trace in found.items() if not wanted or run_id in wanted]
+    typer.echo(f"stress suite {suite.facts.preset}, {counted(suite.facts.finished_runs, 'run')}: {out}")
 
 
 def _rules(names: list[str] | None) -> dict[str, GuardSpec]:

@@ -14,9 +14,9 @@ from lbw_sim.cli.options import (
     Guards,
     Json,
     Plugins,
+    SkipBroken,
     Traces,
     check_figure,
-    counted,
     load_guards,
     load_traces,
     print_json,
@@ -25,6 +25,7 @@ from lbw_sim.cli.options import (
     tell_limits,
     until_interrupted,
 )
+from lbw_sim.wording import counted
 
 if TYPE_CHECKING:
     from lbw_sim.guard import GuardSpec
@@ -43,13 +44,14 @@ def score(
     plugin: Plugins = None,
     families: Annotated[bool, typer.Option("--families", help="A row for every family of runs as well.")] = False,
     figure: Annotated[
-        Path | None, typer.Option("--figure", help="Draw recall against false alarms into this SVG or PNG file.")
+        Path | None, typer.Option("--figure", help="Draw recall against false alarms into this SVG, PNG or PDF file.")
     ] = None,
     curves: Annotated[
         bool, typer.Option("--curves", help="With --figure: a curve per guard, all its limits x 0.25 to x 4.")
     ] = False,
     seed: Annotated[int, typer.Option(help="Seed of the bootstrap over runs.")] = 0,
     anyway: Anyway = False,
+    skip_broken: SkipBroken = False,
     as_json: Json = False,
 ) -> None:
     """Replay guards over labelled runs and judge their alarms.
@@ -70,7 +72,7 @@ def score(
     if figure is not None:
         check_figure(figure)
     specs = load_guards(guard, plugin)
-    runs = load_traces(traces)
+    runs = load_traces([traces], skip_broken)
     tell_limits(runs, "score", anyway)
     scores: dict[str, list[RunScore]] = {spec.name: [] for spec in specs}
     references: dict[str, list[RunScore]] = {"oracle": [], "random": []}

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from lbw_sim.cli.options import Json, Traces, counted, load_traces, print_json, watched
+from lbw_sim.cli.options import Json, SkipBroken, Traces, load_traces, print_json, watched
+from lbw_sim.wording import counted
 
 
 def scrub(
@@ -16,6 +17,7 @@ def scrub(
     keep: Annotated[
         list[str] | None, typer.Option("--keep", help="Keep this key of the provenance as well; repeat.")
     ] = None,
+    skip_broken: SkipBroken = False,
     as_json: Json = False,
 ) -> None:
     """Copy traces without host name, paths, time and environment, to hand them on.
@@ -25,10 +27,11 @@ def scrub(
     """
     from lbw_sim.trace.scrub import scrub as scrub_trace
 
-    done = [scrub_trace(trace, out, keep=keep or ()) for trace in watched(load_traces(traces), "copying")]
+    runs = load_traces([traces], skip_broken)
+    done = [scrub_trace(trace, out, keep=keep or ()) for trace in watched(runs, "copying")]
     removed = sorted({key for item in done for key in item.removed})
     if as_json:
         print_json({"runs": [item._asdict() for item in done], "removed": removed})
         return
-    typer.echo(f"{counted(len(done), 'run')}, {sum(item.rows for item in done)} rows in {out}")
+    typer.echo(f"{counted(len(done), 'run')}, {counted(sum(item.rows for item in done), 'row')} in {out}")
     typer.echo(f"removed: {', '.join(removed) or 'nothing'}. Kept besides rows, guard and labels: how it was measured.")

@@ -7,11 +7,12 @@ from typing import Annotated
 
 import typer
 
-from lbw_sim.cli.options import Json, load_traces, print_json, print_table
+from lbw_sim.cli.options import Json, SkipBroken, load_traces, print_json, print_table
 
 
 def show(
     what: Annotated[str, typer.Argument(help="A traces folder, a run, a Parquet file, a guard preset or a TOML file.")],
+    skip_broken: SkipBroken = False,
     as_json: Json = False,
 ) -> None:
     """Show what a trace holds and how it was recorded, or a guard's full spec."""
@@ -50,7 +51,7 @@ def show(
 
     if "/" not in what and not Path(what).exists():
         raise LbwError(f"no traces folder here and {unknown_name('guard preset or TOML file', what, preset_names())}")
-    runs = load_traces(what)
+    runs = load_traces([what], skip_broken)
     if as_json:
         print_json([facts(trace) for trace in runs])
         return

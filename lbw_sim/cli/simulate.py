@@ -2,20 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lbw_sim.cli.options import Guards, Json, Plugins, load_guards, load_traces, print_json, print_table, stages
+from lbw_sim.cli.options import (
+    Guards,
+    Json,
+    Plugins,
+    SkipBroken,
+    load_guards,
+    load_traces,
+    print_json,
+    print_table,
+    stages,
+)
 from lbw_sim.errors import SimulateError
+from lbw_sim.wording import counted
 
 if TYPE_CHECKING:
     from lbw_sim.simulate import Noise, PlantSpec, Rollouts
+    from lbw_sim.trace import Trace
 
 
 def simulate(
-    plant: Annotated[str, typer.Option("--plant", help="Plant TOML file from lbw calibrate, or a component's name.")],
+    plant: Annotated[
+        str,
+        typer.Option(
+            "--plant", help="Plant TOML file from lbw calibrate, or the name of a plant that lbw components lists."
+        ),
+    ],
     guard: Guards = ["never", "default"],
     schedule: Annotated[
         list[str],
@@ -36,6 +54,7 @@ def simulate(
     stop_outside: Annotated[
         bool, typer.Option("--stop-outside", help="Cut a rollout where it leaves the calibrated range.")
     ] = False,
+    skip_broken: SkipBroken = False,
     plugin: Plugins = None,
     as_json: Json = False,
 ) -> None:
@@ -54,7 +73,7 @@ def simulate(
     rates = dict(rates_of(text, steps, warmup) for text in schedule)
     chance = drawn_noise(seeds, max(len(lr) for lr in rates.values()))
     if noise is not None:
-        chance = _recorded(noise, spec, chance)
+        chance = _recorded(load_traces([noise], skip_broken), spec, chance)
     flown_plants = list(spec.ensemble()) if ensemble else [spec]
     with stages() as progress:
         flown = rollouts(
@@ -74,7 +93,10 @@ def simulate(
         Column("left_range", "left\nrange", "d"), Column("why", "how"),
     ]  # fmt: skip
     print_table(rows, columns)
-    typer.echo(f"plant {spec.name} {spec.fingerprint}; {seeds} seeds; {'recorded' if noise else 'drawn'} batch noise.")
+    typer.echo(
+        f"plant {spec.name} {spec.fingerprint}; {counted(seeds, 'seed')}; "
+        f"{'recorded' if noise else 'drawn'} batch noise."
+    )
     if spec.fitted is None:
         typer.echo("The plant was never calibrated: these numbers show how it behaves, and nothing about a real run.")
     elif any(row["left_range"] for row in rows):
@@ -123,17 +145,17 @@ def rates_of(text: str, steps: int, warmup: int) -> tuple[str, Any]:
         raise SimulateError(
             f"--schedule {text!r} is neither constant:LR nor cosine:PEAK, nor a run's folder: there is no such folder"
         )
-    traces = load_traces(text)
+    traces = load_traces([text], skip_broken=False)
     if len(traces) != 1:
         raise SimulateError(f"--schedule {text!r} holds {len(traces)} runs; name one run's folder")
     lr = np.asarray(traces[0].to_numpy()["lr"], dtype=np.float64)
     return traces[0].run_id, lr
 
 
-def _recorded(folder: str, spec: PlantSpec, drawn: Noise) -> Noise:
+def _recorded(runs: Sequence[Trace], spec: PlantSpec, drawn: Noise) -> Noise:
     """The drawn noise with the batches' difficulty replaced by that of recorded runs, run after run."""
     from lbw_sim.simulate import Record, recorded_noise
 
-    records = [Record.of(trace) for trace in load_traces(folder)]
+    records = [Record.of(trace) for trace in runs]
     batch = recorded_noise(spec, records, drawn.batch.shape[1])
     return drawn._replace(batch=batch[[seed % len(batch) for seed in range(len(drawn.batch))]])

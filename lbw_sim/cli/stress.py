@@ -14,6 +14,7 @@ import typer
 
 from lbw_sim.cli.options import Json, Plugins, load_guards, print_json, print_table
 from lbw_sim.errors import StressError, unknown_name
+from lbw_sim.wording import counted
 
 if TYPE_CHECKING:
     from lbw_sim.stress.suite import Preset, SuitePlan
@@ -163,9 +164,9 @@ def _tell(plan: SuitePlan, folder: Path, processes: int, as_json: bool) -> None:
     memory = max(estimate.memory_bytes for estimate in found) * processes / 1e9
     disk = sum(estimate.disk_bytes for estimate in found) / 1e6
     typer.echo(
-        f"{sum(estimate.runs for estimate in found):,} runs at most, {processes} at a time: about {_time(seconds)}, "
-        f"{memory:,.1f} GB of memory, {disk:,.0f} MB in {folder}. Nothing was built. Controls of a guard that never "
-        "acts are AdamW's runs, and are not flown again."
+        f"{counted(sum(estimate.runs for estimate in found), 'run')} at most, {processes} at a time: about "
+        f"{_time(seconds)}, {memory:,.1f} GB of memory, {disk:,.0f} MB in {folder}. Nothing was built. "
+        "Controls of a guard that never acts are AdamW's runs, and are not flown again."
     )
 
 

@@ -9,8 +9,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lbw_sim.cli.options import Anyway, Json, ManyTraces, Plugins, load_guards, print_json, print_table, stages
+from lbw_sim.cli.options import (
+    Anyway,
+    Json,
+    ManyTraces,
+    Plugins,
+    SkipBroken,
+    load_guards,
+    print_json,
+    print_table,
+    stages,
+)
 from lbw_sim.errors import TuneError
+from lbw_sim.wording import counted
 
 if TYPE_CHECKING:
     from lbw_sim.tune import Tuned
@@ -49,7 +60,9 @@ def tune(
     halving: Annotated[
         bool,
         typer.Option(
-            "--halving", help="A sixteenth of the runs first, the best quarter goes on.", rich_help_panel=SEARCH
+            "--halving",
+            help="Successive halving: a sixteenth of the runs first, the best quarter goes on.",
+            rich_help_panel=SEARCH,
         ),
     ] = False,
     false_alarms: Annotated[
@@ -95,6 +108,7 @@ def tune(
     ] = None,
     plugin: Plugins = None,
     anyway: Anyway = False,
+    skip_broken: SkipBroken = False,
     as_json: Json = False,
 ) -> None:
     """Search a guard's parameters on labelled runs; judge the best on runs that were held out.
@@ -127,7 +141,7 @@ def tune(
                 split_by=split_by, held_out=held_out or (), held_out_share=held_out_share,
                 false_alarms_per_10k=false_alarms, plants=plants, schedules=rates, seeds=seeds, seed=seed,
                 name=out.stem, ledger=ledger, workers=hired(executor, workers), plugins=plugin or (), anyway=anyway,
-                progress=progress,
+                skip_broken=skip_broken, progress=progress,
             )  # fmt: skip
     except KeyboardInterrupt:
         print(f"lbw: interrupted; the same command goes on with what {ledger} holds", file=sys.stderr)
@@ -151,7 +165,7 @@ def _report(tuned: Tuned, command: str, made: Written, as_json: bool, about: dic
         print(f"warning: {warning}", file=sys.stderr)
     if not as_json:
         typer.echo(f"{made.guard}: guard {tuned.spec.fingerprint}; the whole account is in {made.facts}.")
-        typer.echo(f"{made.front}: {len(tuned.front) - 1} guards of the Pareto set, to choose from instead.")
+        typer.echo(f"{made.front}: {counted(len(tuned.front) - 1, 'guard')} of the Pareto set, to choose from instead.")
         typer.echo(f"Next, on runs that this has not seen: lbw backtest {made.guard} TRACES")
 
 
@@ -171,9 +185,10 @@ def _print(tuned: Tuned) -> None:
         ]
     print_table(rows, columns)
     split = tuned.split
+    names = ", ".join(split.held_out_groups[:8]) + (", …" if len(split.held_out_groups) > 8 else "")
     typer.echo(
-        f"{len(split.tuning)} runs chose, {len(split.held_out)} judge (split by {split.by}; held out: "
-        f"{', '.join(split.held_out_groups[:8])}{', …' if len(split.held_out_groups) > 8 else ''})."
+        f"{counted(len(split.tuning), 'run')} chose, {counted(len(split.held_out), 'judges', 'judge')} (split by "
+        f"{split.by}; held out: {names})."
     )
     typer.echo(f"The result is the line held out; that of tuning flatters. Rule: {tuned.rule}.")
     changed = tuned.start.differences(tuned.spec)
@@ -190,8 +205,9 @@ def _print(tuned: Tuned) -> None:
                 {"guard": name, **{key: getattr(flown, key)[place] for key in shown}}
                 for place, name in enumerate(("tuned", "start", "never"))
             ],
-            [Column("guard", f"simulated,\n{flown.runs} runs"), Column("final_loss", "final loss,\nmean", ".4f"),
-             Column("lost", "lost", "d"), Column("harm", "harm to\nhealthy", ".4f"),
+            [Column("guard", f"simulated,\n{counted(flown.runs, 'run')}"),
+             Column("final_loss", "final loss,\nmean", ".4f"), Column("lost", "lost", "d"),
+             Column("harm", "harm to\nhealthy", ".4f"),
              Column("left_range", "left\nrange", "d")],
         )  # fmt: skip
         for name, (mean, low, high) in (("start", flown.against_start), ("never", flown.against_never)):

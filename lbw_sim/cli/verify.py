@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import typer
 
-from lbw_sim.cli.options import Json, Plugins, Traces, load_traces, print_json, watched
+from lbw_sim.cli.options import Json, Plugins, Traces, open_all, print_json, watched
 from lbw_sim.errors import VerifyError
+from lbw_sim.wording import counted
 
 
 def verify(traces: Traces, plugin: Plugins = None, as_json: Json = False) -> None:
     """Rebuild each run's guard from its own trace, replay it and demand equal bits.
 
-    Exit code 0: every row of every run is what its guard decides. 1: some run is not; its first wrong row is named.
+    Exit code 0: every row of every run is what its guard decides. 1: some run is not, or cannot be read; its first
+    wrong row, or what is wrong with its file, is named.
     """
     from lbw_sim.guard import load_plugin
     from lbw_sim.replay import Verified
@@ -20,20 +22,28 @@ def verify(traces: Traces, plugin: Plugins = None, as_json: Json = False) -> Non
     for path in plugin or ():
         load_plugin(path)
     found: list[Verified | VerifyError] = []
-    runs = load_traces(traces)
+    runs, broken = open_all([traces])
     for trace in watched(runs, "verifying"):
         try:
             found.append(verify_trace(trace))
         except VerifyError as error:
             found.append(error)
-    failures = [str(item) for item in found if isinstance(item, VerifyError)]
+    differing = [str(item) for item in found if isinstance(item, VerifyError)]
+    unreadable = [str(fault) for fault in broken]
     verified = [item for item in found if isinstance(item, Verified)]
     rows = sum(item.rows for item in verified)
     if as_json:
-        print_json({"verified": [item._asdict() for item in verified], "failures": failures, "rows": rows})
+        print_json(
+            {"verified": [item._asdict() for item in verified], "failures": [*differing, *unreadable], "rows": rows}
+        )
     else:
-        for failure in failures:
+        for failure in differing:
             typer.echo(f"DIFFERS  {failure}")
-        typer.echo(f"{len(verified)} of {len(runs)} runs verified: {rows} rows, every decision equal to the last bit")
-    if failures:
+        for failure in unreadable:
+            typer.echo(f"UNREADABLE  {failure}")
+        typer.echo(
+            f"{len(verified)} of {counted(len(runs) + len(broken), 'run')} verified: {counted(rows, 'row')}, every "
+            "decision equal to the last bit"
+        )
+    if differing or unreadable:
         raise typer.Exit(1)

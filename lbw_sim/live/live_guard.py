@@ -36,6 +36,7 @@ from lbw_sim.notebook import facts
 from lbw_sim.trace import Recorder, collect
 from lbw_sim.trace.schema import SCALER_OVERFLOW, columns
 from lbw_sim.values import UNSAFE_REGIMES, Decision, Posture, Reason, Regime, Telemetry, nan
+from lbw_sim.wording import counted
 
 logger = logging.getLogger("lbw_sim")
 
@@ -330,7 +331,7 @@ class LiveGuard:
             if self._mirror is not None:
                 self._mirror.close()
             if self._recorder is not None and (lost := self._recorder.close().lost_rows):
-                logger.warning("lbw-sim: run %s: %d rows were not recorded", self.run_id, lost)
+                logger.warning("lbw-sim: run %s: %s not recorded", self.run_id, counted(lost, "row was", "rows were"))
         except Exception as error:
             self.ground(error, everywhere=False)
 

@@ -18,6 +18,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import torch
 
 from lbw_sim.errors import LiveError
+from lbw_sim.wording import counted
 
 logger = logging.getLogger("lbw_sim")
 
@@ -109,7 +110,7 @@ class Snapshots:
         where = "the weights' own memory" if self._same_device else "CPU memory"
         took_ms = 1e3 * self._copy_s(parameters, one)
         told = (
-            f"{self.keep} snapshots of {_size(one)} each, one every {self.every_steps} steps: "
+            f"{counted(self.keep, 'snapshot')} of {_size(one)} each, one every {counted(self.every_steps, 'step')}: "
             f"{_size(one * self.keep)} in all, in {where}; taking one about {took_ms:.2g} ms"
         )
         free = _free_bytes(None if not self._same_device else local(parameters[0]).device)

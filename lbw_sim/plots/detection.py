@@ -13,6 +13,7 @@ from matplotlib.transforms import Bbox
 
 from lbw_sim.plots.canvas import BLACK, BLUE, GREY, LINE_COLOURS, TEXT, WHITE, WIDTH, dress, footnote, new_figure, plain
 from lbw_sim.score.detection import FALSE_ALARM_BUDGET_PER_10K, Interval, RunScore, bootstrap, pooled
+from lbw_sim.wording import counted
 
 REFERENCES = ("never", "oracle", "random")
 """Drawn hollow: they are no guards."""
@@ -139,7 +140,9 @@ def draw_detection(info: DetectionInfo, ax: Axes) -> None:
     if not info.points:
         ax.text(0.5, 0.5, "no labelled event, so no recall", transform=ax.transAxes, ha="center", fontsize=TEXT)
     ax.set_title(plain(info.title), loc="left", fontsize=TEXT + 2)
-    note = f"{info.events} events, {info.runs} runs; bars: 95 % bootstrap over runs within families"
+    note = (
+        f"{counted(info.events, 'event')}, {counted(info.runs, 'run')}; bars: 95 % bootstrap over runs within families"
+    )
     if info.undefined:
         note += f"; undefined: {', '.join(info.undefined)}"
     footnote(ax, plain(note))

@@ -84,7 +84,7 @@ def difference_figure(guards: tuple[str, str], runs: Sequence[RunRows]) -> Figur
     axes = figure.subplots(len(info.lines), 1, squeeze=False)[:, 0]
     for line, ax in zip(info.lines, axes, strict=True):
         draw_difference(line, ax)
-    title = f"alarms above the loss: {guards[0]}; below: {guards[1]}; orange: they decide differently"
+    title = f"alarms above the loss: {guards[0]}; below: {guards[1]}; shaded: they decide differently"
     figure.suptitle(plain(f"{title} ({info.note})" if info.note else title), fontsize=TEXT, x=0.01, ha="left")
     axes[-1].set_xlabel("step", fontsize=TEXT)
     return figure

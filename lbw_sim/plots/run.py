@@ -42,6 +42,7 @@ from lbw_sim.score.detection import JudgedAlarm, find_alarms, score_regimes, uns
 from lbw_sim.trace import Trace
 from lbw_sim.trace.labels import EVENT_KINDS, Label
 from lbw_sim.values import Posture, Regime
+from lbw_sim.wording import counted
 
 Values = NDArray[np.float64]
 
@@ -259,7 +260,7 @@ def draw_loss(info: RunInfo, ax: Axes) -> None:
     rows = thin_rows(info.loss, buckets)
     ax.plot(info.steps[rows], info.loss[rows], color=GREY, linewidth=0.6, alpha=0.6, label="loss")
     rows = thin_rows(info.loss_median, buckets)
-    name = f"running median, {info.median_rows} rows"
+    name = f"running median, {counted(info.median_rows, 'row')}"
     ax.plot(info.steps[rows], info.loss_median[rows], color=BLACK, linewidth=1.3, label=name)
     edge = ax.get_xaxis_transform()
     cut = info.axis.cut or None
@@ -275,7 +276,7 @@ def draw_loss(info: RunInfo, ax: Axes) -> None:
         crosses = apart(info.steps_nonfinite, 2.0 * _hair(info, ax))
         ax.plot(
             crosses, np.full(len(crosses), 0.03), "x", transform=edge, color=BLACK,
-            markersize=5, label=f"not finite ({len(info.steps_nonfinite)} steps)", clip_on=False,
+            markersize=5, label=f"not finite ({counted(len(info.steps_nonfinite), 'step')})", clip_on=False,
         )  # fmt: skip
     if not np.isfinite(info.loss).any():
         ax.text(0.5, 0.5, "no finite loss", transform=ax.transAxes, ha="center", va="center", fontsize=TEXT + 2)

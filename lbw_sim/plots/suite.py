@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
 
-from lbw_sim.plots.canvas import BLACK, GREY, LINE_COLOURS, PALE, TEXT, WHITE, WIDTH, dress, new_figure, plain
+from lbw_sim.plots.canvas import BLACK, GREY, LINE_COLOURS, PALE, TEXT, WHITE, WIDTH, dress, footnote, new_figure, plain
 from lbw_sim.plots.outcome import MARKERS
 from lbw_sim.score.significance import Ranks
 from lbw_sim.score.stress_judgement import Judgement
@@ -154,7 +154,7 @@ def ranks_info(ranks: Ranks) -> RanksInfo:
 def ranks_figure(ranks: Ranks, *, width: float = WIDTH) -> Figure:
     """Mean ranks with the critical difference (Demšar, JMLR 7, 2006)."""
     info = ranks_info(ranks)
-    figure = new_figure(0.9 + 0.23 * len(info.labels), width)
+    figure = new_figure(1.3 + 0.23 * len(info.labels), width)
     draw_ranks(info, figure.subplots())
     return figure
 
@@ -163,29 +163,36 @@ def draw_ranks(info: RanksInfo, ax: Axes) -> None:
     """A line per method, best on top; a bar at the left joins methods that are not told apart."""
     count = len(info.labels)
     heights = [count - place for place in range(count)]
-    dress(ax, f"mean rank of the final loss over {info.blocks} (workload, learning rate); 1 is the lowest loss")
+    dress(ax, "mean rank of the final loss; 1: the lowest")
+    joined = "; grey bars: not told apart" if info.groups else ""
+    footnote(ax, f"over {info.blocks} (workload, learning rate){joined}")
     ax.grid(False, axis="y")
     colours = [LINE_COLOURS[1] if label.startswith("guard") else BLACK if label == BASELINE else LINE_COLOURS[0]
                for label in info.labels]  # fmt: skip
     for rank, height, colour in zip(info.mean_ranks, heights, colours, strict=True):
         ax.plot([rank], [height], "o", color=colour, markersize=6, zorder=4)
     left = 0.6 - 0.13 * len(info.groups)
+    right = max(info.mean_ranks, default=1.0) + 0.5
     for place, (first, last) in enumerate(info.groups):
         x = left + 0.13 * place
         ax.plot([x, x], [heights[first] + 0.25, heights[last] - 0.25], color=GREY, linewidth=3.0, zorder=3,
                 solid_capstyle="butt")  # fmt: skip
     if not math.isnan(info.critical_difference):
-        best = info.mean_ranks[0]
-        ax.plot([best, best + info.critical_difference], [count + 0.8] * 2, color=BLACK, linewidth=1.4, zorder=4)
-        for end in (best, best + info.critical_difference):
-            ax.plot([end, end], [count + 0.65, count + 0.95], color=BLACK, linewidth=1.4, zorder=4)
+        best, end = info.mean_ranks[0], info.mean_ranks[0] + info.critical_difference
+        # of few methods it is longer than their ranks are apart
+        right = max(right, end + 0.1)
+        ax.plot([best, end], [count + 0.8] * 2, color=BLACK, linewidth=1.4, zorder=4)
+        for tip in (best, end):
+            ax.plot([tip, tip], [count + 0.65, count + 0.95], color=BLACK, linewidth=1.4, zorder=4)
+        # above the bar, from whichever of its ends has more room
+        late = best + end > left + right
         ax.annotate(
-            f"critical difference {info.critical_difference:.2f}", (best + info.critical_difference, count + 0.8),
-            xytext=(6, 0), textcoords="offset points", va="center", fontsize=TEXT,
+            f"critical difference {info.critical_difference:.2f}", (end if late else best, count + 0.95),
+            xytext=(0, 2), textcoords="offset points", va="bottom", ha="right" if late else "left", fontsize=TEXT,
         )  # fmt: skip
     ax.set_yticks(heights, [plain(label) for label in info.labels], fontsize=TEXT)
-    ax.set_ylim(0.4, count + 1.3)
-    ax.set_xlim(left - 0.2, max(info.mean_ranks, default=1.0) + 0.5)
+    ax.set_ylim(0.4, count + 1.9)
+    ax.set_xlim(left - 0.2, right)
     ax.xaxis.set_major_locator(FixedLocator(range(1, count + 1)))
 
 

@@ -24,6 +24,7 @@ from lbw_sim.replay.inlining import CannotInline
 from lbw_sim.replay.reference import DECIDED, alarm_rows, decide
 from lbw_sim.trace import Trace
 from lbw_sim.values import UNSAFE_REGIMES, Posture
+from lbw_sim.wording import counted
 
 Engine = Literal["auto", "compiled", "python"]
 Columns = Mapping[str, NDArray[Any]]
@@ -90,7 +91,7 @@ class Replays(NamedTuple):
             first = self.steps[listed[0][0]] if listed else "–"
             unsafe, energy = int(self.unsafe_steps[place]), f"{self.requested_energy[place]:.1f}"
             rows.append((spec.name, int(self.alarm_counts[place]), first, unsafe, energy))
-        title = f"{self.run_id}, {len(self.steps)} rows, open loop"
+        title = f"{self.run_id}, {counted(len(self.steps), 'row')}, open loop"
         head = ["guard", "alarms", "first at step", "unsafe steps", "energy asked for"]
         return grid(title, head, rows) + warned(self.limitations)
 

@@ -18,9 +18,10 @@ from lbw_sim.guard import GuardSpec
 from lbw_sim.replay.compiled import replay_many
 from lbw_sim.trace import Trace
 from lbw_sim.values import UNSAFE_REGIMES, Regime
+from lbw_sim.wording import counted
 
 GAP_ROWS = 10
-"""Differences with fewer equal rows between them are one episode."""
+"""Differences with at most this many equal rows between them are one episode."""
 KINDS = ("acts", "names", "reasons")
 
 
@@ -78,7 +79,9 @@ def compare_guards(
     fit = [trace for trace in traces if needs <= set(trace.channels)]
     if traces and not fit:
         needed = ", ".join(sorted(needs))
-        raise ChannelError(f"guards {a.name!r} and {b.name!r} need {needed}; none of {len(traces)} runs holds them")
+        raise ChannelError(
+            f"guards {a.name!r} and {b.name!r} need {needed}; none of {counted(len(traces), 'run')} holds them"
+        )
     found = iter(replay_many(fit, [a, b], rows=True, progress=progress))
     for trace in traces:
         if trace not in fit:

@@ -17,6 +17,7 @@ from lbw_sim.guard import Guard, GuardSpec
 from lbw_sim.notebook import grid, warned
 from lbw_sim.trace import Trace
 from lbw_sim.values import UNSAFE_REGIMES, Decision, Regime, Telemetry
+from lbw_sim.wording import counted
 
 DECIDED = ("regime", "posture", "scale", "energy", "reason")
 """The columns that a guard's decision fills, in the order of `Decision`."""
@@ -46,7 +47,9 @@ class Replay(NamedTuple):
     def _repr_html_(self) -> str:
         """For notebooks: the alarms, in steps."""
         steps, found = self.columns["step"], self.alarms
-        title = f"{self.guard} on {self.run_id}, open loop: {len(found)} alarms in {len(steps)} rows"
+        title = (
+            f"{self.guard} on {self.run_id}, open loop: {counted(len(found), 'alarm')} in {counted(len(steps), 'row')}"
+        )
         regimes = self.columns["regime"]
         rows = [(steps[first], steps[last], Regime(int(regimes[first])).name) for first, last in found[:MOST_SHOWN]]
         more = [("…", f"{len(found) - MOST_SHOWN} more", "")] if len(found) > MOST_SHOWN else []

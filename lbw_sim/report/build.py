@@ -39,6 +39,7 @@ from lbw_sim.report.html import Child, Html, element, joined
 from lbw_sim.report.moments import PREFERRED, choose, numbers
 from lbw_sim.report.sight import look
 from lbw_sim.score import RunScore
+from lbw_sim.score.detection import family_of
 from lbw_sim.score.learning_rates import GridRun, grids, place_in_grid
 from lbw_sim.trace import Trace
 
@@ -71,6 +72,8 @@ class ReportOptions:
     """Guard -> its runs at several sensitivities, drawn as curves."""
     passed_over: int = 0
     """Files that were to be imported and were not; the page says how many."""
+    left_out: int = 0
+    """Runs that could not be read; the page says how many."""
 
 
 class Report(NamedTuple):
@@ -184,14 +187,23 @@ def _scores(runs: Sequence[RunFindings]) -> dict[str, list[RunScore]]:
 
 
 def _title(runs: Sequence[RunFindings], options: ReportOptions) -> str:
-    return options.title or (runs[0].run_id if len(runs) == 1 else f"{len(runs)} training runs")
+    """What the page is and of which runs: a tab and a file that was sent on show no more than this."""
+    if options.title:
+        return options.title
+    if len(runs) == 1:
+        return f"Guard report: run {runs[0].run_id}"
+    families = sorted({family_of(run.run_id) for run in runs})
+    return f"Guard report: {len(runs):,} runs of {', '.join(families[:3])}{', …' if len(families) > 3 else ''}"
 
 
 def _head(runs: Sequence[RunFindings], options: ReportOptions) -> Html:
     rows = sum(run.rows for run in runs)
     labels = sum(len(run.labels) for run in runs)
     guards = " and ".join(sorted({sections.guard_words(run) for run in runs})[:4])
-    facts = f"{sections.count(len(runs), 'run')} · {rows:,} rows · {sections.count(labels, 'label')} · guard: {guards}"
+    facts = (
+        f"{sections.count(len(runs), 'run')} · {sections.count(rows, 'row')} · {sections.count(labels, 'label')} · "
+        f"guard: {guards}"
+    )
     return joined([element("h1", _title(runs, options)), element("p", facts, class_="quiet")])
 
 
@@ -422,6 +434,8 @@ def _foot(
     said = []
     if options.passed_over:
         said.append(f"{sections.count(options.passed_over, 'file')} could not be imported and stand nowhere here.")
+    if options.left_out:
+        said.append(f"{sections.count(options.left_out, 'run')} could not be read and stand nowhere here.")
     if len(detailed) < len(runs):
         said.append(
             f"{len(detailed)} of {len(runs):,} runs have a section of their own: those with the most to see (values "

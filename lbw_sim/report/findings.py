@@ -29,6 +29,7 @@ from lbw_sim.trace.ancestry import Ancestry
 from lbw_sim.trace.limitations import limitations
 from lbw_sim.trace.scrub import KEPT
 from lbw_sim.values import Posture, Reason, Regime
+from lbw_sim.wording import counted
 
 Columns = dict[str, NDArray[Any]]
 View = Literal["recorded", "replayed"]
@@ -374,7 +375,7 @@ def _warnings(trace: Trace, environment: bool) -> tuple[str, ...]:
         meta = segment.meta
         where = f"segment {meta.segment}: " if len(trace.segments) > 1 else ""
         if meta.lost_rows:
-            found.append(f"{where}{meta.lost_rows:,} rows could not be recorded")
+            found.append(f"{where}{counted(meta.lost_rows, 'row')} could not be recorded")
         if meta.failure:
             found.append(where + (meta.failure if environment else without_paths(meta.failure)))
         if meta.damage is not None:

@@ -18,6 +18,7 @@ from lbw_sim.score import (
 )
 from lbw_sim.score.learning_rates import GridRun, lr_sensitivity
 from lbw_sim.score.table import UNDEFINED
+from lbw_sim.wording import counted
 
 Row = Mapping[str, object]
 GROWTH = 5.0
@@ -37,14 +38,14 @@ def number(value: float | int | None, spec: str = ".4g") -> str:
 
 
 def count(many: int, one: str, several: str = "") -> str:
-    """A number with its noun.
+    """As `counted`, but none of something is "no".
 
     >>> count(1, "run"), count(2_000, "row"), count(0, "alarm")
     ('1 run', '2,000 rows', 'no alarm')
     """
     if many == 0:
         return f"no {one}"
-    return f"{many:,} {one if many == 1 else several or one + 's'}"
+    return counted(many, one, several)
 
 
 def table(columns: Sequence[Column], rows: Sequence[Row], caption: Child = None) -> Html:
@@ -288,7 +289,7 @@ def run_summary(run: RunFindings) -> Html:
             f"{count(counts.false_alarms, 'false alarm')}."
         )
     fired = [rule for rule in run.rules if rule.alarms]
-    rules = f"{len(fired)} of {len(run.rules)} rules would have raised an alarm."
+    rules = f"{len(fired)} of {count(len(run.rules), 'rule')} would have raised an alarm."
     if counts.events:
         clean = [
             f"{rule.name} ({rule.score.counts.detected})"
@@ -311,7 +312,7 @@ def run_cards(run: RunFindings) -> Html:
     facts: list[tuple[str, Child]] = [
         ("rows", f"{run.rows:,}"),
         ("loss: start → end", f"{number(seen.start_loss, '.3f')} → {number(seen.end_loss, '.3f')}"),
-        ("alarms", f"{run.score.counts.alarms:,}"),
+        ("alarm" if run.score.counts.alarms == 1 else "alarms", f"{run.score.counts.alarms:,}"),
         ("rows in alarm", f"{control.stress_mode_steps / run.rows:.1%}"),
         (f"control energy{asked}", number(control.control_energy, ",.1f")),
         (f"rows below scale 1{asked}", f"{control.control_active_steps:,}"),
@@ -319,7 +320,8 @@ def run_cards(run: RunFindings) -> Html:
     if not math.isnan(seen.grad_growth):
         facts.insert(2, ("growth of the gradient norm", f"× {seen.grad_growth:.3g}"))
     if control.skipped_steps:
-        facts.append(("skipped updates", f"{control.skipped_steps:,}"))
+        what = "skipped update" if control.skipped_steps == 1 else "skipped updates"
+        facts.append((what, f"{control.skipped_steps:,}"))
     return cards(facts)
 
 

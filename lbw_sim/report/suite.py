@@ -19,6 +19,7 @@ from lbw_sim.report.sections import figure, table
 from lbw_sim.score.stress_judgement import Judgement, judge
 from lbw_sim.score.stress_page import Section, markdown_page, page
 from lbw_sim.score.stress_results import Suite
+from lbw_sim.wording import counted
 
 TABLE = "table.md"
 REPORT = "report.html"
@@ -67,8 +68,9 @@ def _page(judgement: Judgement, drawn: Mapping[str, Picture], title: str) -> str
     drawings = {name: Html(inline_svg(picture.figure, name, DESCRIPTIONS[name])) for name, picture in drawn.items()}
     heading = title or _title(suite)
     facts = (
-        f"{suite.facts.finished_runs:,} of {suite.facts.planned_runs:,} runs · {len(suite.facts.workloads)} "
-        f"workloads · {len(suite.facts.methods)} methods and their controls"
+        f"{suite.facts.finished_runs:,} of {counted(suite.facts.planned_runs, 'run')} · "
+        f"{counted(len(suite.facts.workloads), 'workload')} · "
+        f"{counted(len(suite.facts.methods), 'method')} and their controls"
     )
     links = [element("a", plain(section.title), href=f"#{section.anchor}") for section in sections]
     parts: list[Child] = [

@@ -21,6 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from lbw_sim.errors import ScoreError
 from lbw_sim.trace.labels import Label
+from lbw_sim.wording import counted
 
 Floats = NDArray[np.float64]
 Spans = list[tuple[int, int]]
@@ -76,7 +77,7 @@ def propose(steps: ArrayLike, loss: ArrayLike) -> tuple[Label, ...]:
     finite = np.isfinite(loss)
     labels = [
         Label(int(steps[start]), int(steps[end]), "nonfinite", "high", "hindsight", int(steps[start]),
-              f"{end - start + 1} rows without a finite loss")
+              f"{counted(end - start + 1, 'row')} without a finite loss")
         for start, end in _runs(~finite)
     ]  # fmt: skip
     kept = np.flatnonzero(finite)
@@ -140,10 +141,10 @@ def _excursions(height: Floats, stride: float) -> Iterator[_Found]:
         if top < peak_sd:
             # no single row is beyond chance, several that agree are
             if held >= LASTING_SD * max(1.0, tail / 4.0):
-                note = f"{end - start + 1} rows above the running median, at most {top:.1f} sd"
+                note = f"{counted(end - start + 1, 'row')} above the running median, at most {top:.1f} sd"
                 yield _Found(start, end, "spike", "medium" if held >= 1.3 * LASTING_SD else "low", note)
             continue
-        note = f"{top:.1f} sd above the running median, {f'{rows} rows stand' if rows > 1 else '1 row stands'} out"
+        note = f"{top:.1f} sd above the running median, {counted(rows, 'row stands', 'rows stand')} out"
         # an ordinary high row beside an event is none of it
         sure_rows = start + np.flatnonzero(inside > LASTING_SD)
         start, end = int(sure_rows[0]), int(sure_rows[-1])

@@ -25,6 +25,7 @@ from lbw_sim.score.stress_judgement import (
 from lbw_sim.score.stress_results import BASELINE, CONTROLS, SuiteRun, WorkloadFacts, rates_of, seeds_of
 from lbw_sim.score.stress_words import control_name, interval, sentences, verdict
 from lbw_sim.score.table import Column, markdown, shown
+from lbw_sim.wording import counted
 
 nan = math.nan
 Row = dict[str, object]
@@ -129,8 +130,8 @@ def _workloads(judgement: Judgement) -> Section:
         )
     return Section(
         "Workloads", "workloads",
-        (f"{facts.about.rstrip('.')}. {facts.machine}, {facts.processes} "
-         f"process{'es' if facts.processes != 1 else ''}: wall-clock times are of a shared machine.",),
+        (f"{facts.about.rstrip('.')}. {facts.machine}, "
+         f"{counted(facts.processes, 'process', 'processes')}: wall-clock times are of a shared machine.",),
         columns=(
             Column("workload", "workload"), Column("about", "what it is"), Column("parameters", "parameters", ","),
             Column("runs", "runs", "d"), Column("seeds", "seeds", "d"), Column("steps", "steps", "d"),
@@ -265,9 +266,9 @@ def _against_adamw(judgement: Judgement) -> Section:
     return Section(
         "Every method against AdamW", "against-adamw",
         ("Pairs over (workload, learning rate, seed); loss of the method minus the other's, negative is lower. The "
-         f"interval is Student's t over {seeds} seeds, each seed's mean over the grid being one value. p: sign-flip "
-         "test in which all pairs of one workload and seed, which share weights and data, flip together. Pairs nearer "
-         "than 0.1 % count neither as lower nor as higher.",),
+         f"interval is Student's t over {counted(seeds, 'seed')}, each seed's mean over the grid being one value. p: "
+         "sign-flip test in which all pairs of one workload and seed, which share weights and data, flip together. "
+         "Pairs nearer than 0.1 % count neither as lower nor as higher.",),
         columns=PAIR_COLUMNS, rows=tuple(rows),
     )  # fmt: skip
 

@@ -21,6 +21,7 @@ from lbw_sim.score.stress_judgement import (
     percent,
 )
 from lbw_sim.score.stress_results import BASELINE, CONTROLS, seeds_of
+from lbw_sim.wording import counted
 
 UNBEATEN = {
     BASELINE: "over this grid it is no better than no guard",
@@ -86,12 +87,12 @@ def _caveats(judgement: Judgement) -> list[str]:
     said = []
     if not facts.complete:
         said.append(
-            f"This suite is not finished: {facts.finished_runs} of {facts.planned_runs} runs. Methods that miss a seed "
-            "or a learning rate are judged on what is there."
+            f"This suite is not finished: {facts.finished_runs} of {counted(facts.planned_runs, 'run')}. Methods that "
+            "miss a seed or a learning rate are judged on what is there."
         )
     seeds = len(seeds_of(judgement.suite.runs))
     if seeds < 3:
-        said.append(f"Only {seeds} seed{'s' if seeds > 1 else ''}: fewer than three is an anecdote.")
+        said.append(f"Only {counted(seeds, 'seed')}: fewer than three is an anecdote.")
     drawn = [facts.name for facts in facts.workloads if facts.random_weights]
     if drawn:
         said.append(

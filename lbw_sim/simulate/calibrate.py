@@ -23,6 +23,7 @@ from lbw_sim.simulate.loop import Playback, PlaybackInputs
 from lbw_sim.simulate.rollout import loop_kernel
 from lbw_sim.simulate.spec import FittedRange, PlantSpec, RunError
 from lbw_sim.trace import Trace
+from lbw_sim.wording import counted
 
 LANES = 8
 """Parameter vectors side by side."""
@@ -220,7 +221,7 @@ def calibrate(
         raise SimulateError("calibration needs scipy: pip install 'lbw-sim[tune]'") from None
     usable = [record for record in records if np.isfinite(record.loss).sum() >= 2]
     if not usable:
-        raise SimulateError(f"none of {len(records)} runs has two finite losses to fit")
+        raise SimulateError(f"none of {counted(len(records), 'run')} has two finite losses to fit")
     noise = float(np.median([_noise(record.loss) for record in usable]))
     spreads: Mapping[str, str] = getattr(type(plant.build()), "SPREADS", {})
     problem = _Problem(usable, plant, {*fixed, "noise_sd", *spreads})

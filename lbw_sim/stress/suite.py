@@ -33,6 +33,7 @@ from lbw_sim.stress.presets import CLIPS, GUARDS, PRESETS, PUBLISHED, Preset, pr
 from lbw_sim.stress.run_ledger import LEDGER, Ledger
 from lbw_sim.stress.workloads import workload
 from lbw_sim.trace.layout import local_path, run_folder_name
+from lbw_sim.wording import counted
 
 __all__ = [
     "CLIPS", "GUARDS", "LEDGER", "PRESETS", "PUBLISHED", "TRACES", "UNTOUCHED", "Estimate", "Job", "Ledger", "Preset",
@@ -70,7 +71,8 @@ def run_suite(plan: SuitePlan, folder: Path, *, processes: int = 1, progress: Pr
     if work.failures:
         first = "; ".join(f"{key}: {why}" for key, why in list(work.failures.items())[:3])
         raise StressError(
-            f"{len(work.failures)} of {work.planned} runs failed ({first}); the same command tries them again"
+            f"{len(work.failures)} of {counted(work.planned, 'run')} failed ({first}); the same command tries them "
+            "again"
         )
     return suite
 

@@ -17,7 +17,7 @@ from lbw_sim.trace.recovery import Recovered, recover
 from lbw_sim.trace.schema import BASE_COLUMNS, SCHEMA_VERSION, Column, Damage, SegmentMeta, columns
 
 if TYPE_CHECKING:
-    from lbw_sim.trace.store import Segment, Trace, read_trace, read_traces, run_paths
+    from lbw_sim.trace.store import Segment, Trace, open_traces, read_trace, read_traces, run_paths
 
 __all__ = [
     "BASE_COLUMNS",
@@ -34,6 +34,7 @@ __all__ = [
     "TraceWarning",
     "collect",
     "columns",
+    "open_traces",
     "read_labels",
     "read_trace",
     "read_traces",
@@ -44,6 +45,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("Segment", "Trace", "read_trace", "read_traces", "run_paths"):
+    if name in ("Segment", "Trace", "open_traces", "read_trace", "read_traces", "run_paths"):
         return getattr(importlib.import_module("lbw_sim.trace.store"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

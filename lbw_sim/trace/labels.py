@@ -88,7 +88,8 @@ def parse_labels(data: bytes, where: str) -> tuple[Label, ...]:
     if not isinstance(found, dict) or found.get("lbw_labels") != FORMAT or not isinstance(found.get("labels"), list):
         raise TraceError(f'{where}: expected {{"lbw_labels": {FORMAT}, "labels": [...]}}')
     labels = []
-    for i, entry in enumerate(found["labels"]):
+    # numbered as `lbw label` shows them
+    for i, entry in enumerate(found["labels"], start=1):
         if not isinstance(entry, dict):
             raise TraceError(f"{where}: label {i} is not a JSON object")
         problems = [unknown_name("field", str(key)[:60], Label._fields) for key in entry if key not in Label._fields]
@@ -102,7 +103,7 @@ def parse_labels(data: bytes, where: str) -> tuple[Label, ...]:
 
 def _refuse_bad(labels: Sequence[Label], where: str) -> None:
     problems = []
-    for i, label in enumerate(labels):
+    for i, label in enumerate(labels, start=1):
         wrong = []
         steps = [label.start_step, label.end_step, *([] if label.peak_step is None else [label.peak_step])]
         if any(isinstance(step, bool) or not isinstance(step, int) for step in steps):

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from lbw_sim.errors import TraceError
+from lbw_sim.wording import counted
 
 Provenance = Mapping[str, str | int | float | None]
 
@@ -130,7 +131,9 @@ def _found(facts: Provenance) -> Iterator[Limitation]:
     if facts.get("loss_precision") == "bfloat16":
         yield Limitation("bfloat16", "losses have the precision of bfloat16: noise below 1/128 of the loss is rounding")
     if zeros := count("zero_losses"):
-        yield Limitation("zeros", f"{zeros} losses are exactly 0: a nan may have been logged as 0")
+        yield Limitation(
+            "zeros", f"{counted(zeros, 'loss is', 'losses are')} exactly 0: a nan may have been logged as 0"
+        )
     repeats = count("repeated_losses")
     if repeats > max(2.0, REPEATS_SHARE * rows) and (decimals is None or count("loss_decimals") > COARSE_DECIMALS):
         yield Limitation(
@@ -140,7 +143,7 @@ def _found(facts: Provenance) -> Iterator[Limitation]:
     if rows and count("finite_losses") == 0 and missing:
         yield Limitation("no_loss", "no loss is a number: empty ones are taken for nan that the writer left blank")
     elif missing:
-        yield Limitation("missing", f"{missing} rows have no loss")
+        yield Limitation("missing", f"{counted(missing, 'row has', 'rows have')} no loss")
     elif broken and rows == broken:
         yield Limitation("all_nan", "every loss is nan or infinite")
     if facts.get("grad_norm_is") == "after_clipping":

@@ -23,6 +23,7 @@ from lbw_sim.trace.layout import journal_name, local_path, next_segment, run_fol
 from lbw_sim.trace.recovery import finish, recover_run
 from lbw_sim.trace.schema import MODES, describe, row_struct
 from lbw_sim.values import Decision, Telemetry, nan
+from lbw_sim.wording import counted
 
 
 class ClosedTrace(NamedTuple):
@@ -208,7 +209,7 @@ class Recorder:
             self._journal.append(body)
         except Exception as error:
             self._writing = False
-            self._lose(f"recording stopped after {self.rows} rows: {error}")
+            self._lose(f"recording stopped after {counted(self.rows, 'row')}: {error}")
             return False
         return True
 
@@ -258,7 +259,7 @@ class Recorder:
     def __repr__(self) -> str:
         state = "closed" if self._closed else "recording" if self._writing else "stopped"
         lost = f", {self.lost_rows} lost" if self.lost_rows else ""
-        return f"<Recorder {self.run_id} segment {self.segment}: {self.rows:,} rows{lost}, {state}>"
+        return f"<Recorder {self.run_id} segment {self.segment}: {counted(self.rows, 'row')}{lost}, {state}>"
 
 
 _open_recorders: weakref.WeakSet[Recorder] = weakref.WeakSet()

@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 from lbw_sim.errors import TraceError
 from lbw_sim.guard.spec import GuardSpec
+from lbw_sim.wording import counted
 
 SCHEMA_VERSION = 1
 SCALER_OVERFLOW = "grad_scaler_overflow"
@@ -117,7 +118,8 @@ class Damage(NamedTuple):
 
     def __str__(self) -> str:
         why = f"row {self.bad_row} fails its checksum" if self.bad_row is not None else "the last row is cut short"
-        return f"{why}; {self.good_rows} rows before it are good, {self.leftover_bytes} bytes from there are not used"
+        good = counted(self.good_rows, "row before it is good", "rows before it are good")
+        return f"{why}; {good}, {counted(self.leftover_bytes, 'byte from there is', 'bytes from there are')} not used"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from lbw_sim.errors import TraceError
+from lbw_sim.errors import BrokenRunsError, TraceError
 from lbw_sim.notebook import facts, warned
 from lbw_sim.trace import parquet
 from lbw_sim.trace.journal import DamagedHeaderError, JournalReader, TraceWarning
@@ -32,6 +32,7 @@ from lbw_sim.trace.limitations import Limitation, limitations
 from lbw_sim.trace.place import Place
 from lbw_sim.trace.recovery import recover_run
 from lbw_sim.trace.schema import SegmentMeta, columns
+from lbw_sim.wording import counted
 
 if TYPE_CHECKING:
     from lbw_sim.plots import Picture
@@ -63,7 +64,7 @@ class Segment:
         return [int(row) for row in np.flatnonzero(wanted != self.table["crc32"].to_numpy())]
 
     def __repr__(self) -> str:
-        return f"<Segment {self.meta.segment} of {self.meta.run_id}: {self.rows:,} rows, {self.meta.ended}>"
+        return f"<Segment {self.meta.segment} of {self.meta.run_id}: {counted(self.rows, 'row')}, {self.meta.ended}>"
 
 
 @dataclass(frozen=True)
@@ -151,12 +152,12 @@ class Trace:
 
     def __repr__(self) -> str:
         rows = sum(segment.rows for segment in self.segments)
-        parts = [f"{rows:,} rows", f"{len(self.segments)} segment{'s' * (len(self.segments) > 1)}"]
+        parts = [counted(rows, "row"), counted(len(self.segments), "segment")]
         parts += [f"guard {self.meta.fingerprint} {self.meta.mode}", self.meta.ended]
         lost = sum(segment.meta.lost_rows or 0 for segment in self.segments)
-        parts += [f"{lost:,} rows lost"] * (lost > 0)
+        parts += [f"{counted(lost, 'row')} lost"] * (lost > 0)
         parts += ["damaged"] * any(segment.meta.damage for segment in self.segments)
-        parts += [f"{len(self.labels)} labels"] * bool(self.labels)
+        parts += [counted(len(self.labels), "label")] * bool(self.labels)
         parts += [limitation.key for limitation in self.limitations]
         return f"<Trace {self.run_id}: {', '.join(parts)}>"
 
@@ -205,15 +206,47 @@ def read_trace(path: str | os.PathLike[str], run_id: str | None = None) -> Trace
 
 
 def read_traces(path: str | os.PathLike[str]) -> list[Trace]:
-    """Every run at or below a path, sorted by run id; rows are loaded when they are asked for. Raises TraceError.
+    """Every run at or below a path, sorted by run id; rows are loaded when they are asked for.
 
-    A run folder in which no row was ever recorded is passed over.
+    A run folder in which no row was ever recorded is passed over. Raises TraceError; where it is for some of several
+    runs, a BrokenRunsError that names all of these. `open_traces` gives the others.
+    """
+    found, broken = open_traces(path)
+    if broken:
+        runs = len(found) + len(broken)
+        raise broken[0] if runs == 1 else BrokenRunsError(broken, runs)
+    return found
+
+
+def open_traces(path: str | os.PathLike[str]) -> tuple[list[Trace], list[TraceError]]:
+    """As `read_traces`, and beside the runs, what is wrong with each of those that cannot be opened.
+
+    Raises TraceError when nothing is there, or nobody can tell.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     cut = Path(folder, "run_id=first", "segment-000.parquet")
+    ...     cut.parent.mkdir()
+    ...     _ = cut.write_bytes(b"PAR1")
+    ...     traces, broken = open_traces(folder)
+    >>> len(traces), "not a Parquet file, or cut short" in str(broken[0])
+    (0, True)
     """
     place = Place.of(path)
-    if place.kind() == "file":
-        return [read_trace(path)]
-    found = [_read_run(folder) for folder in _run_folders(place)]
-    return sorted((trace for trace in found if trace), key=lambda trace: trace.run_id)
+    opening: list[Callable[[], Trace | None]] = [partial(read_trace, path)]
+    if place.kind() != "file":
+        folders = sorted(_run_folders(place), key=lambda folder: folder.path)
+        opening = [partial(_read_run, folder) for folder in folders]
+    found: list[Trace] = []
+    broken: list[TraceError] = []
+    for open_run in opening:
+        try:
+            trace = open_run()
+        except TraceError as error:
+            broken.append(error)
+        else:
+            found += [trace] if trace else []
+    return sorted(found, key=lambda trace: trace.run_id), broken
 
 
 def run_paths(path: str | os.PathLike[str]) -> list[str]:

@@ -53,9 +53,10 @@ class Rule(NamedTuple):
         """The rule in words."""
         harm = f" and healthy simulated runs end at most {self.harm:g} nats higher" if flown else ""
         loss = "then the least simulated loss, " if flown else ""
+        alarms = f"{self.false_alarms_per_10k:g} false alarm{'s' * (self.false_alarms_per_10k != 1)}"
         return (
-            f"at most {self.false_alarms_per_10k:g} false alarms per 10,000 clean rows{harm}; of those the most events "
-            f"seen, {loss}then the least delay, then the least energy; nearer to none: the one that exceeds the least"
+            f"at most {alarms} per 10,000 clean rows{harm}; of those the most events seen, {loss}then the least delay, "
+            f"then the least energy; nearer to none: the one that exceeds the least"
         )
 
     def keeps(self, found: Objectives) -> NDArray[np.bool_]:

@@ -18,6 +18,7 @@ import lbw_sim
 from lbw_sim.errors import TuneError
 from lbw_sim.score import Column, jsonable
 from lbw_sim.tune.tuning import Tuned
+from lbw_sim.wording import counted
 
 
 class Written(NamedTuple):
@@ -68,8 +69,9 @@ def header(tuned: Tuned, command: str, made: Written) -> list[str]:
     lines = [
         f"Tuned from guard {tuned.start.name} ({tuned.start.fingerprint}) with lbw-sim {lbw_sim.__version__}:",
         command,
-        f"Chosen on {len(split.tuning)} runs out of {tuned.tried} candidates by this rule: {tuned.rule}.",
-        f"Judged on {len(split.held_out)} other runs, split by {split.by}, held out: {_some(split.held_out_groups)}.",
+        f"Chosen on {counted(len(split.tuning), 'run')} out of {tuned.tried} candidates by this rule: {tuned.rule}.",
+        f"Judged on {counted(len(split.held_out), 'other run')}, split by {split.by}, held out: "
+        f"{_some(split.held_out_groups)}.",
     ]
     lines += [
         f"Held out, {name}: recall {recall.cell(rows[name])} of {rows[name]['events']} events, delay "

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import lbw_sim
+from lbw_sim.errors import TraceError
 from lbw_sim.guard import GuardSpec
 from lbw_sim.replay import replay_many
 from lbw_sim.score import DetectionCounts, RunScore, match
@@ -213,9 +214,12 @@ class Describe(NamedTuple):
 
     path: str
 
-    def do(self) -> RunFacts | None:
-        """None: it holds no row."""
-        return describe(self.path)
+    def do(self) -> RunFacts | TraceError | None:
+        """None: it holds no row. A TraceError: it cannot be read; given, not raised, as there may be others."""
+        try:
+            return describe(self.path)
+        except TraceError as error:
+            return error
 
 
 class JudgedRun(NamedTuple):

@@ -15,6 +15,7 @@ import numpy as np
 from lbw_sim.errors import TuneError, unknown_name
 from lbw_sim.score.detection import family_of
 from lbw_sim.tune.runs import RunFacts
+from lbw_sim.wording import counted
 
 ENOUGH_FAMILIES = 3
 """From this many on, families are held out unless the user says otherwise: runs of one family are alike."""
@@ -89,13 +90,13 @@ def split(
     judged = tuple(run for name, members in groups.items() if name in aside for run in members)
     if not judged or not tuning:
         raise TuneError(
-            f"split by {by}, the {len(runs)} runs are {len(groups)} group{'s' * (len(groups) != 1)} "
+            f"split by {by}, {counted(len(runs), 'run makes', 'runs make')} {counted(len(groups), 'group')} "
             f"({', '.join(sorted(groups)[:5])}): none would be left {'to judge' if not judged else 'to tune on'}. Give "
             f"more runs, or another --split-by"
         )
     if not any(run.events for run in tuning):
         raise TuneError(
-            f"no labelled event in the {len(tuning)} runs to tune on: nothing could be missed. Label events "
+            f"no labelled event in the {counted(len(tuning), 'run')} to tune on: nothing could be missed. Label events "
             f"(lbw label --propose), or hold out other groups"
         )
     return Split(by, tuning, judged, tuple(sorted(aside)))

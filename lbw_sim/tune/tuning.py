@@ -16,25 +16,25 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lbw_sim.backtest import FEW_EVENTS, refuse_repeats
-from lbw_sim.errors import TuneError
+from lbw_sim.backtest import refuse_repeats
+from lbw_sim.errors import BrokenRunsError, TraceError, TuneError
 from lbw_sim.guard import GuardSpec
 from lbw_sim.replay import replay_many
+from lbw_sim.replay.compiled import LANES
 from lbw_sim.score import FALSE_ALARM_BUDGET_PER_10K, RunScore, detection_rows
 from lbw_sim.simulate import PlantSpec, drawn_noise, rollouts
 from lbw_sim.trace.limitations import refuse
+from lbw_sim.tune.caveats import simulated_warnings, warnings_of
 from lbw_sim.tune.choose import Objectives, Rule, pareto
+from lbw_sim.tune.dispatch import Dispatcher, Tally, stacked
 from lbw_sim.tune.executors import Executor, Local
 from lbw_sim.tune.ledger import Ledger
 from lbw_sim.tune.measure import (
     Arrays,
-    Candidates,
     Describe,
     Flights,
-    Fly,
     Judge,
     JudgedRun,
-    Watch,
     fly,
     harm,
     missing_channels,
@@ -44,16 +44,12 @@ from lbw_sim.tune.runs import RunFacts, find_runs, plugins_are_loaded
 from lbw_sim.tune.search import search as searcher
 from lbw_sim.tune.space import Space, search_space
 from lbw_sim.tune.split import Split, in_order, rungs, split
+from lbw_sim.wording import counted
 
 Progress = Callable[[str, int, int], None]
 
-BATCH = 512
-"""Candidates of one piece of work: sixteen lanes' widths."""
-PIECE_ROWS = 300_000
-"""Rows of the runs of one piece, about: some seconds of work with a full batch."""
 KEEP = 4
 """Successive halving keeps one candidate in so many."""
-LANES = 32
 HARM_LIMIT = 0.01
 """Most that healthy simulated runs may lose, in nats."""
 HELD_OUT_SEED = 1_000_000
@@ -109,116 +105,6 @@ class Tuned(NamedTuple):
     """Their parameters, [candidates, dimensions]."""
 
 
-class _Tally(NamedTuple):
-    """What was measured of some candidates, over some runs."""
-
-    counts: Arrays
-    events: int
-    clean_rows: int
-    rows: int
-
-    def joined(self, other: _Tally) -> _Tally:
-        """Over further runs."""
-        return _Tally(
-            _added([self.counts, other.counts]),
-            self.events + other.events,
-            self.clean_rows + other.clean_rows,
-            self.rows + other.rows,
-        )
-
-    def take(self, places: NDArray[np.int64]) -> _Tally:
-        """Of some of the candidates."""
-        return self._replace(counts={name: values[places] for name, values in self.counts.items()})
-
-    def objectives(self, flown: Arrays | None) -> Objectives:
-        """What they come to."""
-        delays = self.counts["delays"]
-        seen = (~np.isnan(delays)).sum(axis=1)
-        nothing = np.full(len(delays), np.nan)
-        median = nothing.copy()
-        if delays.shape[1]:
-            some = seen > 0
-            median[some] = np.nanmedian(delays[some], axis=1)
-        return Objectives(
-            missed=1.0 - seen / self.events if self.events else nothing,
-            false_alarms_per_10k=10_000.0 * self.counts["false_alarms"] / self.clean_rows
-            if self.clean_rows
-            else nothing,
-            delay_steps=median,
-            energy=1_000.0 * self.counts["energy"] / self.rows,
-            final_loss=nothing if flown is None else flown["final_loss"],
-            harm=nothing if flown is None else flown["harm"],
-        )
-
-
-class _Desk:
-    """Cuts work into pieces, hands out those that the ledger does not hold, and puts the answers together."""
-
-    def __init__(
-        self, space: Space, workers: Executor, ledger: Ledger, flights: Flights | None, plugins: tuple[str, ...],
-        report: Callable[[int], None],
-    ) -> None:  # fmt: skip
-        self.space, self.workers, self.ledger, self.flights, self.plugins = space, workers, ledger, flights, plugins
-        self.report = report
-        self.reference: tuple[float, ...] = ()
-        if flights is not None:
-            flown = fly([GuardSpec.load("never")], flights, threads=None, engine="auto")
-            self.reference = tuple(np.where(flown.lost[0], np.nan, flown.final_loss[0]).tolist())
-
-    def candidates(self, values: NDArray[np.float64]) -> Candidates:
-        dimensions = self.space.dimensions
-        return Candidates(
-            self.space.start.to_toml(),
-            tuple(d.path for d in dimensions),
-            tuple(d.info.integer for d in dimensions),
-            values,
-            self.plugins,
-        )
-
-    def watched(self, values: NDArray[np.float64], runs: Sequence[RunFacts]) -> _Tally:
-        """All of the candidates along all of the runs."""
-        batches = [self.candidates(values[i : i + BATCH]) for i in range(0, len(values), BATCH)]
-        shards = list(_shards(runs))
-        # a run's batches one after another: whoever has opened it has it still
-        tasks = [
-            Watch(batch, tuple(run.path for run in shard), tuple(run.digest for run in shard))
-            for shard in shards for batch in batches
-        ]  # fmt: skip
-        found: list[list[Arrays]] = [[] for _ in batches]
-        for place, (task, one) in enumerate(zip(tasks, self._done(tasks), strict=True)):
-            found[place % len(batches)].append(one)
-            self.report(len(task.candidates.values) * sum(run.rows for run in shards[place // len(batches)]))
-        events, clean_rows, rows = (sum(getattr(run, n) for run in runs) for n in ("events", "clean_rows", "rows"))
-        return _Tally(_stacked([_added(parts) for parts in found]), events, clean_rows, rows)
-
-    def flown(self, values: NDArray[np.float64]) -> Arrays | None:
-        """All of the candidates on all plants; None without plants."""
-        if self.flights is None:
-            return None
-        # a rollout of many steps is as much work as a run of that many rows
-        size = max(LANES, BATCH * PIECE_ROWS // max(PIECE_ROWS, self.flights.steps) // LANES * LANES)
-        tasks = [
-            Fly(self.candidates(values[i : i + size]), self.flights, self.reference)
-            for i in range(0, len(values), size)
-        ]  # fmt: skip
-        found = []
-        for task, one in zip(tasks, self._done(tasks), strict=True):
-            found.append(one)
-            self.report(len(task.candidates.values) * self.flights.steps)
-        return _stacked(found)
-
-    def _done(self, tasks: Sequence[Watch | Fly]) -> Iterator[Arrays]:
-        keys = [task.key for task in tasks]
-        kept = [key in self.ledger for key in keys]
-        fresh = self.workers.map(task for task, known in zip(tasks, kept, strict=True) if not known)
-        for key, known in zip(keys, kept, strict=True):
-            found = self.ledger.get(key) if known else None
-            if found is None:
-                found = next(fresh)
-                self.ledger.add(key, found)
-            yield found
-
-
 def tune(
     traces: Iterable[str | Path],
     start: GuardSpec,
@@ -241,6 +127,7 @@ def tune(
     workers: Executor | None = None,
     plugins: Iterable[str | Path] = (),
     anyway: bool = False,
+    skip_broken: bool = False,
     progress: Progress | None = None,
 ) -> Tuned:
     """Search a guard's parameters on recorded, labelled runs, and judge the best on runs that were put aside.
@@ -252,7 +139,8 @@ def tune(
     `progress`: called with stage, done and total.
 
     Raises TuneError; ChannelError when a run lacks what the guard needs; TraceError, also for runs whose way of
-    logging rules a score out, unless `anyway`; SpecError; SimulateError.
+    logging rules a score out, unless `anyway`, and for runs that cannot be read: all of them at once, unless
+    `skip_broken`, which leaves them out and warns; SpecError; SimulateError.
     """
     own = tuple(str(Path(plugin).absolute()) for plugin in plugins)
     plugins_are_loaded(own)
@@ -260,15 +148,22 @@ def tune(
     space = search_space(start, flown=bool(plants), only=only, fix=fix)
     flights = _flights(space.start, plants, schedules, seeds)
     if candidates < 2:
-        raise TuneError(f"{candidates} candidates are no search; give 2 or more")
+        raise TuneError(f"{counted(candidates, 'candidate is', 'candidates are')} no search; give 2 or more")
     looking = searcher(search, space.start_unit, candidates - 1, seed)
     if halving and search == "cmaes":
         raise TuneError("successive halving drops candidates before they are ranked, and cmaes has to rank all of them")
     with closing(workers or Local()) as staff, Ledger(ledger) as kept:
-        paths, facts = find_runs(traces), []
+        paths = find_runs(traces)
+        facts: list[RunFacts] = []
+        broken: list[TraceError] = []
         for done, run in enumerate(staff.map(Describe(path) for path in paths), start=1):
             progress("reading", done, len(paths))
-            facts += [] if run is None else [run]
+            if isinstance(run, TraceError):
+                broken.append(run)
+            elif run is not None:
+                facts.append(run)
+        if broken and not (skip_broken and facts):
+            raise broken[0] if len(paths) == 1 else BrokenRunsError(broken, len(paths))
         records = ((run.run_id, run.telemetry_digest) for run in facts)
         refuse_repeats(records, TuneError, "one could choose what the other judges")
         if not anyway:
@@ -291,13 +186,13 @@ def tune(
             # in candidates: nobody wants to read of a thousand million steps
             progress("tuning", min(candidates, round(candidates * worked / whole)), candidates)
 
-        desk = _Desk(space, staff, kept, flights, own, report)
+        dispatcher = Dispatcher(space, staff, kept, flights, own, report)
         rule = Rule(false_alarms_per_10k, HARM_LIMIT)
-        values, tally, flown, tried = _searched(desk, looking, rule, runs, stops)
+        values, tally, flown, tried = _searched(dispatcher, looking, rule, runs, stops)
         found = tally.objectives(flown)
         order = rule.order(found)
-        desk.report = lambda steps: None
-        chosen, chosen_found = _simplified(desk, rule, runs, values[order[0]], found.take(order[:1]), progress)
+        dispatcher.report = lambda steps: None
+        chosen, chosen_found = _simplified(dispatcher, rule, runs, values[order[0]], found.take(order[:1]), progress)
         spec = space.start.with_changes(space.changes(chosen), name)
         names = ["tuned", "start", "never"]
         sides: dict[str, list[JudgedRun]] = {}
@@ -331,7 +226,8 @@ def tune(
                 kept=bool(rule.keeps(chosen_found)[0]),
                 unchanged=spec.fingerprint == space.start.fingerprint,
             ),
-            *(() if simulated is None else _simulated_warnings(plants, simulated)),
+            *(() if simulated is None else simulated_warnings(plants, simulated)),
+            *(f"Left out, neither chose nor judged: {fault}" for fault in broken),
         ),
         front=tuple(_front(space, rule, found, values, chosen, chosen_found)),
         space=space,
@@ -369,38 +265,38 @@ def _flights(
 
 
 def _searched(
-    desk: _Desk, looking: Any, rule: Rule, runs: Sequence[RunFacts], stops: Sequence[int]
-) -> tuple[NDArray[np.float64], _Tally, Arrays | None, int]:
+    dispatcher: Dispatcher, looking: Any, rule: Rule, runs: Sequence[RunFacts], stops: Sequence[int]
+) -> tuple[NDArray[np.float64], Tally, Arrays | None, int]:
     """Values, and what was measured, of all candidates that came to the last rung; the start is the first."""
-    values = desk.space.start_values[None, :]
-    tallies: list[tuple[NDArray[np.float64], _Tally, Arrays | None]] = []
+    values = dispatcher.space.start_values[None, :]
+    tallies: list[tuple[NDArray[np.float64], Tally, Arrays | None]] = []
     tried = 0
     while True:
         points = looking.ask()
         if not len(points):
             break
-        batch = desk.space.values(points)
+        batch = dispatcher.space.values(points)
         # with the first batch, so that it shares its lanes
         batch = batch if tallies else np.vstack([values, batch])
         tried += len(batch)
         places, tally, begin = np.arange(len(batch)), None, 0
         for stop in stops:
-            more = desk.watched(batch[places], runs[begin:stop])
+            more = dispatcher.watched(batch[places], runs[begin:stop])
             tally = more if tally is None else tally.joined(more)
             begin = stop
             if stop != stops[-1]:
                 kept = _best(rule.order(tally.objectives(None)))
                 places, tally = places[kept], tally.take(kept)
         assert tally is not None
-        flown = desk.flown(batch[places])
+        flown = dispatcher.flown(batch[places])
         tallies.append((batch[places], tally, flown))
         ranks = np.empty(len(places), np.int64)
         ranks[rule.order(tally.objectives(flown))] = np.arange(len(places))
         own = len(places) - len(points)
         looking.tell(points, ranks[own:] if own >= 0 else ranks)
-    flown_all = None if tallies[0][2] is None else _stacked([f for _, _, f in tallies if f is not None])
-    stacked = tallies[0][1]._replace(counts=_stacked([tally.counts for _, tally, _ in tallies]))
-    return np.vstack([v for v, _, _ in tallies]), stacked, flown_all, tried
+    flown_all = None if tallies[0][2] is None else stacked([f for _, _, f in tallies if f is not None])
+    whole = tallies[0][1]._replace(counts=stacked([tally.counts for _, tally, _ in tallies]))
+    return np.vstack([v for v, _, _ in tallies]), whole, flown_all, tried
 
 
 def _best(order: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -410,7 +306,7 @@ def _best(order: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _simplified(
-    desk: _Desk, rule: Rule, runs: Sequence[RunFacts], values: NDArray[np.float64], found: Objectives,
+    dispatcher: Dispatcher, rule: Rule, runs: Sequence[RunFacts], values: NDArray[np.float64], found: Objectives,
     progress: Progress,
 ) -> tuple[NDArray[np.float64], Objectives]:  # fmt: skip
     """Put back to the start, one after another, the parameters whose change buys nothing on the tuning runs.
@@ -418,14 +314,14 @@ def _simplified(
     A parameter that these runs do not reach would otherwise keep a value that chance gave it. Nothing may get worse but
     the energy asked for, which the others buy.
     """
-    start = desk.space.start_values
+    start = dispatcher.space.start_values
     moved = int((values != start).sum())
     for turn in range(moved):
         progress("simplifying", turn, moved)
         places = np.flatnonzero(values != start)
         trials = np.repeat(values[None, :], len(places), axis=0)
         trials[np.arange(len(places)), places] = start[places]
-        each = desk.watched(trials, runs).objectives(desk.flown(trials))
+        each = dispatcher.watched(trials, runs).objectives(dispatcher.flown(trials))
         within = rule.keeps(each) | ~rule.keeps(found)[0]
         over = np.nan_to_num(each.false_alarms_per_10k) > max(
             rule.false_alarms_per_10k, float(np.nan_to_num(found.false_alarms_per_10k[0]))
@@ -480,78 +376,6 @@ def _energy(judged: Sequence[JudgedRun], guard: int) -> float:
     return 1_000.0 * math.fsum(run.energy[guard] for run in judged) / rows if rows else math.nan
 
 
-def warnings_of(
-    held_out: Sequence[Mapping[str, Any]],
-    tuning: Sequence[Mapping[str, Any]],
-    rule: Rule,
-    *,
-    kept: bool,
-    unchanged: bool,
-) -> Iterator[str]:
-    """What a reader must not miss.
-
-    `held_out`, `tuning`: detection rows of `tuned` and `start`; `kept`: the budget is kept on the tuning side;
-    `unchanged`: what is recommended is the start.
-    """
-    out = {str(row["guard"]): row for row in held_out if row["group"] == "all"}
-    own = next(row for row in tuning if row["group"] == "all" and row["guard"] == "tuned")
-    tuned, start = out["tuned"], out["start"]
-    budget = rule.false_alarms_per_10k
-    if not kept:
-        yield "No candidate keeps the budget on the tuning runs: this is the one that exceeds it least."
-    if unchanged:
-        yield "Nothing that was tried beats the guard that the search started from; the file holds that guard."
-    if not tuned["events"]:
-        yield "No labelled event was held out: recall and delay are judged by nothing."
-    elif tuned["events"] < FEW_EVENTS:
-        yield f"Only {tuned['events']} labelled events were held out: the recall there is a guess."
-    if own["recall"] > tuned["recall_high"]:
-        yield (
-            f"Recall parts: {own['recall']:.2f} on the runs that chose, {tuned['recall']:.2f} "
-            f"({tuned['recall_low']:.2f}–{tuned['recall_high']:.2f}) held out."
-        )
-    if own["false_alarms_per_10k"] < tuned["false_alarms_per_10k_low"]:
-        yield (
-            f"False alarms part: {own['false_alarms_per_10k']:.1f} per 10,000 on the runs that chose, "
-            f"{tuned['false_alarms_per_10k']:.1f} ({tuned['false_alarms_per_10k_low']:.1f}–"
-            f"{tuned['false_alarms_per_10k_high']:.1f}) held out."
-        )
-    if kept and tuned["false_alarms_per_10k"] > budget:
-        yield (
-            f"The budget of {budget:g} false alarms per 10,000 is kept on the runs that chose and not on those held "
-            f"out: {tuned['false_alarms_per_10k']:.1f}."
-        )
-    if not unchanged and not _better(tuned, start, budget):
-        yield "Held out, it is no better than the guard that the search started from: fly that one."
-
-
-def _simulated_warnings(plants: Sequence[PlantSpec], flown: Simulated) -> Iterator[str]:
-    if never := [plant.name for plant in plants if plant.fitted is None]:
-        yield f"Never calibrated: {', '.join(never)}. Simulation shows how it behaves, and nothing about a real run."
-    elif flown.left_range[0]:
-        yield (
-            f"{flown.left_range[0]} of {flown.runs} simulated runs left the range of the calibration: no measurement "
-            f"stands behind them."
-        )
-    if flown.against_never[1] > 0.0:
-        yield f"Simulated, it ends higher than no guard at all, by {flown.against_never[0]:.4f} nats."
-
-
-def _better(one: Mapping[str, Any], other: Mapping[str, Any], budget: float) -> bool:
-    """By the rule, up to the delay."""
-
-    def key(row: Mapping[str, Any]) -> tuple[float, float, float]:
-        values = [row[name] for name in ("false_alarms_per_10k", "recall", "median_delay_steps")]
-        rate, recall, delay = (math.nan if value is None else float(value) for value in values)
-        return (
-            0.0 if math.isnan(rate) else max(0.0, rate - budget),
-            0.0 if math.isnan(recall) else -recall,
-            math.inf if math.isnan(delay) else delay,
-        )
-
-    return key(one) < key(other)
-
-
 def _front(
     space: Space, rule: Rule, found: Objectives, values: NDArray[np.float64], chosen: NDArray[np.float64],
     chosen_found: Objectives,
@@ -579,29 +403,3 @@ def _work(candidates: int, runs: Sequence[RunFacts], stops: Sequence[int], fligh
         if stop != stops[-1]:
             left = math.ceil(left / KEEP / LANES) * LANES
     return max(1.0, total + left * (0 if flights is None else flights.steps))
-
-
-def _shards(runs: Sequence[RunFacts]) -> Iterator[list[RunFacts]]:
-    """Runs in groups of about as many rows, in order; the same whoever works."""
-    shard: list[RunFacts] = []
-    for run in runs:
-        if shard and sum(one.rows for one in shard) + run.rows > PIECE_ROWS:
-            yield shard
-            shard = []
-        shard.append(run)
-    if shard:
-        yield shard
-
-
-def _added(parts: Sequence[Arrays]) -> Arrays:
-    """The same candidates over further runs: sums, and the delays of further events."""
-    found = {name: values.copy() for name, values in parts[0].items() if name != "delays"}
-    for part in parts[1:]:
-        for name, total in found.items():
-            total += part[name]
-    return {**found, "delays": np.concatenate([part["delays"] for part in parts], axis=1)}
-
-
-def _stacked(parts: Sequence[Arrays]) -> Arrays:
-    """Further candidates over the same runs."""
-    return {name: np.concatenate([one[name] for one in parts]) for name in parts[0]}

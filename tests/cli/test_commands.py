@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import pty
+import re
 import shutil
 import signal
 import struct
@@ -16,16 +17,23 @@ import termios
 import time
 from pathlib import Path
 
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 from commands import lbw, lbw_alone
 
+from lbw_sim.guard import preset_names
+from lbw_sim.stress.faults import FAULTS
 from lbw_sim.trace import read_traces
+from lbw_sim.trace.labels import KINDS
 
 COMMANDS = (
     "demo", "record", "watch", "import", "show", "label", "replay", "score", "compare", "report", "backtest", "verify",
     "plot", "scrub", "components", "calibrate", "simulate", "tune", "fork", "stress",
 )  # fmt: skip
 
+HIT = "postln_lr0.005_bad_labels_adamw_s0"
+QUIET = "postln_lr0.005_none_adamw_s0"
 RULE = '''
 from typing import NamedTuple
 from lbw_sim import Assessment, Regime, Signals
@@ -89,9 +97,6 @@ def test_record_then_verify_finds_every_decision_equal(traces: Path) -> None:
 
 
 def test_verify_exits_with_1_and_names_the_row_when_a_value_was_altered(traces: Path, tmp_path: Path) -> None:
-    import pyarrow.compute as pc
-    import pyarrow.parquet as pq
-
     (file,) = (traces / "run_id=postln_lr0.005_none_adamw_s0").glob("*.parquet")
     table = pq.ParquetFile(file).read()
     place = table.schema.get_field_index("loss")
@@ -100,6 +105,84 @@ def test_verify_exits_with_1_and_names_the_row_when_a_value_was_altered(traces: 
     copy.mkdir()
     pq.write_table(table.set_column(place, table.schema.field(place), loss), copy / file.name)
     assert "row 33 does not match its checksum" in lbw("verify", copy, code=1).stdout
+
+
+@pytest.fixture(scope="module")
+def spoilt(traces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three runs of which one was cut short, and one has a byte turned among its rows: only who reads them can see."""
+    folder = tmp_path_factory.mktemp("spoilt")
+    good, other = sorted(traces.iterdir())
+    shutil.copytree(good, folder / good.name)
+    for name in ("cut", "turned"):
+        shutil.copytree(other, folder / f"run_id={name}")
+        (file,) = (folder / f"run_id={name}").glob("*.parquet")
+        found = bytearray(file.read_bytes())
+        columns = pq.ParquetFile(file)
+        loss = columns.metadata.row_group(0).column(columns.schema_arrow.names.index("loss"))
+        found[loss.data_page_offset + loss.total_compressed_size - 9] ^= 1
+        file.write_bytes(found if name == "turned" else found[:-20])
+    return folder
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["show", "{spoilt}"],
+        ["label", "{spoilt}"],
+        ["replay", "{spoilt}", "-g", "never"],
+        ["score", "{spoilt}", "-g", "never"],
+        ["compare", "never", "never", "{spoilt}"],
+        ["report", "{spoilt}", "-o", "{out}/page.html", "--rule", "never"],
+        ["backtest", "never", "{spoilt}", "-o", "{out}/never.backtest.json"],
+        ["plot", "{spoilt}", "--out", "{out}"],
+        ["scrub", "{spoilt}", "--out", "{out}"],
+        ["calibrate", "{spoilt}", "--plant", "tissue_law", "--draws", "0", "--out", "{out}/plant.toml"],
+        ["simulate", "--plant", "lasting_damage", "-g", "never", "--noise", "{spoilt}", "--seeds", "1"],
+        ["tune", "{spoilt}", f"{{traces}}/run_id={QUIET}", "-o", "{out}/guard.toml", "-g", "zscore", "-n", "2",
+         "--search", "random"],
+    ],
+    ids=lambda command: command[0],
+)  # fmt: skip
+def test_broken_runs_are_named_all_at_once_and_left_out_on_demand(
+    command: list[str], traces: Path, spoilt: Path, tmp_path: Path
+) -> None:
+    words = [word.format(spoilt=spoilt, traces=traces, out=tmp_path) for word in command]
+    of = 4 if command[0] == "tune" else 3
+    refused = lbw(*words, code=2)
+    *broken, last = refused.stderr.splitlines()
+    assert last.startswith(f"lbw: 2 of {of} runs cannot be read, and nothing was done")
+    assert "--skip-broken" in last
+    assert [("run_id=cut" in line, "cut short" in line) for line in broken].count((True, True)) == 1
+    assert [("run_id=turned" in line, "rows cannot be read" in line) for line in broken].count((True, True)) == 1
+    assert refused.stdout == ""
+    assert [path.name for path in tmp_path.iterdir()] in ([], ["guard.ledger"])
+    if command[0] == "calibrate":
+        return  # one run is left, and that is for another test
+    done = lbw(*words, "--skip-broken", code=0)
+    told = [line for line in done.stderr.splitlines() if "eft out" in line]
+    assert sorted("run_id=turned" in line for line in told) == [False, True]
+    assert sorted("run_id=cut" in line for line in told) == [False, True]
+
+
+def test_what_was_left_out_stands_in_what_is_handed_on(spoilt: Path, tmp_path: Path) -> None:
+    page, evidence = tmp_path / "page.html", tmp_path / "never.backtest.json"
+    lbw("report", spoilt, "-o", page, "--rule", "never", "--skip-broken")
+    assert "2 runs could not be read and stand nowhere here" in page.read_text(encoding="utf-8")
+    lbw("backtest", "never", spoilt, "-o", evidence, "--skip-broken")
+    assert any("2 runs that could not be read" in text for text in json.loads(evidence.read_text())["not_tested_on"])
+
+
+def test_verify_counts_a_run_that_cannot_be_read_as_one_that_fails(spoilt: Path) -> None:
+    done = lbw("verify", spoilt, code=1)
+    assert done.stdout.count("UNREADABLE") == 2
+    assert "1 of 3 runs verified" in done.stdout
+    assert len(json.loads(lbw("verify", spoilt, "--json", code=1).stdout)["failures"]) == 2
+
+
+def test_who_names_a_run_is_not_told_of_the_others(spoilt: Path, tmp_path: Path) -> None:
+    assert lbw("label", spoilt, "--run", HIT).stderr == ""
+    assert "run_id=cut" in lbw("label", spoilt, "--run", "cut", code=2).stderr
+    assert "no run named 'cut'" in lbw("label", spoilt, "--run", "cut", "--skip-broken", code=2).stderr
 
 
 def test_replay_lists_alarms_and_writes_them_in_steps(traces: Path, tmp_path: Path) -> None:
@@ -201,6 +284,8 @@ def test_an_analyzer_dropped_into_a_folder_is_listed_checked_replayed_and_scored
         (["plot", "{traces}", "--out", "{text}"], "is a file"),
         (["report", "{traces}", "-o", "{empty}"], "is a folder; name a file"),
         (["score", "{traces}", "--figure", "curve.gif"], "its name must end in"),
+        (["compare", "never", "never", "no-such-folder", "--figure", "curve.gif"], "its name must end in"),
+        (["label", "no-such-folder", "--figure", "curve.gif"], "its name must end in"),
         (["components", "--plugin", "{text}"], "no such Python file"),
         (["stress", "tiny", "--seeds", "5-2", "--dry-run"], "say 2-5"),
         (["stress", "tiny", "--device", "gpu", "--dry-run"], "no device named 'gpu'"),
@@ -218,6 +303,13 @@ def test_a_mistake_is_one_line_on_standard_error_and_exit_code_2(
     assert done.stderr.startswith("lbw: ")
     assert done.stderr.count("\n") == 1
     assert message in done.stderr
+
+
+def test_help_names_what_may_be_given() -> None:
+    record, label = (" ".join(re.sub("[^a-z_ ]", " ", lbw(c, "--help").stdout).split()) for c in ("record", "label"))
+    assert all(name in record for name in FAULTS)
+    assert all(kind in label for kind in KINDS)
+    assert all(name in lbw("components").stdout.partition("presets\n")[2] for name in preset_names())
 
 
 def test_help_shows_brackets_and_wraps_by_the_terminal() -> None:
@@ -325,10 +417,6 @@ def own_traces(traces: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(traces, tmp_path / "own"))
 
 
-HIT = "postln_lr0.005_bad_labels_adamw_s0"
-QUIET = "postln_lr0.005_none_adamw_s0"
-
-
 def test_label_proposes_beside_the_labels_and_writes_nothing(own_traces: Path) -> None:
     found = json.loads(lbw("label", own_traces, "--propose", "--json").stdout)
     assert found["changes"] == []
@@ -376,10 +464,11 @@ def test_label_adds_and_removes_hand_labels_of_one_run(own_traces: Path) -> None
         (["--add", "spike", "10", "12"], "say which by --run"),
         (["--run", HIT, "--remove", "1"], "was injected"),
         (["--run", HIT, "--remove", "2"], "it has 1, numbered from 1"),
-        (["--run", QUIET, "--add", "spyke", "10", "12"], "Did you mean 'spike'?"),
+        (["--run", QUIET, "--add", "spyke", "10", "12"], "label 1: no kind named 'spyke'"),
         (["--run", QUIET, "--add", "spike", "12", "10"], "are no stretch of a run"),
         (["--run", QUIET, "--add", "spike", "90", "95"], "holds steps 0 to 89"),
         (["--run", "nobody"], "no run named 'nobody'"),
+        (["--run", QUIET, "--add", "spike", "10", "12", "--figure", "run.gif"], "its name must end in"),
     ],
 )
 def test_a_wrong_label_is_refused_and_nothing_is_written(arguments: list[str], message: str, own_traces: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from stress_runs import GUARD, RATES, grid, run, suite
 
+from lbw_sim.plots.canvas import PHONE_WIDTH
 from lbw_sim.plots.suite import ranks_figure, ranks_info, sensitivity_figure, sensitivity_info
 from lbw_sim.score.significance import Ranks
 from lbw_sim.score.stress_judgement import judge
@@ -40,4 +41,11 @@ def test_ranks_are_joined_only_where_they_are_not_told_apart() -> None:
     (ax,) = ranks_figure(ranks).axes
     assert [label.get_text() for label in ax.get_yticklabels()] == ["a", "b", "guard:c", "d"]
     assert ranks_info(ranks._replace(critical_difference=nan)).groups == ()
+    tied = ranks_figure(Ranks(("a", "guard:b"), (1.5, 1.5), 2, 1.0, 1.96), width=PHONE_WIDTH)
+    (ax,) = tied.axes
+    tied.draw_without_rendering()
+    seen = tied.bbox
+    for drawn in (*ax.lines, *ax.texts, ax.xaxis.label):
+        box = drawn.get_window_extent()
+        assert seen.x0 <= box.x0 <= box.x1 <= seen.x1, "all of it is in the picture"
     ranks_figure(Ranks((), (), 0, nan, nan))

@@ -94,7 +94,7 @@ def test_another_name_for_the_same_act_is_said_to_be_that(tmp_path: Path) -> Non
 def test_a_run_without_a_needed_channel_is_told_and_none_at_all_is_refused(tmp_path: Path) -> None:
     trace = run(tmp_path, "losses", bumped(rise=0.0))
     zclip = GuardSpec.load("zclip")
-    with pytest.raises(ChannelError, match="need grad_norm, loss; none of 1 runs holds them"):
+    with pytest.raises(ChannelError, match="need grad_norm, loss; none of 1 run holds them"):
         list(compare_guards([trace], LOW, zclip))
     shipped = Path(__file__).parent.parent.parent / "traces" / "tiny"
     full = read_trace(shipped, run_id="postln_none_shadow_s7")

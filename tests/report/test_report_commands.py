@@ -32,6 +32,18 @@ def test_report_writes_one_file_of_several_arguments(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
 
 
+def test_without_a_title_the_page_says_what_it_is_and_of_which_runs(tmp_path: Path) -> None:
+    page = tmp_path / "report.html"
+    for traces, title in (
+        ([RUN], f"Guard report: run {RUN.name[7:]}"),
+        ([RUN, CALM], "Guard report: 2 runs of postln"),
+    ):
+        report(list(map(str, traces)), out=page, rule=["never"], details=0)
+        text = page.read_text(encoding="utf-8")
+        assert f"<title>{title}</title>" in text
+        assert f"<h1>{title}</h1>" in text
+
+
 def test_report_of_a_guard_in_replay_with_curves_of_it(tmp_path: Path) -> None:
     page = tmp_path / "report.html"
     report([RUN, CALM], out=page, guard="zscore", rule=["never"], curves=True, details=0)

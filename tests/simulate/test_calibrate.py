@@ -84,7 +84,7 @@ def test_the_range_is_that_of_steps_really_taken() -> None:
 
 def test_runs_without_a_loss_and_unknown_parameters_are_refused() -> None:
     nothing = Record("r", np.full(5, 1e-3), np.zeros(5), np.full(5, np.nan))
-    with pytest.raises(SimulateError, match="none of 1 runs has two finite losses"):
+    with pytest.raises(SimulateError, match="none of 1 run has two finite losses"):
         calibrate([nothing], PlantSpec.load("tissue_law"))
     with pytest.raises(SimulateError, match="Did you mean 'floor'"):
         calibrate([recorded(NoisyQuadratic(), "r", np.full(50, 1e-3))], PlantSpec.load("tissue_law"), fixed=["flor"])

@@ -144,7 +144,7 @@ def test_nan_and_infinity_are_measured_and_an_empty_cell_is_not(tmp_path: Path) 
     assert [str(v) for v in found["nonfinite"]] == ["0.0", "1.0", "1.0", "nan", "1.0", "1.0"]
     known = facts(tmp_path / "out")
     assert (known["missing_losses"], known["nonfinite_losses"]) == (1, 4)
-    assert imported.suspicions == ("1 rows have no loss",)
+    assert imported.suspicions == ("1 row has no loss",)
 
 
 def test_a_file_without_a_single_loss_was_nan_throughout(tmp_path: Path) -> None:
@@ -198,7 +198,7 @@ def test_rounding_zeros_and_repeats_are_told(tmp_path: Path) -> None:
     second = import_csv(write(tmp_path / "held.csv", "step,loss\n" + held), tmp_path / "out")
     assert first.suspicions == ("losses have at most 2 decimals: noise below that is rounding",)
     assert second.suspicions == (
-        "1 losses are exactly 0: a nan may have been logged as 0",
+        "1 loss is exactly 0: a nan may have been logged as 0",
         "39 losses repeat the one before: a filter may hide nan, or losses are held",
     )
 
@@ -268,7 +268,7 @@ def test_a_run_that_is_there_already_is_not_added_to(tmp_path: Path) -> None:
 
 def test_an_import_that_fails_half_way_leaves_no_run(tmp_path: Path) -> None:
     file = write(tmp_path / "run.csv", "step,loss\n1,2\n")
-    with pytest.raises(TraceError, match="label 0: steps 5 to 2 are no stretch"):
+    with pytest.raises(TraceError, match="label 1: steps 5 to 2 are no stretch"):
         import_csv(file, tmp_path / "out", labels=[Label(5, 2, "spike")])
     assert list((tmp_path / "out").iterdir()) == []
     assert import_csv(file, tmp_path / "out", labels=[Label(1, 1, "spike")]).rows == 1
@@ -305,8 +305,8 @@ def test_hand_labels_come_with_the_runs(tmp_path: Path) -> None:
         ("nothing", "is not JSON"),
         ("[1]", 'expected {"run id"'),
         ('{"a": {"kind": 1}}', 'expected {"run id"'),
-        ('{"a": [3]}', "run 'a': label 0 is not a JSON object"),
-        ('{"a": [{"start_step": 5, "end_step": 2, "kind": "spike"}]}', "run 'a': label 0: steps 5 to 2"),
+        ('{"a": [3]}', "run 'a': label 1 is not a JSON object"),
+        ('{"a": [{"start_step": 5, "end_step": 2, "kind": "spike"}]}', "run 'a': label 1: steps 5 to 2"),
         ('{"a": [{"start_step": 5.5, "end_step": 7, "kind": "spike"}]}', "are whole numbers"),
         ('{"a": [{"start_step": 5, "end_step": 7, "kind": "spiky"}]}', "Did you mean 'spike'"),
     ],

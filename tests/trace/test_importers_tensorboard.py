@@ -47,7 +47,7 @@ def test_every_scalar_comes_back_nan_and_infinity_included(new_style: bool, tmp_
     assert np.isnan(columns["grad_norm"][1::2]).all()
     assert columns["elapsed_s"].tolist() == list(range(len(LOSSES)))
     assert verify(trace).rows == len(LOSSES)
-    assert "1 losses are exactly 0: a nan may have been logged as 0" in run.suspicions
+    assert "1 loss is exactly 0: a nan may have been logged as 0" in run.suspicions
 
 
 def test_numbers_equal_those_of_tensorboards_own_reader(tmp_path: Path) -> None:

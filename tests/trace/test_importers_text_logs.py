@@ -85,7 +85,7 @@ def test_what_megatron_averages_and_leaves_out_is_said(tmp_path: Path) -> None:
     (tmp_path / "train.log").write_text(LOGS["megatron"][0])
     (run,) = import_path(tmp_path / "train.log", tmp_path / "out").runs
     assert run.suspicions[0].startswith("each loss is the mean of the 10 steps since the row before")
-    assert "1 rows have no loss" not in run.suspicions, "its gradient norm was nan: the step is known to be broken"
+    assert "1 row has no loss" not in run.suspicions, "its gradient norm was nan: the step is known to be broken"
 
 
 def test_a_line_of_nothing_but_digits_takes_no_longer_than_another(tmp_path: Path) -> None:

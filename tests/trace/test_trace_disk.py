@@ -15,6 +15,7 @@ from trace_rows import append_row, assert_rows, begin
 
 from lbw_sim.errors import TraceError
 from lbw_sim.trace import read_trace, read_traces, recover, write_labels
+from lbw_sim.wording import counted
 
 ENV = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path.cwd()), str(Path(__file__).parent)])}
 
@@ -49,7 +50,7 @@ print(json.dumps([ok, (size - before) / row_bytes, closed.rows, closed.lost_rows
     assert rows_on_disk == rows == rows_that_fit + 1  # the torn half row was cut away
     assert lost == 79 - rows_that_fit
     assert "File too large" in failure
-    assert f"after {rows} rows" in failure
+    assert f"after {counted(rows, 'row')}:" in failure
     trace = read_trace(tmp_path)
     assert_rows(trace.to_numpy("all"), rows)
     assert trace.meta.damage is None

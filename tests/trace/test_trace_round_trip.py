@@ -165,7 +165,7 @@ def test_closing_twice_gives_the_same_answer_and_a_closed_recorder_counts_what_i
     assert recorder.close() is recorder.close()
     assert not append_row(recorder, 1)
     assert recorder.lost_rows == 1
-    assert repr(recorder) == "<Recorder run segment 0: 1 rows, 1 lost, closed>"
+    assert repr(recorder) == "<Recorder run segment 0: 1 row, 1 lost, closed>"
 
 
 @pytest.mark.parametrize("run_id", ["", ".." + "/up", "a/b", "a b", "ä", "x" * 129, "a\n", "a\\b", "a\0"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,8 @@ from hypothesis import strategies as st
 from trace_rows import append_row, assert_rows, begin
 
 from lbw_sim import Telemetry
-from lbw_sim.errors import TraceError
-from lbw_sim.trace import Label, columns, read_labels, read_trace, read_traces, recover, write_labels
+from lbw_sim.errors import BrokenRunsError, TraceError
+from lbw_sim.trace import Label, columns, open_traces, read_labels, read_trace, read_traces, recover, write_labels
 from lbw_sim.trace.parquet import final_rows
 from lbw_sim.values import Decision, Regime
 
@@ -150,13 +151,29 @@ def test_all_runs_below_a_folder_come_sorted_and_load_their_rows_late(tmp_path: 
         recover(tmp_path / "nowhere")
 
 
+def test_a_broken_run_is_named_and_the_others_can_be_had(tmp_path: Path) -> None:
+    for run_id in ("good", "cut", "short"):
+        record(tmp_path, run_id, range(3))
+        (file,) = (tmp_path / f"run_id={run_id}").glob("*.parquet")
+        if run_id != "good":
+            file.write_bytes(file.read_bytes()[:-9])
+    with pytest.raises(BrokenRunsError, match=r"2 of 3 runs cannot be read: .*run_id=cut.*; .*run_id=short") as refused:
+        read_traces(tmp_path)
+    assert str(pickle.loads(pickle.dumps(refused.value))) == str(refused.value), "workers hand errors on"
+    traces, broken = open_traces(tmp_path)
+    assert [trace.run_id for trace in traces] == ["good"]
+    assert len(broken) == 2
+    with pytest.raises(TraceError, match=r"cut/segment-000.parquet: not a Parquet file, or cut short"):
+        read_traces(tmp_path / "run_id=cut")
+
+
 def test_a_trace_shows_itself_in_one_line(tmp_path: Path) -> None:
     record(tmp_path, "run", range(1200))
     record(tmp_path, "run", range(1000, 1100))
     write_labels(tmp_path / "run_id=run", [Label(1, 2, "spike")])
     trace = read_trace(tmp_path)
     fingerprint = trace.meta.fingerprint
-    assert repr(trace) == f"<Trace run: 1,300 rows, 2 segments, guard {fingerprint} shadow, closed, 1 labels>"
+    assert repr(trace) == f"<Trace run: 1,300 rows, 2 segments, guard {fingerprint} shadow, closed, 1 label>"
     assert repr(trace.segments[0]) == "<Segment 0 of run: 1,200 rows, closed>"
 
 
@@ -201,8 +218,8 @@ def test_labels_come_back_as_written_and_bad_ones_are_refused_all_at_once(tmp_pa
             tmp_path, [Label(5, 4, "spyke"), Label(0, 9, "spike", "sure", "guess", 12), Label(True, 1, "spike")]
         )
     for text in (
-        "label 0: steps 5 to 4", "Did you mean 'spike'", "label 1: peak_step=12 is outside [0, 9]",
-        "no confidence named 'sure'", "no source named 'guess'", "label 2: start_step, end_step",
+        "label 1: steps 5 to 4", "Did you mean 'spike'", "label 2: peak_step=12 is outside [0, 9]",
+        "no confidence named 'sure'", "no source named 'guess'", "label 3: start_step, end_step",
     ):  # fmt: skip
         assert text in str(caught.value)
     assert read_labels(tmp_path) == labels

@@ -11,10 +11,10 @@ import pytest
 from lbw_sim.errors import TuneError
 from lbw_sim.guard import GuardSpec
 from lbw_sim.tune import Objectives, Rule, pareto, search_space, split
+from lbw_sim.tune.caveats import warnings_of
 from lbw_sim.tune.runs import RunFacts
 from lbw_sim.tune.search import CMA_POPULATION, search
 from lbw_sim.tune.split import in_order
-from lbw_sim.tune.tuning import warnings_of
 
 nan = float("nan")
 

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lbw_sim.stress.patches import PATCH, PATCHES, patches_of
 from lbw_sim.stress.picture_session import BATCH, Pair, PictureSession
-from lbw_sim.stress.shapes import SHAPES, SIDE
+from lbw_sim.stress.shapes import SHAPES
 from lbw_sim.stress.workload import Setting, Workload
 
-PATCH, WIDTH, LAYERS, HEADS = 4, 32, 2, 4
-PATCHES = (SIDE // PATCH) ** 2
+WIDTH, LAYERS, HEADS = 32, 2, 4
 
 
 class _Vit(nn.Module):
@@ -38,9 +38,7 @@ class _Vit(nn.Module):
 
     def forward(self, batch: Pair) -> Tensor:
         drawn, classes = batch
-        rows = SIDE // PATCH
-        grid = drawn.view(-1, rows, PATCH, rows, PATCH).transpose(2, 3)
-        x = self.patches(grid.reshape(-1, PATCHES, PATCH * PATCH)) + self.positions
+        x = self.patches(patches_of(drawn)) + self.positions
         for layer in self.layers:
             x = layer(x)
         return functional.cross_entropy(self.head(self.norm(x).mean(dim=1)), classes)
