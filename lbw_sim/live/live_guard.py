@@ -160,15 +160,15 @@ class LiveGuard:
         if self._sinks and (self._ranks is None or self._ranks.records):
             self._mirror = Mirror(self._sinks)
         before, after = _untraced(self._before_step), _untraced(self._after_step)
-        self._hooks = [
-            hook
-            for optimizer in self._optimizers
-            for hook in (
+        for optimizer in self._optimizers:
+            at_end = optimizer.register_step_post_hook(after)
+            # before everybody else's: a scheduler that somebody's hook steps must not find a scaled learning rate
+            optimizer._optimizer_step_post_hooks.move_to_end(at_end.id, last=False)
+            self._hooks += [
                 optimizer.register_step_pre_hook(before),
-                optimizer.register_step_post_hook(after),
+                at_end,
                 optimizer.register_state_dict_pre_hook(self._before_state_dict),
-            )
-        ]
+            ]
         if self._scaler is not None:
             self._release_scaler = watch_scaler(self._scaler, self._optimizers, self._scaler_dropped)
         attached.update(self._optimizers)
@@ -225,7 +225,7 @@ class LiveGuard:
         whole gradient before clipping (what `clip_grad_norm_` returns). `batch`: handed on to the probes. Further
         channels by the names that the guard's sensor reads. Never raises: what cannot be read grounds the guard.
         """
-        if self._closed:
+        if self._closed or self._off:
             return
         try:
             self._mail.post_loss(loss, tokens)

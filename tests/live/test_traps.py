@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import pickle
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -303,6 +304,41 @@ def test_an_exception_inside_the_step_costs_one_row_no_other_and_no_learning_rat
     assert columns["step"].tolist() == list(range(60)), "the step that raised had its decision, and has its row"
     assert not any(map(math.isnan, columns["loss"].tolist()))
     assert verify(read_trace(tmp_path)).rows == 60
+
+
+@pytest.mark.parametrize("attached_first", [True, False])
+def test_a_scheduler_that_somebodys_hook_steps_never_finds_a_scaled_lr(attached_first: bool) -> None:
+    """An exponential schedule multiplies what it finds: each damped step would lower the learning rate for good."""
+    lrs: dict[str, list[float]] = {}
+    for name in ("free", "guarded"):
+        run = make_run()
+        scheduler = torch.optim.lr_scheduler.ExponentialLR(run.optimizer, 0.99)
+        live = attach(run.optimizer, EAGER, **ACTIVE) if name == "guarded" and attached_first else None
+        run.optimizer.register_step_post_hook(lambda *_, scheduler=scheduler: scheduler.step())
+        if name == "guarded" and not attached_first:
+            live = attach(run.optimizer, EAGER, **ACTIVE)
+        lrs[name] = []
+        for step in range(60):
+            train(run, range(step, step + 1), live, fault=spike)
+            lrs[name].append(run.optimizer.param_groups[0]["lr"])
+        if live is not None:
+            assert live.decision.energy > 0.0
+            live.close()
+    assert lrs["guarded"] == lrs["free"]
+
+
+def test_a_guard_that_was_detached_keeps_nothing_of_what_it_is_told() -> None:
+    run = make_run()
+    live = attach(run.optimizer, EAGER)
+    live.detach()
+    loss = torch.ones(())
+    freed = weakref.ref(loss)
+    for _ in range(100):
+        live.observe(loss, batch=loss)
+    del loss
+    assert live._mail.empty
+    assert freed() is None
+    live.close()
 
 
 @pytest.mark.parametrize("place", ["before ours", "after ours", "post", "state dict"])
