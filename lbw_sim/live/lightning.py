@@ -158,4 +158,5 @@ def _grad_norm(optimizer: Any, precision: Any) -> torch.Tensor:
     if scaler is None or not getattr(optimizer, "_step_supports_amp_scaling", False):
         return norm
     # a fused step takes the scaler's factor out by itself, later
-    return norm / scaler.scale(torch.ones_like(norm))
+    unscaled: torch.Tensor = norm / scaler.scale(torch.ones_like(norm))
+    return unscaled

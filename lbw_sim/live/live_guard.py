@@ -163,7 +163,8 @@ class LiveGuard:
         for optimizer in self._optimizers:
             at_end = optimizer.register_step_post_hook(after)
             # before everybody else's: a scheduler that somebody's hook steps must not find a scaled learning rate
-            optimizer._optimizer_step_post_hooks.move_to_end(at_end.id, last=False)
+            for others in [number for number in optimizer._optimizer_step_post_hooks if number != at_end.id]:
+                optimizer._optimizer_step_post_hooks[others] = optimizer._optimizer_step_post_hooks.pop(others)
             self._hooks += [
                 optimizer.register_step_pre_hook(before),
                 at_end,

@@ -39,9 +39,7 @@ QUIET: dict[str, Any] = {
 Fault = Callable[[int, torch.Tensor], Any]
 
 
-def tiny_module(
-    *, seed: int = 0, fault: Fault | None = None, automatic: bool = True, fused: bool | None = None
-) -> Any:
+def tiny_module(*, seed: int = 0, fault: Fault | None = None, automatic: bool = True, fused: bool | None = None) -> Any:
     import lightning.pytorch as lightning
 
     class Tiny(lightning.LightningModule):  # type: ignore[misc]
