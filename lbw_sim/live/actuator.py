@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from lbw_sim.values import nan
+
 
 class Actuator:
     """Scales and restores; skips by hiding the gradients.
@@ -27,8 +29,17 @@ class Actuator:
 
     @property
     def lr(self) -> float:
-        """Learning rate of the first parameter group. Waits for the device when that lr is a tensor on one."""
-        return float(self._optimizer.param_groups[0]["lr"])
+        """Learning rate of the first parameter group; nan where the optimizer finds one by itself.
+
+        Waits for the device when that lr is a tensor on one.
+        """
+        lr = self._optimizer.param_groups[0].get("lr")
+        return nan if lr is None else float(lr)
+
+    @property
+    def can_scale(self) -> bool:
+        """Whether every group has a learning rate."""
+        return all(group.get("lr") is not None for group in self._optimizer.param_groups)
 
     def scale(self, factor: float) -> None:
         """Multiply the learning rate of every group until `restore`. A factor of 1 touches nothing."""

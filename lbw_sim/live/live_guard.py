@@ -34,6 +34,7 @@ from lbw_sim.live.sinks import Mirror, Sink
 from lbw_sim.live.snapshots import Snapshots
 from lbw_sim.notebook import facts
 from lbw_sim.trace import Recorder, collect
+from lbw_sim.trace.recovery import living_writers
 from lbw_sim.trace.schema import SCALER_OVERFLOW, columns
 from lbw_sim.values import UNSAFE_REGIMES, Decision, Posture, Reason, Regime, Telemetry, nan
 
@@ -605,7 +606,7 @@ class LiveGuard:
         return numbers
 
     def _open_recorder(self, folder: Path) -> Recorder:
-        return Recorder.open(
+        recorder = Recorder.open(
             folder,
             self.run_id,
             spec=self.spec,
@@ -614,6 +615,14 @@ class LiveGuard:
             extra_channels=self._channels,
             guard_state={"guard": state_to_data(self._state), "before": state_to_data(self._before)},
         )
+        with contextlib.suppress(OSError):
+            if living_writers(recorder.path.parent) > 1:
+                logger.warning(
+                    "lbw-sim: run %s in %s is being recorded by another guard too, here or in another process. Whoever "
+                    "reads it will take the later one for a resumption that replaces the rows of the other: give each "
+                    "its own run_id", self.run_id, folder,
+                )  # fmt: skip
+        return recorder
 
     def ground(self, error: Exception, *, everywhere: bool = True) -> None:
         """From here on scale 1. Must not raise, whatever happened.
