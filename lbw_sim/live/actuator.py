@@ -69,17 +69,21 @@ class Actuator:
                     self._hidden.append((parameter, parameter.grad))
                     parameter.grad = None
 
-    def restore(self, *, gradients: bool = True) -> None:
+    def restore(self, *, gradients: bool = True) -> bool:
         """Put back what was changed. Safe to call at any time, any number of times.
 
         `gradients=False` forgets hidden gradients: after an exception inside the step a new backward may have run.
+        True: somebody has set another learning rate meanwhile, which stays.
         """
         if not (self._scaled_floats or self._scaled_tensors or self._hidden):
-            return
+            return False
+        overtaken = False
         for group, lr, scaled in self._scaled_floats:
             # somebody who set another lr meanwhile meant it
             if group["lr"] == scaled:
                 group["lr"] = lr
+            else:
+                overtaken = True
         for tensor, before in self._scaled_tensors:
             tensor.copy_(before)
         if gradients:
@@ -88,3 +92,4 @@ class Actuator:
         self._scaled_floats.clear()
         self._scaled_tensors.clear()
         self._hidden.clear()
+        return overtaken

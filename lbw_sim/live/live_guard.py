@@ -136,6 +136,8 @@ class LiveGuard:
         """The step that was decided last is taken without an update."""
         self._trouble: Exception | None = None
         self._unknown: set[str] = set()
+        self._overtaken = False
+        """It has been said that somebody set a learning rate while it was scaled."""
         self._started_s = time.perf_counter()
         self._fault_reason = int(Reason.GUARD_FAULT)
         self._closed = False
@@ -369,7 +371,7 @@ class LiveGuard:
             return None
         try:
             # an exception inside the last step skipped its post hook
-            self._actuators[id(optimizer)].restore(gradients=False)
+            self._put_back(optimizer, gradients=False)
             closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
             if closure is None:
                 self._begin(optimizer)
@@ -499,7 +501,7 @@ class LiveGuard:
         if self._off:
             return
         try:
-            self._actuators[id(optimizer)].restore()
+            self._put_back(optimizer)
             self._end(optimizer)
         except Exception as error:
             self.ground(error, everywhere=False)
@@ -647,6 +649,16 @@ class LiveGuard:
             "lbw-sim: guard %r on run %s is grounded at step %d and no longer acts: %s",
             self.spec.name, self.run_id, self.step, self.grounded,
         )  # fmt: skip
+
+    def _put_back(self, optimizer: torch.optim.Optimizer, *, gradients: bool = True) -> None:
+        if self._actuators[id(optimizer)].restore(gradients=gradients) and not self._overtaken:
+            self._overtaken = True
+            logger.warning(
+                "lbw-sim: run %s: while the guard held the learning rate at %.3g times its own, somebody set another "
+                "one, which stays: a scheduler that was stepped after the optimizer's step had raised, or by a hook of "
+                "its own. One that multiplies what it finds has multiplied the scaled one; look at param_groups",
+                self.run_id, self._decision.scale,
+            )  # fmt: skip
 
     def _restore(self) -> None:
         for actuator in self._actuators.values():

@@ -327,6 +327,27 @@ def test_a_scheduler_that_somebodys_hook_steps_never_finds_a_scaled_lr(attached_
     assert lrs["guarded"] == lrs["free"]
 
 
+def test_a_learning_rate_that_was_set_while_it_was_scaled_is_not_passed_over_in_silence(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    run = make_run()
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(run.optimizer, 0.99)
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("out of memory")
+
+    with attach(run.optimizer, EAGER, **ACTIVE) as live:
+        train(run, range(33), live, fault=spike, scheduler=scheduler)
+        assert "somebody set another" not in caplog.text
+        hook = run.optimizer.register_step_pre_hook(fail)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            train(run, range(33, 34), live)
+        hook.remove()
+        scheduler.step()  # the loop has caught it and goes on
+        train(run, range(34, 40), live)
+    assert caplog.text.count("somebody set another") == 1
+
+
 def test_a_guard_that_was_detached_keeps_nothing_of_what_it_is_told() -> None:
     run = make_run()
     live = attach(run.optimizer, EAGER)
