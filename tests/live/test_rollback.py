@@ -290,6 +290,22 @@ def test_guard_and_ring_travel_through_a_distributed_checkpoint(tmp_path: Path) 
         assert loaded["snapshots"]["steps"] == saved["snapshots"]["steps"]
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_checkpoint_waits_for_a_snapshot_that_is_still_on_its_way() -> None:
+    weight = torch.nn.Parameter(torch.zeros(1 << 22, device="cuda"))
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+    ring = Snapshots(keep=1, in_checkpoints=True)
+    ring.take(0, [optimizer])
+    torch.cuda.synchronize()
+    torch.cuda._sleep(200_000_000)
+    with torch.no_grad():
+        weight.fill_(1.0)
+    ring.take(1, [optimizer])
+    kept = Snapshots(keep=1, in_checkpoints=True)
+    kept.load_state_dict(ring.state_dict())
+    assert float(kept.held()[0][1][0].min()) == 1.0
+
+
 def test_a_callback_that_fails_costs_no_rollback(caplog: pytest.LogCaptureFixture) -> None:
     run = make_run()
     ring = Snapshots(every_steps=2, on_rollback=lambda step: 1 / 0)
