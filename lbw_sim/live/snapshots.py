@@ -44,11 +44,12 @@ class Snapshots:
     `device`: where they lie: `"cpu"` (pinned memory when the weights are on a GPU, copied without waiting) or `"same"`
     as the weights. `also`: further objects with `state_dict` and `load_state_dict` that go back with the weights: a
     scheduler, a gradient scaler, a sampler; what is not named stays where it is, so that by default the run goes on
-    with the next batch and the next learning rate; so does what an optimizer keeps in its `param_groups` (Prodigy's `d`,
-    schedule-free's `k`), unless it is named itself, learning rate included. `model`: when given, its buffers (running statistics) go back too.
-    Of `also` all go back or, when one of them fails, none, and the guard is grounded. `on_rollback(step)` is called
-    after each rollback with the step that the run is at again; if it raises, that is logged. With `in_checkpoints` the
-    guard's `state_dict` holds the whole ring (rollbacks then survive a resumption); without, only which steps it held.
+    with the next batch and the next learning rate. So does what an optimizer keeps in its `param_groups` (Prodigy's
+    `d`, schedule-free's `k`), unless it is named itself, learning rate included. `model`: when given, its buffers
+    (running statistics) go back too. Of `also` all go back or, when one of them fails, none, and the guard is grounded.
+    `on_rollback(step)` is called after each rollback with the step that the run is at again; if it raises, that is
+    logged. With `in_checkpoints` the guard's `state_dict` holds the whole ring (rollbacks then survive a resumption);
+    without, only which steps it held.
 
     Raises LiveError when a value makes no sense.
 
