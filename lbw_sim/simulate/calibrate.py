@@ -265,9 +265,10 @@ def calibrate(
 
     sampled = []
     if len(usable) >= FEWEST_RUNS:
+        signs = np.random.default_rng((8, seed))
         for draw in range(draws):
             weights = np.bincount(rng.integers(0, len(usable), len(usable)), minlength=len(usable)).astype(float)
-            sampled.append(problem.disturbed(point, rng).fit(point, weights, noise, 12)[0])
+            sampled.append(problem.disturbed(point, signs).fit(point, weights, noise, 12)[0])
             if progress:
                 progress("resampling runs", draw + 1, draws)
     elif draws:
