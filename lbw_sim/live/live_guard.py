@@ -132,6 +132,8 @@ class LiveGuard:
         """Optimizers that have begun the step that was decided last."""
         self._ended: set[int] = set()
         """Of these, the ones that have ended it."""
+        self._depth: dict[int, int] = {}
+        """Steps of each optimizer that are under way inside each other; left as it was by one that raised."""
         self._hide = False
         """The step that was decided last is taken without an update."""
         self._trouble: Exception | None = None
@@ -370,6 +372,11 @@ class LiveGuard:
         if self._off:
             return None
         try:
+            if self._depth.get(id(optimizer), 0) > 0 and _steps_under_way(optimizer) > 1:
+                # a subclass whose step calls its parent's, which has hooks of its own: still the same step
+                self._depth[id(optimizer)] += 1
+                return None
+            self._depth[id(optimizer)] = 1
             # an exception inside the last step skipped its post hook
             self._put_back(optimizer, gradients=False)
             closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
@@ -501,6 +508,9 @@ class LiveGuard:
         if self._off:
             return
         try:
+            self._depth[id(optimizer)] -= 1
+            if self._depth[id(optimizer)] > 0:
+                return
             self._put_back(optimizer)
             self._end(optimizer)
         except Exception as error:
@@ -684,6 +694,15 @@ def _within_an_optimizer() -> bool:
             return True
         frame = frame.f_back
     return False
+
+
+def _steps_under_way(optimizer: torch.optim.Optimizer) -> int:
+    """How many calls of this optimizer's `step` are on the stack, by torch's wrapper of it."""
+    found, frame = 0, inspect.currentframe()
+    while frame is not None:
+        found += frame.f_code.co_filename == _OPTIMIZER_FILE and frame.f_locals.get("self") is optimizer
+        frame = frame.f_back
+    return found
 
 
 def _overflowed(numbers: Mapping[str, float]) -> bool:

@@ -348,6 +348,51 @@ def test_a_learning_rate_that_was_set_while_it_was_scaled_is_not_passed_over_in_
     assert caplog.text.count("somebody set another") == 1
 
 
+@pytest.mark.parametrize("closure", [False, True])
+def test_a_subclass_that_calls_its_parents_step_takes_one_step(closure: bool, tmp_path: Path) -> None:
+    """torch hooks the step of each class that was ever used: of such an optimizer, both."""
+
+    class Averaged(torch.optim.AdamW):
+        def step(self, closure: Any = None) -> Any:
+            if fails:
+                raise RuntimeError("before the parent's step")
+            return super().step(closure)
+
+    def fly(kind: type[torch.optim.AdamW]) -> dict[str, Any]:
+        run = make_run()
+        optimizer = kind(run.model.parameters(), lr=1e-2)
+
+        def evaluated() -> torch.Tensor:
+            x, y = batch(live.step)
+            optimizer.zero_grad()
+            loss = spike(live.step, (run.model(x) - y).square().mean())
+            loss.backward()
+            return loss
+
+        with attach(optimizer, EAGER, trace=tmp_path, run_id=kind.__name__, **ACTIVE) as live:
+            for _ in range(60):
+                if closure:
+                    optimizer.step(evaluated)
+                else:
+                    live.observe(evaluated())
+                    optimizer.step()
+            assert live.step == 60
+            if kind is Averaged:
+                fails.append(True)
+                with pytest.raises(RuntimeError, match="parent's step"):
+                    optimizer.step()
+                fails.clear()
+                optimizer.step()
+        return read_trace(tmp_path, kind.__name__).to_numpy()
+
+    fails: list[bool] = []
+    theirs, ours = fly(torch.optim.AdamW), fly(Averaged)
+    for column in ("loss", "scale", "effective_lr"):
+        assert ours[column][:60].tolist() == theirs[column].tolist()
+    assert len(ours["step"]) == 62
+    assert theirs["scale"].min() < 1.0
+
+
 def test_a_guard_that_was_detached_keeps_nothing_of_what_it_is_told() -> None:
     run = make_run()
     live = attach(run.optimizer, EAGER)
