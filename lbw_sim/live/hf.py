@@ -187,6 +187,9 @@ class TrainerGuard(TrainerCallback):  # type: ignore[misc]
         try:
             if ring := snapshots.get("ring", b""):
                 self._write(folder / RING_FILE, ring)
+            else:
+                # another training's, in a folder that is used again
+                (folder / RING_FILE).unlink(missing_ok=True)
             self._write(folder / STATE_FILE, json.dumps(plain).encode())
         except OSError as error:
             logger.warning("lbw-sim: the guard's memory could not be saved in %s: %s", folder, error)

@@ -207,6 +207,14 @@ def test_a_guard_that_may_roll_back_goes_through_checkpoints(in_checkpoints: boo
     assert guard.live is not None
     assert guard.live.grounded is None
     held = [step.clone() for step in ring.held()[-1][1]]
+    if in_checkpoints:
+        # a later training without the ring, in the same folder, leaves none of this one's there
+        stays = tiny_trainer(tmp_path / "again", **saving, max_steps=4)
+        (tmp_path / "again" / "checkpoint-4").mkdir(parents=True)
+        (tmp_path / "again" / "checkpoint-4" / "lbw_guard_snapshots.pt").write_bytes(b"old")
+        guard_trainer(stays, EAGER, snapshots=Snapshots(), **ACTIVE)
+        stays.train()
+        assert not (tmp_path / "again" / "checkpoint-4" / "lbw_guard_snapshots.pt").exists()
     second, again, taken_over = guarded(max_steps=5)
     second.train(resume_from_checkpoint=True)
     assert again.live is not None
