@@ -57,7 +57,8 @@ def show(
         return
     if len(runs) == 1:
         (trace,) = runs
-        for name, value in (facts(trace) | control_summary(trace.to_numpy())._asdict()).items():
+        control = control_summary(trace.to_numpy(), trace.to_numpy("all"))
+        for name, value in (facts(trace) | control._asdict()).items():
             if name in ("labels", "limitations", "provenance"):
                 continue
             text = (

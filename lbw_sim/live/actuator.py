@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from lbw_sim.values import nan
+
 
 class Actuator:
     """Scales and restores; skips by hiding the gradients.
@@ -27,8 +29,17 @@ class Actuator:
 
     @property
     def lr(self) -> float:
-        """Learning rate of the first parameter group. Waits for the device when that lr is a tensor on one."""
-        return float(self._optimizer.param_groups[0]["lr"])
+        """Learning rate of the first parameter group; nan where the optimizer finds one by itself.
+
+        Waits for the device when that lr is a tensor on one.
+        """
+        lr = self._optimizer.param_groups[0].get("lr")
+        return nan if lr is None else float(lr)
+
+    @property
+    def can_scale(self) -> bool:
+        """Whether every group has a learning rate."""
+        return all(group.get("lr") is not None for group in self._optimizer.param_groups)
 
     def scale(self, factor: float) -> None:
         """Multiply the learning rate of every group until `restore`. A factor of 1 touches nothing."""
@@ -58,17 +69,21 @@ class Actuator:
                     self._hidden.append((parameter, parameter.grad))
                     parameter.grad = None
 
-    def restore(self, *, gradients: bool = True) -> None:
+    def restore(self, *, gradients: bool = True) -> bool:
         """Put back what was changed. Safe to call at any time, any number of times.
 
         `gradients=False` forgets hidden gradients: after an exception inside the step a new backward may have run.
+        True: somebody has set another learning rate meanwhile, which stays.
         """
         if not (self._scaled_floats or self._scaled_tensors or self._hidden):
-            return
+            return False
+        overtaken = False
         for group, lr, scaled in self._scaled_floats:
             # somebody who set another lr meanwhile meant it
             if group["lr"] == scaled:
                 group["lr"] = lr
+            else:
+                overtaken = True
         for tensor, before in self._scaled_tensors:
             tensor.copy_(before)
         if gradients:
@@ -77,3 +92,4 @@ class Actuator:
         self._scaled_floats.clear()
         self._scaled_tensors.clear()
         self._hidden.clear()
+        return overtaken

@@ -15,6 +15,7 @@ import torch
 from lbw_sim.errors import LiveError
 from lbw_sim.guard import GuardSpec
 from lbw_sim.guard.evidence import BacktestReport, require_backtest
+from lbw_sim.live.actuator import Actuator
 from lbw_sim.live.live_guard import LiveGuard, Mode, attached
 from lbw_sim.live.probing import Probe, Probes
 from lbw_sim.live.ranks import Group, decide_together, refuse_together
@@ -114,6 +115,11 @@ def _prepared(
             raise LiveError(f"this {type(one).__name__} has a guard already; detach that one first")
     permission = _permission(spec, mode, backtest, unproven)
     if mode == "active":
+        if driven := [type(one).__name__ for one in optimizers if not Actuator(one).can_scale]:
+            raise LiveError(
+                f"{', '.join(driven)} has no 'lr' in its param_groups that a guard could scale (a relative step, say): "
+                "give it a learning rate, or record it in shadow mode"
+            )
         rollbacks = spec.tables["envelope"]["max_rollbacks"]
         if rollbacks > 0 and snapshots is None:
             raise LiveError(

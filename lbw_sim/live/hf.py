@@ -30,6 +30,8 @@ logger = logging.getLogger("lbw_sim")
 
 STATE_FILE = "lbw_guard.json"
 """The guard's memory, one file in every checkpoint folder."""
+RING_FILE = "lbw_guard_snapshots.pt"
+"""Beside it the snapshots, with `Snapshots(in_checkpoints=True)`."""
 
 
 def guard_trainer(
@@ -180,18 +182,33 @@ class TrainerGuard(TrainerCallback):  # type: ignore[misc]
         return self._items / ranks if args.average_tokens_across_devices else None
 
     def _save(self, memory: dict[str, Any], folder: Path) -> None:
-        # by rename: a checkpoint has the whole file or none
-        partial = folder / f"{STATE_FILE}.partial"
+        snapshots = memory["guard"]["snapshots"]
+        plain = {**memory, "guard": {**memory["guard"], "snapshots": {**snapshots, "ring": ""}}}
         try:
-            partial.write_text(json.dumps(memory), encoding="utf-8")
-            os.replace(partial, folder / STATE_FILE)
+            if ring := snapshots.get("ring", b""):
+                self._write(folder / RING_FILE, ring)
+            else:
+                # another training's, in a folder that is used again
+                (folder / RING_FILE).unlink(missing_ok=True)
+            self._write(folder / STATE_FILE, json.dumps(plain).encode())
         except OSError as error:
             logger.warning("lbw-sim: the guard's memory could not be saved in %s: %s", folder, error)
+
+    @staticmethod
+    def _write(path: Path, content: bytes) -> None:
+        # by rename: a checkpoint has the whole file or none
+        partial = path.with_name(f"{path.name}.partial")
+        partial.write_bytes(content)
+        os.replace(partial, path)
 
     def _load(self, path: Path) -> dict[str, Any] | None:
         try:
             memory = json.loads(path.read_text(encoding="utf-8"))
-            return {"run_id": memory["run_id"], "guard": memory["guard"]}
+            guard = memory["guard"]
+            ring = path.with_name(RING_FILE)
+            if ring.exists():
+                guard["snapshots"]["ring"] = ring.read_bytes()
+            return {"run_id": memory["run_id"], "guard": guard}
         except (OSError, ValueError, KeyError, TypeError) as error:
             logger.warning("lbw-sim: no memory of a guard could be read from %s: %s", path, error)
             return None

@@ -133,7 +133,7 @@ class GuardCallback(Callback):  # type: ignore[misc]
             with self._flight.harmless("observing a step"):
                 if window.loss_sum is not None:
                     if self._measures_grad_norm:
-                        window.set_grad_norm(_grad_norm(optimizer))
+                        window.set_grad_norm(_grad_norm(optimizer, trainer.precision_plugin))
                     # the last batches of an epoch may be fewer than it was divided by
                     loss = window.loss_sum * (trainer.accumulate_grad_batches / window.micro_batches)
                     self.live.observe(loss, tokens=window.tokens, grad_norm=window.grad_norm)
@@ -151,6 +151,12 @@ class GuardCallback(Callback):  # type: ignore[misc]
         self._flight.end()
 
 
-def _grad_norm(optimizer: Any) -> torch.Tensor:
+def _grad_norm(optimizer: Any, precision: Any) -> torch.Tensor:
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    return torch.nn.utils.get_total_norm(gradients)
+    norm = torch.nn.utils.get_total_norm(gradients)
+    scaler = getattr(precision, "scaler", None)
+    if scaler is None or not getattr(optimizer, "_step_supports_amp_scaling", False):
+        return norm
+    # a fused step takes the scaler's factor out by itself, later
+    unscaled: torch.Tensor = norm / scaler.scale(torch.ones_like(norm))
+    return unscaled

@@ -34,6 +34,7 @@ from lbw_sim.live.sinks import Mirror, Sink
 from lbw_sim.live.snapshots import Snapshots
 from lbw_sim.notebook import facts
 from lbw_sim.trace import Recorder, collect
+from lbw_sim.trace.recovery import living_writers
 from lbw_sim.trace.schema import SCALER_OVERFLOW, columns
 from lbw_sim.values import UNSAFE_REGIMES, Decision, Posture, Reason, Regime, Telemetry, nan
 from lbw_sim.wording import counted
@@ -132,10 +133,14 @@ class LiveGuard:
         """Optimizers that have begun the step that was decided last."""
         self._ended: set[int] = set()
         """Of these, the ones that have ended it."""
+        self._depth: dict[int, int] = {}
+        """Steps of each optimizer that are under way inside each other; left as it was by one that raised."""
         self._hide = False
         """The step that was decided last is taken without an update."""
         self._trouble: Exception | None = None
         self._unknown: set[str] = set()
+        self._overtaken = False
+        """It has been said that somebody set a learning rate while it was scaled."""
         self._started_s = time.perf_counter()
         self._fault_reason = int(Reason.GUARD_FAULT)
         self._closed = False
@@ -161,15 +166,16 @@ class LiveGuard:
         if self._sinks and (self._ranks is None or self._ranks.records):
             self._mirror = Mirror(self._sinks)
         before, after = _untraced(self._before_step), _untraced(self._after_step)
-        self._hooks = [
-            hook
-            for optimizer in self._optimizers
-            for hook in (
+        for optimizer in self._optimizers:
+            at_end = optimizer.register_step_post_hook(after)
+            # before everybody else's: a scheduler that somebody's hook steps must not find a scaled learning rate
+            for others in [number for number in optimizer._optimizer_step_post_hooks if number != at_end.id]:
+                optimizer._optimizer_step_post_hooks[others] = optimizer._optimizer_step_post_hooks.pop(others)
+            self._hooks += [
                 optimizer.register_step_pre_hook(before),
-                optimizer.register_step_post_hook(after),
+                at_end,
                 optimizer.register_state_dict_pre_hook(self._before_state_dict),
-            )
-        ]
+            ]
         if self._scaler is not None:
             self._release_scaler = watch_scaler(self._scaler, self._optimizers, self._scaler_dropped)
         attached.update(self._optimizers)
@@ -226,7 +232,7 @@ class LiveGuard:
         whole gradient before clipping (what `clip_grad_norm_` returns). `batch`: handed on to the probes. Further
         channels by the names that the guard's sensor reads. Never raises: what cannot be read grounds the guard.
         """
-        if self._closed:
+        if self._closed or self._off:
             return
         try:
             self._mail.post_loss(loss, tokens)
@@ -367,8 +373,13 @@ class LiveGuard:
         if self._off:
             return None
         try:
+            if self._depth.get(id(optimizer), 0) > 0 and _steps_under_way(optimizer) > 1:
+                # a subclass whose step calls its parent's, which has hooks of its own: still the same step
+                self._depth[id(optimizer)] += 1
+                return None
+            self._depth[id(optimizer)] = 1
             # an exception inside the last step skipped its post hook
-            self._actuators[id(optimizer)].restore(gradients=False)
+            self._put_back(optimizer, gradients=False)
             closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
             if closure is None:
                 self._begin(optimizer)
@@ -498,7 +509,10 @@ class LiveGuard:
         if self._off:
             return
         try:
-            self._actuators[id(optimizer)].restore()
+            self._depth[id(optimizer)] -= 1
+            if self._depth[id(optimizer)] > 0:
+                return
+            self._put_back(optimizer)
             self._end(optimizer)
         except Exception as error:
             self.ground(error, everywhere=False)
@@ -605,7 +619,7 @@ class LiveGuard:
         return numbers
 
     def _open_recorder(self, folder: Path) -> Recorder:
-        return Recorder.open(
+        recorder = Recorder.open(
             folder,
             self.run_id,
             spec=self.spec,
@@ -614,6 +628,14 @@ class LiveGuard:
             extra_channels=self._channels,
             guard_state={"guard": state_to_data(self._state), "before": state_to_data(self._before)},
         )
+        with contextlib.suppress(OSError):
+            if living_writers(recorder.path.parent) > 1:
+                logger.warning(
+                    "lbw-sim: run %s in %s is being recorded by another guard too, here or in another process. Whoever "
+                    "reads it will take the later one for a resumption that replaces the rows of the other: give each "
+                    "its own run_id", self.run_id, folder,
+                )  # fmt: skip
+        return recorder
 
     def ground(self, error: Exception, *, everywhere: bool = True) -> None:
         """From here on scale 1. Must not raise, whatever happened.
@@ -639,6 +661,16 @@ class LiveGuard:
             self.spec.name, self.run_id, self.step, self.grounded,
         )  # fmt: skip
 
+    def _put_back(self, optimizer: torch.optim.Optimizer, *, gradients: bool = True) -> None:
+        if self._actuators[id(optimizer)].restore(gradients=gradients) and not self._overtaken:
+            self._overtaken = True
+            logger.warning(
+                "lbw-sim: run %s: while the guard held the learning rate at %.3g times its own, somebody set another "
+                "one, which stays: a scheduler that was stepped after the optimizer's step had raised, or by a hook of "
+                "its own. One that multiplies what it finds has multiplied the scaled one; look at param_groups",
+                self.run_id, self._decision.scale,
+            )  # fmt: skip
+
     def _restore(self) -> None:
         for actuator in self._actuators.values():
             actuator.restore()
@@ -663,6 +695,15 @@ def _within_an_optimizer() -> bool:
             return True
         frame = frame.f_back
     return False
+
+
+def _steps_under_way(optimizer: torch.optim.Optimizer) -> int:
+    """How many calls of this optimizer's `step` are on the stack, by torch's wrapper of it."""
+    found, frame = 0, inspect.currentframe()
+    while frame is not None:
+        found += frame.f_code.co_filename == _OPTIMIZER_FILE and frame.f_locals.get("self") is optimizer
+        frame = frame.f_back
+    return found
 
 
 def _overflowed(numbers: Mapping[str, float]) -> bool:

@@ -45,10 +45,12 @@ class Snapshots:
     `device`: where they lie: `"cpu"` (pinned memory when the weights are on a GPU, copied without waiting) or `"same"`
     as the weights. `also`: further objects with `state_dict` and `load_state_dict` that go back with the weights: a
     scheduler, a gradient scaler, a sampler; what is not named stays where it is, so that by default the run goes on
-    with the next batch and the next learning rate. `model`: when given, its buffers (running statistics) go back too.
-    Of `also` all go back or, when one of them fails, none, and the guard is grounded. `on_rollback(step)` is called
-    after each rollback with the step that the run is at again; if it raises, that is logged. With `in_checkpoints` the
-    guard's `state_dict` holds the whole ring (rollbacks then survive a resumption); without, only which steps it held.
+    with the next batch and the next learning rate. So does what an optimizer keeps in its `param_groups` (Prodigy's
+    `d`, schedule-free's `k`), unless it is named itself, learning rate included. `model`: when given, its buffers
+    (running statistics) go back too. Of `also` all go back or, when one of them fails, none, and the guard is grounded.
+    `on_rollback(step)` is called after each rollback with the step that the run is at again; if it raises, that is
+    logged. With `in_checkpoints` the guard's `state_dict` holds the whole ring (rollbacks then survive a resumption);
+    without, only which steps it held.
 
     Raises LiveError when a value makes no sense.
 
@@ -83,6 +85,8 @@ class Snapshots:
         self._same_device = device == "same"
         self._also, self._model, self._on_rollback = tuple(also), model, on_rollback
         self._ring: list[_Snapshot] = []
+        self._from: set[torch.device] = set()
+        """Devices from which copies may be under way."""
         self.seconds = 0.0
         """Time spent taking snapshots, on the training thread."""
         self.taken = 0
@@ -209,7 +213,9 @@ class Snapshots:
         self.take_over(torch.load(io.BytesIO(ring), weights_only=True) if ring else [])
 
     def held(self) -> list[tuple[Any, ...]]:
-        """All that the ring holds, for `take_over` of another one; not a copy."""
+        """All that the ring holds, for `take_over` of another one; not a copy. Waits for copies under way."""
+        for device in self._from:
+            torch.get_device_module(device).synchronize(device)
         return [tuple(snapshot) for snapshot in self._ring]
 
     def take_over(self, held: Sequence[tuple[Any, ...]], without: Collection[int] = ()) -> None:
@@ -229,6 +235,8 @@ class Snapshots:
             pinned = tensor.device.type == "cuda" and not self._same_device
             buffer = torch.empty(tensor.shape, dtype=tensor.dtype, device=device, pin_memory=pinned)
         buffer.copy_(tensor.detach(), non_blocking=True)
+        if tensor.device != device and tensor.device not in self._from:
+            self._from.add(tensor.device)
         return buffer
 
 

@@ -299,6 +299,8 @@ def _findings(
     meta, steps = trace.meta, columns["step"]
     alarms = find_alarms(unsafe_rows(columns["regime"]))
     provenance, hidden = _provenance(meta, environment)
+    # rows that were rolled back are in no final lineage, and neither are those that rolled back
+    everything = trace.to_numpy("all") if spec is None else columns
     return RunFindings(
         run_id=trace.run_id,
         view="recorded" if spec is None else "replayed",
@@ -318,8 +320,8 @@ def _findings(
         score=match(alarms, trace.labels if scorable(trace) else (), steps, trace.run_id),
         alarm_steps=tuple((int(steps[alarm.start_row]), int(steps[alarm.end_row])) for alarm in alarms),
         first_regime=Regime(int(columns["regime"][alarms[0].start_row])).name if alarms else "",
-        control=control_summary(columns),
-        budgets=_budgets(meta, spec, columns),
+        control=control_summary(columns, everything),
+        budgets=_budgets(meta, spec, columns, everything),
         rules=rules,
         refused=refused,
         warnings=_warnings(trace, environment),
@@ -335,7 +337,9 @@ def _recorded_name(meta: SegmentMeta) -> str:
         return "of components that are not installed here"
 
 
-def _budgets(meta: SegmentMeta, spec: GuardSpec | None, columns: Columns) -> tuple[Budget, ...]:
+def _budgets(
+    meta: SegmentMeta, spec: GuardSpec | None, columns: Columns, everything: Columns
+) -> tuple[Budget, ...]:  # fmt: skip
     """Limits of the envelope against what the shown guard asked for and got."""
     try:
         limits = (spec or meta.spec).build().envelope
@@ -355,7 +359,7 @@ def _budgets(meta: SegmentMeta, spec: GuardSpec | None, columns: Columns) -> tup
     def refused(*reasons: Reason) -> int:
         return int(np.isin(reason, [int(r) for r in reasons]).sum())
 
-    rollbacks = float((columns["posture"] == Posture.ROLLBACK).sum())
+    rollbacks = float((everything["posture"] == Posture.ROLLBACK).sum())
     return (
         Budget("lowest scale", limits.min_scale, float(scale.min()), refused(Reason.MIN_SCALE)),
         Budget("longest damping, rows", limits.max_damped_steps, longest(scale < 1.0), refused(Reason.DAMPED_TOO_LONG)),

@@ -38,8 +38,13 @@ class ControlSummary(NamedTuple):
     """Returns to a snapshot, as recorded; 0 in a shadow run."""
 
 
-def control_summary(columns: Mapping[str, NDArray[Any]]) -> ControlSummary:
+def control_summary(
+    columns: Mapping[str, NDArray[Any]], everything: Mapping[str, NDArray[Any]] | None = None
+) -> ControlSummary:
     """Measure one lineage of a trace: `columns` as `Trace.to_numpy()` gives. Raises ScoreError.
+
+    `everything`: the columns of lineage `all`, in which rollbacks are counted: the row that went back is itself among
+    those that were given up, so the final lineage holds none of them.
 
     >>> summary = control_summary({
     ...     "scale": np.array([1.0, 0.5, 1.0]), "lr": np.array([2.0, 1.0, 1.0]), "regime": np.array([1, 3, 1]),
@@ -64,5 +69,5 @@ def control_summary(columns: Mapping[str, NDArray[Any]]) -> ControlSummary:
         mean_scale=math.fsum(scale) / len(scale) if len(scale) else math.nan,
         lr_mass_removed=math.fsum((effort * lr)[measured]) / lr_mass if lr_mass else math.nan,
         skipped_steps=int(np.asarray(columns["skipped"], dtype=bool).sum()),
-        rollbacks=int((np.asarray(columns["rolled_back_to"]) >= 0).sum()),
+        rollbacks=int((np.asarray((columns if everything is None else everything)["rolled_back_to"]) >= 0).sum()),
     )

@@ -149,7 +149,8 @@ def studentized_range(count: int, level: float = LEVEL) -> float:
 
 
 def _ranks(row: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Ranks from 1, ties averaged."""
+    """Ranks from 1, ties averaged; nan, which is no loss, behind all others."""
+    row = np.where(np.isnan(row), np.inf, row)
     below = (row[:, None] > row[None, :]).sum(axis=1)
     equal = (row[:, None] == row[None, :]).sum(axis=1)
     ranks: NDArray[np.float64] = below + (equal + 1) / 2.0

@@ -215,7 +215,9 @@ def standing(workload: str, label: str, runs: Sequence[SuiteRun], plain: Referen
     }
     by_rate = [[mine[place] for mine in excess.values() if len(mine) == len(far)] for place in range(len(far))]
     reached = [run for run in runs if run.tokens_to_target <= run.tokens]
-    ratios = [run.tokens_to_target / plain.at_best[run.seed].tokens_to_target for run in reached]
+    ratios = [
+        run.tokens_to_target / plain.at_best[run.seed].tokens_to_target for run in reached if run.seed in plain.at_best
+    ]
     return Standing(
         workload=workload,
         label=label,

@@ -7,6 +7,7 @@ depends are left as they are and named. An error on the runs of the fit is no ev
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -35,6 +36,8 @@ BEYOND = 50.0
 """Where a plant goes out of bounds its loss counts as this; nats."""
 FOLDS = 5
 """Groups of runs left out in turn, where there are more runs than that."""
+BLOCKS = 20
+"""Stretches, over the longest run, within which what is left over keeps its sign: neighbours are correlated."""
 FEWEST_RUNS = 6
 """Runs from which on they are resampled; with fewer, uncertainty comes from the curvature of the fit."""
 
@@ -156,6 +159,24 @@ class _Problem:
             found.append(_binned(expected, bins) - losses)
         return found
 
+    def disturbed(self, point: NDArray[np.float64], rng: np.random.Generator) -> _Problem:
+        """The same runs as they might have come out: what the fit leaves over, the sign of each stretch drawn anew.
+
+        One draw for all runs (wild bootstrap, in blocks of steps): runs that share their data order share the noise of
+        their batches, and resampling whole runs cannot show what all of them have in common.
+        """
+        longest = max(len(record.loss) for record in self.records)
+        signs = rng.choice((-1.0, 1.0), BLOCKS)
+        losses = []
+        for record, bins, recorded, (left,) in zip(
+            self.records, self.bins, self.losses, self.residuals(point[None]), strict=True
+        ):
+            step = _binned(np.arange(len(record.loss), dtype=np.float64), bins)
+            losses.append(recorded + left - signs[(step * BLOCKS / longest).astype(np.int64)] * left)
+        other = copy.copy(self)
+        other.losses = losses
+        return other
+
     def identified(self, point: NDArray[np.float64]) -> list[str]:
         """Parameters on which a residual depends at this point."""
         _, high = self.bounds
@@ -210,7 +231,8 @@ def calibrate(
 
     `plant`: where to start, and values of the `fixed` parameters. `held_out`: runs that are judged only; None: every
     run is predicted by a fit to runs of the other groups (`FOLDS`), or left unjudged where there is one run only.
-    `draws`: fits to resampled runs, or draws from the curvature with fewer than `FEWEST_RUNS`. `noise_sd` is set from
+    `draws`: fits to resampled runs with their noise drawn anew, or draws from the curvature with fewer than
+    `FEWEST_RUNS`. `noise_sd` is set from
     what is left within bins, a plant's `SPREADS` from run-to-run differences.
 
     Raises SimulateError when no run has a finite loss, and where scipy is not installed.
@@ -244,9 +266,10 @@ def calibrate(
 
     sampled = []
     if len(usable) >= FEWEST_RUNS:
+        signs = np.random.default_rng((8, seed))
         for draw in range(draws):
             weights = np.bincount(rng.integers(0, len(usable), len(usable)), minlength=len(usable)).astype(float)
-            sampled.append(problem.fit(point, weights, noise, 12)[0])
+            sampled.append(problem.disturbed(point, signs).fit(point, weights, noise, 12)[0])
             if progress:
                 progress("resampling runs", draw + 1, draws)
     elif draws:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lbw_sim.errors import TraceError
-from lbw_sim.trace.journal import DamagedHeaderError, JournalReader, TraceWarning, is_at, lock
+from lbw_sim.trace.journal import DamagedHeaderError, JournalReader, TraceWarning, is_at, lock, locked_by_somebody
 from lbw_sim.trace.layout import journal_name, journals_in, segment_name
 from lbw_sim.trace.schema import Damage
 
@@ -54,6 +54,21 @@ def recover_run(run_folder: Path) -> list[Recovered]:
         if found is not None:
             recovered.append(found)
     return recovered
+
+
+def living_writers(run_folder: Path) -> int:
+    """How many writers record this run now, as far as this system tells; more than one mix two trainings."""
+    living = 0
+    for segment in journals_in(os.listdir(run_folder)):
+        try:
+            fd = os.open(run_folder / journal_name(segment), os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            continue
+        try:
+            living += locked_by_somebody(fd) is True
+        finally:
+            os.close(fd)
+    return living
 
 
 def _recover_journal(run_folder: Path, segment: int) -> Recovered | None:

@@ -368,6 +368,47 @@ def test_what_cannot_be_guarded_is_refused_with_the_reason() -> None:
     other.close()
 
 
+def test_an_optimizer_without_a_learning_rate_is_recorded_and_never_acted_on(tmp_path: Path) -> None:
+    run = make_run()
+    optimizer = torch.optim.SGD(run.model.parameters(), lr=0.0)
+
+    class RelativeStep(torch.optim.Optimizer):
+        """Like Adafactor, whose lr is None when it finds its step size by itself."""
+
+        def __init__(self) -> None:
+            super().__init__(run.model.parameters(), {"lr": None})
+
+        def step(self, closure: Any = None) -> None:
+            optimizer.step()
+
+    relative = RelativeStep()
+    with pytest.raises(LiveError, match="RelativeStep has no 'lr'"):
+        attach(relative, EAGER, mode="active", unproven=True)
+    with attach(relative, EAGER, trace=tmp_path, run_id="relative") as live:
+        train(Run(run.model, relative), range(5), live)
+        assert live.grounded is None
+    columns = read_trace(tmp_path).to_numpy()
+    assert columns["step"].tolist() == list(range(5))
+    assert all(map(math.isnan, columns["lr"].tolist()))
+
+
+def test_two_guards_that_record_under_one_name_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Forgotten torch.distributed, or the same script twice: the reader would show one of the two."""
+    runs = make_run(seed=0), make_run(seed=1)
+    with attach(runs[0].optimizer, EAGER, trace=tmp_path, run_id="same") as first:
+        train(runs[0], range(3), first)
+        assert not caplog.text
+        with attach(runs[1].optimizer, EAGER, trace=tmp_path, run_id="same") as second:
+            train(runs[1], range(3), second)
+            assert "run same" in caplog.text
+            assert "its own run_id" in caplog.text
+    assert len(read_trace(tmp_path).table("all")) == 6
+    caplog.clear()
+    with attach(runs[0].optimizer, EAGER, trace=tmp_path, run_id="same") as third:
+        train(runs[0], range(3, 6), third)
+        assert not caplog.text, "a resumption"
+
+
 def test_after_detach_the_optimizer_is_its_owners_again() -> None:
     alone, run = make_run(), make_run()
     train(alone, range(20), fault=lambda s, loss: loss * 1.0)

@@ -190,6 +190,41 @@ def test_a_resumed_training_equals_an_uninterrupted_one(restore_callbacks: bool,
     assert_parts_are_the_whole(tmp_path / "traces", rows=12)
 
 
+@pytest.mark.parametrize("in_checkpoints", [False, True])
+def test_a_guard_that_may_roll_back_goes_through_checkpoints(in_checkpoints: bool, tmp_path: Path) -> None:
+    from lbw_sim.live import Snapshots
+    from lbw_sim.live.hf import guard_trainer
+
+    saving: dict[str, Any] = {"save_strategy": "steps", "save_steps": 4}
+
+    def guarded(**settings: Any) -> tuple[Any, Any, Any]:
+        trainer = tiny_trainer(tmp_path / "out", **saving, **settings)
+        ring = Snapshots(every_steps=2, keep=2, in_checkpoints=in_checkpoints)
+        return trainer, guard_trainer(trainer, EAGER, snapshots=ring, **ACTIVE), ring
+
+    first, guard, ring = guarded(max_steps=4)
+    first.train()
+    assert guard.live is not None
+    assert guard.live.grounded is None
+    held = [step.clone() for step in ring.held()[-1][1]]
+    if in_checkpoints:
+        # a later training without the ring, in the same folder, leaves none of this one's there
+        stays = tiny_trainer(tmp_path / "again", **saving, max_steps=4)
+        (tmp_path / "again" / "checkpoint-4").mkdir(parents=True)
+        (tmp_path / "again" / "checkpoint-4" / "lbw_guard_snapshots.pt").write_bytes(b"old")
+        guard_trainer(stays, EAGER, snapshots=Snapshots(), **ACTIVE)
+        stays.train()
+        assert not (tmp_path / "again" / "checkpoint-4" / "lbw_guard_snapshots.pt").exists()
+    second, again, taken_over = guarded(max_steps=5)
+    second.train(resume_from_checkpoint=True)
+    assert again.live is not None
+    assert again.live.grounded is None
+    assert again.live.step == 5
+    assert taken_over.steps == ([2, 4] if in_checkpoints else [4])
+    if in_checkpoints:
+        assert same_bits(taken_over.held()[0][1], held)
+
+
 def test_a_guard_that_comes_late_counts_the_trainers_steps(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     from lbw_sim.live.hf import guard_trainer
 

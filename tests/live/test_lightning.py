@@ -39,7 +39,7 @@ QUIET: dict[str, Any] = {
 Fault = Callable[[int, torch.Tensor], Any]
 
 
-def tiny_module(*, seed: int = 0, fault: Fault | None = None, automatic: bool = True) -> Any:
+def tiny_module(*, seed: int = 0, fault: Fault | None = None, automatic: bool = True, fused: bool | None = None) -> Any:
     import lightning.pytorch as lightning
 
     class Tiny(lightning.LightningModule):  # type: ignore[misc]
@@ -59,7 +59,7 @@ def tiny_module(*, seed: int = 0, fault: Fault | None = None, automatic: bool = 
             return loss
 
         def configure_optimizers(self) -> torch.optim.Optimizer:
-            return torch.optim.AdamW(self.parameters(), lr=1e-2)
+            return torch.optim.AdamW(self.parameters(), lr=1e-2, fused=fused)
 
     return Tiny()
 
@@ -116,6 +116,20 @@ def test_a_row_holds_the_mean_loss_of_its_micro_batches_and_the_gradient_before_
     assert columns["grad_norm"].tolist() == norms
     assert columns["grad_norm"].min() > 0.01
     assert columns["tokens"].tolist() == [64.0 * len(step) for step in steps]
+
+
+def test_the_gradient_norm_is_that_of_the_gradient_when_a_fused_optimizer_unscales_it_by_itself(tmp_path: Path) -> None:
+    from lightning.pytorch.plugins import MixedPrecision
+
+    from lbw_sim.live.lightning import GuardCallback
+
+    norms = {}
+    for fused in (False, True):
+        plugin = MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu", init_scale=256.0))
+        guard = GuardCallback(EAGER, trace=tmp_path / "traces", run_id=f"fused-{fused}")
+        fit(tiny_module(fused=fused), tmp_path, guard, plugins=[plugin])
+        norms[fused] = read_trace(tmp_path / "traces", f"fused-{fused}").to_numpy()["grad_norm"].tolist()
+    assert norms[True] == pytest.approx(norms[False], rel=1e-2)
 
 
 def test_a_step_that_the_precision_plugins_scaler_drops_is_a_dropped_row_and_no_alarm(tmp_path: Path) -> None:

@@ -153,6 +153,58 @@ def test_grad_norm_is_the_one_that_clipping_sees() -> None:
     assert float(found) == pytest.approx(float(expected), rel=1e-6)
 
 
+def test_a_gradient_is_measured_as_it_is_also_where_the_optimizer_unscales_it_by_itself(tmp_path: Path) -> None:
+    """A fused optimizer takes the gradient scaler's factor out inside its step, after the probes have looked."""
+    found = {}
+    for fused in (False, True):
+        torch.manual_seed(0)
+        model = nn.Linear(4, 1)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, fused=fused)
+        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=3)
+        probes = [GradNorm(optimizer), RobustRms(optimizer, every_steps=1)]
+        name = f"fused-{fused}"
+        with attach(optimizer, "default", trace=tmp_path, run_id=name, probes=probes, scaler=scaler) as live:
+            for step in range(10):
+                loss = loss_of(model, batch_of(step))
+                optimizer.zero_grad()
+                scaler.scale(loss).backward()
+                live.observe(loss)
+                scaler.step(optimizer)
+                scaler.update()
+        found[fused] = read_trace(tmp_path, name).to_numpy()
+    assert found[True]["grad_norm"].tolist() == pytest.approx(found[False]["grad_norm"].tolist(), rel=1e-4)
+    assert found[True]["robust_rms"][1:].tolist() == pytest.approx(found[False]["robust_rms"][1:].tolist(), rel=1e-4)
+
+
+def test_a_half_step_is_half_a_step_also_where_the_whole_training_step_is_under_autocast(tmp_path: Path) -> None:
+    """Autocast keeps cast weights until its block ends: those of before the probe moved the weights."""
+    found = {}
+    for place in ("forward only", "whole step"):
+        torch.manual_seed(0)
+        model = nn.Linear(4, 1)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+        def autocast_loss(batch: Any, model: nn.Module = model) -> torch.Tensor:
+            with torch.autocast("cpu", torch.bfloat16):
+                return loss_of(model, batch)
+
+        probe = HalfStep(model, autocast_loss, optimizer)
+        run = place.replace(" ", "-")
+        with attach(optimizer, "default", trace=tmp_path, run_id=run, probes=[probe]) as live:
+            for step in range(5):
+                with torch.autocast("cpu", torch.bfloat16, enabled=place == "whole step"):
+                    loss = autocast_loss(batch_of(step))
+                    optimizer.zero_grad()
+                    loss.backward()
+                    live.observe(loss, batch=batch_of(step))
+                    optimizer.step()
+        assert torch.is_autocast_cache_enabled()
+        found[place] = read_trace(tmp_path, run).to_numpy()
+    for channel in ("loss", "step_gain", "half_step_gain"):
+        assert np.array_equal(found["whole step"][channel], found["forward only"][channel], equal_nan=True), channel
+    assert not np.array_equal(found["whole step"]["step_gain"][1:], found["whole step"]["half_step_gain"][1:])
+
+
 def test_update_norm_is_the_length_of_the_weights_own_change(tmp_path: Path) -> None:
     model = noisy_model()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from commands import lbw
 
 from lbw_sim.errors import LiveError
 from lbw_sim.guard import Guard, GuardSpec
@@ -18,6 +19,7 @@ from lbw_sim.guard.policies.rewind import Rewind
 from lbw_sim.guard.sensors.robust_loss import RobustLoss
 from lbw_sim.live import Snapshots, attach
 from lbw_sim.replay import verify
+from lbw_sim.report.findings import examine
 from lbw_sim.trace import read_trace
 from lbw_sim.values import Posture, Reason
 
@@ -172,6 +174,21 @@ def test_rollbacks_are_bounded_and_a_step_that_cannot_go_back_is_an_ordinary_ste
     assert verify(read_trace(tmp_path, "empty")).rows == 59
 
 
+def test_a_run_that_rolled_back_is_shown_and_reported_with_its_rollbacks(tmp_path: Path) -> None:
+    """The row that goes back is itself given up: the final lineage, which everything else is taken from, lacks it."""
+    run = make_run()
+    with attach(run.optimizer, REWINDING, trace=tmp_path, run_id="back", snapshots=Snapshots(), **ACTIVE) as live:
+        train(run, range(60), live, fault=spike)
+    trace = read_trace(tmp_path)
+    took = int((trace.to_numpy("all")["rolled_back_to"] >= 0).sum())
+    assert took > 0
+    (said,) = [line for line in lbw("show", tmp_path).stdout.splitlines() if line.startswith("rollbacks")]
+    assert said.split() == ["rollbacks", str(took)]
+    ((found, _),) = examine([trace], guard=None, fallback=REWINDING, rules={})
+    assert found.control.rollbacks == took
+    assert next(one.used for one in found.budgets if one.limit == "rollbacks") == took
+
+
 def test_no_snapshot_is_taken_of_a_run_in_danger() -> None:
     run = make_run()
     ring = Snapshots(every_steps=1, keep=100)
@@ -288,6 +305,22 @@ def test_guard_and_ring_travel_through_a_distributed_checkpoint(tmp_path: Path) 
         loaded = live.state_dict()
         assert loaded["guard"] == saved["guard"]
         assert loaded["snapshots"]["steps"] == saved["snapshots"]["steps"]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_checkpoint_waits_for_a_snapshot_that_is_still_on_its_way() -> None:
+    weight = torch.nn.Parameter(torch.zeros(1 << 22, device="cuda"))
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+    ring = Snapshots(keep=1, in_checkpoints=True)
+    ring.take(0, [optimizer])
+    torch.cuda.synchronize()
+    torch.cuda._sleep(200_000_000)
+    with torch.no_grad():
+        weight.fill_(1.0)
+    ring.take(1, [optimizer])
+    kept = Snapshots(keep=1, in_checkpoints=True)
+    kept.load_state_dict(ring.state_dict())
+    assert float(kept.held()[0][1][0].min()) == 1.0
 
 
 def test_a_callback_that_fails_costs_no_rollback(caplog: pytest.LogCaptureFixture) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import pickle
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -303,6 +304,107 @@ def test_an_exception_inside_the_step_costs_one_row_no_other_and_no_learning_rat
     assert columns["step"].tolist() == list(range(60)), "the step that raised had its decision, and has its row"
     assert not any(map(math.isnan, columns["loss"].tolist()))
     assert verify(read_trace(tmp_path)).rows == 60
+
+
+@pytest.mark.parametrize("attached_first", [True, False])
+def test_a_scheduler_that_somebodys_hook_steps_never_finds_a_scaled_lr(attached_first: bool) -> None:
+    """An exponential schedule multiplies what it finds: each damped step would lower the learning rate for good."""
+    lrs: dict[str, list[float]] = {}
+    for name in ("free", "guarded"):
+        run = make_run()
+        scheduler = torch.optim.lr_scheduler.ExponentialLR(run.optimizer, 0.99)
+        live = attach(run.optimizer, EAGER, **ACTIVE) if name == "guarded" and attached_first else None
+        run.optimizer.register_step_post_hook(lambda *_, scheduler=scheduler: scheduler.step())
+        if name == "guarded" and not attached_first:
+            live = attach(run.optimizer, EAGER, **ACTIVE)
+        lrs[name] = []
+        for step in range(60):
+            train(run, range(step, step + 1), live, fault=spike)
+            lrs[name].append(run.optimizer.param_groups[0]["lr"])
+        if live is not None:
+            assert live.decision.energy > 0.0
+            live.close()
+    assert lrs["guarded"] == lrs["free"]
+
+
+def test_a_learning_rate_that_was_set_while_it_was_scaled_is_not_passed_over_in_silence(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    run = make_run()
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(run.optimizer, 0.99)
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("out of memory")
+
+    with attach(run.optimizer, EAGER, **ACTIVE) as live:
+        train(run, range(33), live, fault=spike, scheduler=scheduler)
+        assert "somebody set another" not in caplog.text
+        hook = run.optimizer.register_step_pre_hook(fail)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            train(run, range(33, 34), live)
+        hook.remove()
+        scheduler.step()  # the loop has caught it and goes on
+        train(run, range(34, 40), live)
+    assert caplog.text.count("somebody set another") == 1
+
+
+@pytest.mark.parametrize("closure", [False, True])
+def test_a_subclass_that_calls_its_parents_step_takes_one_step(closure: bool, tmp_path: Path) -> None:
+    """torch hooks the step of each class that was ever used: of such an optimizer, both."""
+
+    class Averaged(torch.optim.AdamW):
+        def step(self, closure: Any = None) -> Any:
+            if fails:
+                raise RuntimeError("before the parent's step")
+            return super().step(closure)
+
+    def fly(kind: type[torch.optim.AdamW]) -> dict[str, Any]:
+        run = make_run()
+        optimizer = kind(run.model.parameters(), lr=1e-2)
+
+        def evaluated() -> torch.Tensor:
+            x, y = batch(live.step)
+            optimizer.zero_grad()
+            loss = spike(live.step, (run.model(x) - y).square().mean())
+            loss.backward()
+            return loss
+
+        with attach(optimizer, EAGER, trace=tmp_path, run_id=kind.__name__, **ACTIVE) as live:
+            for _ in range(60):
+                if closure:
+                    optimizer.step(evaluated)
+                else:
+                    live.observe(evaluated())
+                    optimizer.step()
+            assert live.step == 60
+            if kind is Averaged:
+                fails.append(True)
+                with pytest.raises(RuntimeError, match="parent's step"):
+                    optimizer.step()
+                fails.clear()
+                optimizer.step()
+        return read_trace(tmp_path, kind.__name__).to_numpy()
+
+    fails: list[bool] = []
+    theirs, ours = fly(torch.optim.AdamW), fly(Averaged)
+    for column in ("loss", "scale", "effective_lr"):
+        assert ours[column][:60].tolist() == theirs[column].tolist()
+    assert len(ours["step"]) == 62
+    assert theirs["scale"].min() < 1.0
+
+
+def test_a_guard_that_was_detached_keeps_nothing_of_what_it_is_told() -> None:
+    run = make_run()
+    live = attach(run.optimizer, EAGER)
+    live.detach()
+    loss = torch.ones(())
+    freed = weakref.ref(loss)
+    for _ in range(100):
+        live.observe(loss, batch=loss)
+    del loss
+    assert live._mail.empty
+    assert freed() is None
+    live.close()
 
 
 @pytest.mark.parametrize("place", ["before ours", "after ours", "post", "state dict"])

@@ -50,3 +50,9 @@ def test_what_cannot_be_said_is_nan() -> None:
     assert math.isnan(mean_estimate([1.0, math.nan]).mean)
     assert math.isnan(mean_estimate([2.0]).low)
     assert math.isnan(rank_methods(["a", "b"], np.array([[1.0, 2.0]])).critical_difference)
+
+
+def test_a_method_whose_loss_is_nan_is_ranked_last_not_first() -> None:
+    ranks = rank_methods(["a", "lost", "b"], np.array([[1.0, math.nan, 2.0], [2.0, math.nan, 1.0]]))
+    assert ranks.methods[-1] == "lost"
+    assert ranks.mean_ranks == (1.5, 1.5, 3.0)

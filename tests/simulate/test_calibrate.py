@@ -67,6 +67,18 @@ def test_groups_of_runs_are_left_out_in_turn_and_what_no_run_identifies_stays_as
     assert kept.plant["gradient_sd"] == 1.0
 
 
+def test_noise_that_all_runs_share_is_in_the_uncertainty_though_resampling_runs_does_not_show_it() -> None:
+    """Eight runs with one data order know the floor as well as one run does, not eight times as well."""
+    truth = NoisyQuadratic(floor=2.0, curvature=60.0, gradient_sd=0.0, start=0.1)
+    runs = [recorded(truth, f"r{i}", np.full(300, 5e-3)) for i in range(8)]
+    known = {"curvature": 60.0, "gradient_sd": 0.0, "start": 0.1}
+    spec = calibrate(
+        runs, PlantSpec.load("noisy_quadratic").with_parameters(known), fixed=list(known), held_out=[], draws=40
+    )
+    of_the_mean = 0.03 / np.sqrt(300)
+    assert 0.5 * of_the_mean < spec.uncertainty["floor"] < 2.0 * of_the_mean
+
+
 def test_batch_noise_belongs_to_the_data_order_and_outlives_another_learning_rate() -> None:
     truth = NoisyQuadratic(curvature=60.0, gradient_sd=0.5, start=0.1, noise_sd=0.03)
     runs = [recorded(truth, "a", np.full(300, 1e-3)), recorded(truth, "b", np.full(300, 8e-3))]

@@ -74,6 +74,25 @@ def test_a_resumed_run_is_one_run_whose_last_word_counts(tmp_path: Path) -> None
     assert any("the step does not rise at row 4: step 2 -> 2 (1 in all)" in text for text in run.suspicions)
 
 
+def test_two_writers_of_one_training_make_one_row_a_step_also_when_it_is_resumed(tmp_path: Path) -> None:
+    from torch.utils.tensorboard import SummaryWriter
+
+    for part, (start, steps) in enumerate([(1.7e9, range(6)), (1.8e9, range(4, 9))]):
+        for tag, value in (("train/loss", 5.0), ("lr", 0.1)):
+            with SummaryWriter(str(tmp_path / "run"), filename_suffix=f".{part}.{tag[:2]}") as writer:
+                for step in steps:
+                    writer.add_scalar(tag, value - part / 16, step, walltime=start + step)
+            for file in (tmp_path / "run").glob(f"*.{part}.{tag[:2]}"):
+                file.rename(file.with_name(f"events.out.tfevents.{part}{tag[:2]}"))
+    import_path(tmp_path / "run", tmp_path / "out")
+    trace = read_trace(tmp_path / "out")
+    columns = trace.to_numpy()
+    assert columns["step"].tolist() == list(range(9))
+    assert columns["loss"].tolist() == [5.0] * 4 + [5.0 - 1 / 16] * 5
+    assert columns["lr"].tolist() == pytest.approx([0.1] * 4 + [0.1 - 1 / 16] * 5)
+    assert trace.to_numpy("all")["attempt"].tolist() == [0] * 6 + [1] * 5
+
+
 def test_a_torn_tail_is_told_and_what_lies_before_it_is_read(tmp_path: Path) -> None:
     file = write_run(tmp_path / "run")
     data = file.read_bytes()

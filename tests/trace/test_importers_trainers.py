@@ -168,6 +168,19 @@ def test_the_state_of_a_real_trainer_comes_back_and_says_what_it_hides(tmp_path:
     assert "8 losses are exactly 0: a nan may have been logged as 0" in each, "the Trainer logged the nan as 0.0"
 
 
+@pytest.mark.parametrize(("own", "checkpoint", "rows"), [(5, 9, 9), (12, 9, 12), (9, 9, 9)])
+def test_of_a_resumed_run_that_died_the_newest_state_is_imported(
+    own: int, checkpoint: int, rows: int, tmp_path: Path
+) -> None:
+    """The first training ended and wrote the folder's own state; the second got as far as a checkpoint."""
+    for folder, steps in ((tmp_path / "run", own), (tmp_path / "run" / "checkpoint-9", checkpoint)):
+        folder.mkdir(parents=True, exist_ok=True)
+        history = [{"step": step + 1, "loss": 2.0 - step / 100} for step in range(steps)]
+        state = {"best_global_step": 3, "global_step": steps, "log_history": history, "logging_steps": 1}
+        (folder / "trainer_state.json").write_text(json.dumps(state, indent=2))
+    assert [run.rows for run in import_path(tmp_path / "run", tmp_path / "traces").runs] == [rows]
+
+
 def test_a_trainer_state_is_read_entry_by_entry_and_a_cut_one_as_far_as_it_goes(tmp_path: Path) -> None:
     history = [{"step": step, "loss": 2.5 - step / 1e5, "note": "x" * 100} for step in range(1, 5000)]
     text = json.dumps({"a": '"log_history": [1]', "log_history": history, "logging_steps": 1.0, "max_steps": 9})

@@ -8,15 +8,16 @@ from typing import Any, SupportsFloat
 import torch
 from torch import Tensor
 
-from lbw_sim.live.probes.measuring import copies, every, norm_share, numbers_in, parameters_of
+from lbw_sim.live.probes.measuring import copies, every, gradient_scale, norm_share, numbers_in, parameters_of
 
 
 class GradNorm:
     """Channel `grad_norm`: Euclidean norm of the gradients that the optimizer is about to use, all shards together.
 
     A loop that clips has this number before clipping, for nothing: `observe(loss, grad_norm=clip_grad_norm_(...))`;
-    after it this probe sees the clipped ones. Cost: one pass over the gradients, two operations an element, and with
-    DTensors one all-reduce of one number for each axis of their mesh.
+    after it this probe sees the clipped ones. What a gradient scaler has multiplied them by is taken out. Cost: one
+    pass over the gradients, two operations an element, and with DTensors one all-reduce of one number for each axis of
+    their mesh.
 
     >>> weight = torch.nn.Parameter(torch.zeros(2))
     >>> weight.grad = torch.tensor([3.0, 4.0])
@@ -47,7 +48,9 @@ class GradNorm:
         for mesh, sharded in by_mesh.items():
             totals.append(self._over(mesh, norm_share([numbers_in(g) for g in sharded], [copies(g) for g in sharded])))
         first = totals[0].device
-        return {"grad_norm": torch.linalg.vector_norm(torch.stack([total.to(first) for total in totals]))}
+        norm = torch.linalg.vector_norm(torch.stack([total.to(first) for total in totals]))
+        scale = gradient_scale(self._optimizer)
+        return {"grad_norm": norm if scale is None else norm / scale.to(first, non_blocking=True)}
 
     @staticmethod
     def _over(mesh: Any, share: Tensor) -> Tensor:

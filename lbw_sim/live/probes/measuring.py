@@ -25,17 +25,22 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     """Evaluate `model` inside: no gradients, evaluation mode, and afterwards modes and random numbers as before.
 
     In evaluation mode BatchNorm reads its running statistics and leaves them alone. Python's and NumPy's own random
-    numbers are not restored. A model compiled by `torch.compile` is compiled once more, for evaluation.
+    numbers are not restored. A model compiled by `torch.compile` is compiled once more, for evaluation. Where a whole
+    training step stands under `torch.autocast`, its cache of cast weights is neither read nor filled: it would give the
+    weights as they were before a probe moved them, or give training weights that have no gradient.
     """
     modes = [(module, module.training) for module in model.modules()]
     # the states of the generators live on the host: reading them does not wait for the device
     devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
+    cached = torch.is_autocast_cache_enabled()
     with torch.random.fork_rng(devices=devices), torch.no_grad():
         try:
+            torch.set_autocast_cache_enabled(False)
             for module, _ in modes:
                 module.training = False
             yield
         finally:
+            torch.set_autocast_cache_enabled(cached)
             for module, training in modes:
                 module.training = training
 
@@ -80,6 +85,13 @@ def norm_share(parts: Sequence[Tensor], copied: Sequence[int]) -> Tensor:
     first = totals[0].device
     whole: Tensor = torch.linalg.vector_norm(torch.stack([total.to(first, non_blocking=True) for total in totals]))
     return whole
+
+
+def gradient_scale(optimizer: torch.optim.Optimizer) -> Tensor | None:
+    """What a gradient scaler has multiplied the gradients by, where the optimizer is to divide them itself, in its
+    fused step; None: they are as they are."""
+    scale: Tensor | None = getattr(optimizer, "grad_scale", None)
+    return scale
 
 
 def parameters_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lbw_sim.errors import LiveError
-from lbw_sim.live.probes.measuring import every
+from lbw_sim.live.probes.measuring import every, gradient_scale
 from lbw_sim.live.snapshots import local
 
 
@@ -57,13 +57,17 @@ class RobustRms:
         if step % self.every_steps:
             return {}
         found: list[Tensor] = []
+        scale = gradient_scale(self._optimizer)
         for group in self._optimizer.param_groups:
             beta, epsilon = group["betas"][1], group["eps"]
             for parameter in group["params"]:
                 state = self._optimizer.state.get(parameter, {})
                 if parameter.grad is None or parameter.grad.is_sparse or "exp_avg_sq" not in state:
                     continue
-                square = local(parameter.grad.detach()).float().square()
+                gradient = local(parameter.grad.detach()).float()
+                if scale is not None:
+                    gradient = gradient / scale.to(gradient.device, non_blocking=True)
+                square = gradient.square()
                 if square.numel() == 0:
                     continue
                 memory = local(state["exp_avg_sq"]).float().mul(beta).add_(square, alpha=1.0 - beta)

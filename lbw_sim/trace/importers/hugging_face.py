@@ -22,6 +22,9 @@ _WINDOW = 1 << 18
 # a quote inside of a JSON text has a backslash before it
 _HISTORY = re.compile(r'(?<!\\)"log_history"\s{0,20}:\s{0,20}\[')
 _LOGGING_STEPS = re.compile(r'(?<!\\)"logging_steps"\s{0,20}:\s{0,20}(\d{1,12}(?:\.\d{1,12})?)')
+_GLOBAL_STEP = re.compile(r'(?<!\\)"global_step"\s{0,20}:\s{0,20}(\d{1,15})')
+_HEAD_BYTES = 1 << 14
+"""In which the trainer has written `global_step`, before its history."""
 _BETWEEN = re.compile(r"[\s,]*")
 
 
@@ -76,14 +79,17 @@ def entries(text: str, start: int, where: str, lost: list[str]) -> Iterator[dict
 
 
 def _last(files: Sequence[Path]) -> Path:
-    """The file of the checkpoint with the most steps."""
+    """The file with the most steps: in a run that was resumed and died the folder's own may be an old one."""
 
-    def step(path: Path) -> tuple[int, str]:
+    def steps(path: Path) -> tuple[int, bool, str]:
         number = path.parent.name.removeprefix("checkpoint-")
-        # the folder of the run itself is written last
-        return (int(number) if number.isdigit() and len(number) < 16 else 1 << 60, str(path))
+        of_checkpoint = number.isdigit() and len(number) < 16
+        with open(path, "rb") as file:
+            found = _GLOBAL_STEP.search(file.read(_HEAD_BYTES).decode("utf-8", "replace"))
+        taken = int(found[1]) if found else int(number) if of_checkpoint else 1 << 60
+        return taken, not of_checkpoint, str(path)
 
-    return max(files, key=step)
+    return max(files, key=steps)
 
 
 def _runs(files: Sequence[Path], columns: Mapping[str, str]) -> Iterator[LoggedRun]:

@@ -7,8 +7,10 @@ before it is kept; so is everything beside a record that fails its checksum.
 
 from __future__ import annotations
 
+import math
 import re
 import struct
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -250,6 +252,33 @@ def is_event_file(path: Path, head: bytes) -> bool:
     return size < 1 << 32 and int(masked_crc32c([head[:8]])[0]) == crc and head[12] == 0x09
 
 
+def _join_writers(series: Mapping[str, Series]) -> None:
+    """Give files that were written at the same time one segment, where they hold different tags.
+
+    Two writers of one training, the loss in one file and the learning rate in the other: taken for a resumption, the
+    rows of the second would replace those of the first.
+    """
+    seen: dict[int, dict[str, tuple[float, float]]] = {}
+    for name, one in series.items():
+        segment, time_s = np.frombuffer(one.segment, np.int64), np.frombuffer(one.time)
+        for number in np.unique(segment).tolist():
+            mine = time_s[segment == number]
+            seen.setdefault(number, {})[name] = (float(mine.min()), float(mine.max()))
+    place = np.zeros(max(seen, default=0) + 1, np.int64)
+    tags: set[str] = set()
+    until, group = math.inf, -1
+    for number, held in sorted(seen.items()):
+        began, ended = min(first for first, _ in held.values()), max(last for _, last in held.values())
+        if group < 0 or tags & held.keys() or not began < until:
+            tags, until, group = set(), ended, group + 1
+        tags |= held.keys()
+        until = max(until, ended)
+        place[number] = group
+    # each once: a user may have named one tag for two columns
+    for one in {id(one): one for one in series.values()}.values():
+        one.segment = array("q", place[np.frombuffer(one.segment, np.int64)].tobytes())
+
+
 def _runs(files: Sequence[Path], columns: Mapping[str, str]) -> Iterator[LoggedRun]:
     files = sorted(files, key=lambda path: path.name)
     folder = files[0].resolve().parent.name
@@ -262,6 +291,7 @@ def _runs(files: Sequence[Path], columns: Mapping[str, str]) -> Iterator[LoggedR
     del mapping["step"]
     mapping.pop("elapsed_s", None)
     series = {name: reader.series[tag] for name, tag in mapping.items() if len(reader.series[tag])}
+    _join_writers(series)
     rows = rows_by_step(series, folder)
     facts: dict[str, str | int | float | None] = {"source_scalars": reader.scalars}
     if {"train/loss", "train/epoch"} <= reader.names.keys():
