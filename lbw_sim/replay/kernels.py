@@ -55,7 +55,7 @@ GENERATOR = 2
 """Stands in every kernel's text, and so in its name."""
 WORD_ROWS = 48
 """Rows whose unsafe bits share one float64: whole numbers below 2**53 are exact."""
-LONGEST_PIECE = 150
+LONGEST_PIECE = 60
 """Lines of a step beyond which it is cut into pieces; measured in `benchmarks/rollout.py`."""
 LARGEST_CODE = 127
 """Enumeration codes are stored as int8."""
@@ -84,6 +84,8 @@ class Layout(NamedTuple):
     """Rows for what the kernel sums up."""
     spilled: int = 0
     """Rows for what crosses from one piece of a long step to another."""
+    inputs: tuple[str, ...] = ()
+    """What a step of a loop reads of what it is handed."""
 
     @property
     def rows(self) -> int:
@@ -373,17 +375,18 @@ def _arranged(
     for i in state:
         before, after = read.before[i].code, read.after[i].code
         if after != before:
-            stores.append(_Store(f"buffer[{_at(places[before], lanes)}] = {after}", {after}, before))
+            stores.append(_Store(f"buffer[{_at(places[before], lanes)}] = opaque({after})", {after}, before))
     for name, text in summary.items():
-        stores.append(_Store(f"buffer[{_at(layout.summary_row(name), lanes)}] = {text}", {text}, f"old_{name}0"))
+        stores.append(_Store(f"buffer[{_at(layout.summary_row(name), lanes)}] = opaque({text})", {text}, f"old_{name}0"))
     for name, (code, kind) in outputs.items():
         cast = code if kind == "float64" else f"{kind}({code})"
         stores.append(_Store(f"{name}[{_at('row', lanes)}] = {cast}", {code}, ""))
     whole = lanes == 1 or bool(read.windows) or any(line.body for line in lines)
+    pieces = [lines] if whole else _pieces(_close_together(lines))
     # of a single candidate, parameters and what follows from them stay where they are from step to step
     fixed = {*parameters.values(), *derived} if lanes == 1 else set()
     loaded = {name: row for name, row in places.items() if name not in fixed}
-    bodies, spilled = _bodies([lines] if whole else _pieces(lines), stores, loaded, inputs, layout.rows, lanes)
+    bodies, spilled = _bodies(pieces, stores, loaded, inputs, layout.rows, lanes)
     for k, window in enumerate(read.windows):
         bodies[0][:0] = [
             f"base{k} = place[{3 * k}]",
@@ -410,6 +413,37 @@ class _Store(NamedTuple):
     reads: set[str]
     overwrites: str
     """Name that is loaded from that place at the start of a step; empty: none."""
+
+
+def _close_together(lines: Sequence[Line]) -> list[Line]:
+    """The lines in an order in which few values wait for their last reader: those beyond a core's registers are stored
+    and loaded again.
+
+    Of the lines that can be next, the one that leaves the fewest values waiting; of several, the first.
+    """
+    defined = {line.target for line in lines}
+    reads = [names_in(line.text) & defined for line in lines]
+    readers: dict[str, list[int]] = {name: [] for name in defined}
+    for i, names in enumerate(reads):
+        for name in names:
+            readers[name].append(i)
+    unread = {name: len(those) for name, those in readers.items()}
+    missing = [len(names) for names in reads]
+    ready = [i for i, count in enumerate(missing) if count == 0]
+    order = []
+    while ready:
+        following = min(
+            ready, key=lambda i: (bool(unread[lines[i].target]) - sum(unread[name] == 1 for name in reads[i]), i)
+        )
+        ready.remove(following)
+        order.append(lines[following])
+        for name in reads[following]:
+            unread[name] -= 1
+        for i in readers[lines[following].target]:
+            missing[i] -= 1
+            if missing[i] == 0:
+                ready.append(i)
+    return order
 
 
 def _pieces(lines: Sequence[Line]) -> list[Sequence[Line]]:
@@ -459,28 +493,52 @@ def _bodies(
                 at[i], moving = earliest, True
     for i, store in enumerate(stores):
         reads[at[i]] |= store.reads
-    spills = {
-        name: rows + i
-        for i, name in enumerate(
-            sorted(n for n, piece in defined.items() if any(n in names for names in reads[piece + 1 :]))
-        )
-    }
+    spills: dict[str, int] = {}
+    free_from: list[int] = []  # for each row, the first piece that may write it anew
+    for name, piece in defined.items():
+        last = max((later for later, names in enumerate(reads) if name in names), default=piece)
+        if last > piece:
+            row = next((row for row, first in enumerate(free_from) if first <= piece), len(free_from))
+            free_from[row : row + 1] = [last + 1]
+            spills[name] = rows + row
     bodies = []
     for piece, lines in enumerate(pieces):
-        body = [text for name, text in inputs.items() if name in reads[piece]]
-        body += [f"{name} = buffer[{_at(row, lanes)}]" for name, row in places.items() if name in reads[piece]]
-        for name, row in spills.items():
-            if name in reads[piece] and defined[name] < piece:
+        loads = {name: text for name, text in inputs.items() if name in reads[piece]}
+        for name, row in [*places.items(), *((name, row) for name, row in spills.items() if defined[name] < piece)]:
+            if name in reads[piece]:
                 test = " != 0.0" if name in boolean else ""
-                body.append(f"{name} = buffer[{_at(row, lanes)}]{test}")
-        body += _rendered(lines)
-        body += [store.text for i, store in enumerate(stores) if at[i] == piece]
+                loads[name] = f"{name} = buffer[{_at(row, lanes)}]{test}"
+        waiting = [store for i, store in enumerate(stores) if at[i] == piece]
         for name, row in spills.items():
             if defined[name] == piece:
                 value = f"select({name}, 1.0, 0.0)" if name in boolean else name
-                body.append(f"buffer[{_at(row, lanes)}] = {value}")
-        bodies.append(body)
-    return bodies, len(spills)
+                waiting.append(_Store(f"buffer[{_at(row, lanes)}] = {value}", {name}, ""))
+        bodies.append(_woven(lines, loads, waiting))
+    return bodies, len(free_from)
+
+
+def _woven(lines: Sequence[Line], loads: dict[str, str], stores: Sequence[_Store]) -> list[str]:
+    """A piece with every load before its first reader and every store behind its value, to hold few values at a time.
+
+    `loads`: name -> text.
+    """
+    body = []
+    last = {name: i for i, line in enumerate(lines) for name in (line.target, *(inner.target for inner in line.body))}
+    after: list[list[_Store]] = [[] for _ in range(len(lines) + 1)]
+    for store in stores:
+        after[1 + max((last.get(name, -1) for name in store.reads), default=-1)].append(store)
+
+    def load(names: set[str]) -> None:
+        body.extend(loads.pop(name) for name in sorted(names & loads.keys()))
+
+    for i in range(len(lines) + 1):
+        for store in after[i]:
+            load(store.reads | {store.overwrites})
+            body.append(store.text)
+        if i < len(lines):
+            load(_read_by(lines[i]))
+            body += _rendered(lines[i : i + 1])
+    return body
 
 
 def _at(row: int | str, lanes: int) -> str:
@@ -504,8 +562,8 @@ def loop_source(subject: Any, inputs: type, results: Sequence[str], outputs: Map
     each candidate; `results`: fields of the state that are read at the end; `outputs`: field of the output to write at
     every step -> numba type. Raises CannotInline.
 
-    The kernel takes (inputs[name, row, lane], begin, end, buffer, win, place, *outputs) and flags in the summary entry
-    `fault` the candidates for which Python would have raised.
+    The kernel takes (inputs[name, row, lane], begin, end, buffer, win, place, *outputs), reads of the inputs what
+    `Layout.inputs` names, and flags in the summary entry `fault` the candidates for which Python would have raised.
     """
     fields: tuple[str, ...] = inputs._fields  # type: ignore[attr-defined]
     handed = Record(inputs, tuple(Num(f"now{i}") for i in range(len(fields))))
@@ -540,7 +598,8 @@ def loop_source(subject: Any, inputs: type, results: Sequence[str], outputs: Map
         more_arguments="".join(f", {name}" for name in written),
         more_types="".join(f", {kind}[::1]" for kind in outputs.values()),
     )
-    return Source(text, made.layout)
+    read_inputs = tuple(name for i, name in enumerate(fields) if f"now{i}" in made.used)
+    return Source(text, made.layout._replace(inputs=read_inputs))
 
 
 def _derived(lines: Sequence[Line], parameters: set[str], wanted: set[str]) -> tuple[list[str], list[Line]]:
@@ -617,6 +676,7 @@ def _rendered(lines: Sequence[Line]) -> Iterator[str]:
 _PRELUDE = '''\
 import math
 
+from llvmlite.ir import Instruction
 from numba import boolean, float64, int8, int64, njit, types
 from numba.extending import intrinsic
 from numpy import ceil as round_ceil, floor as round_floor, trunc as round_trunc
@@ -630,6 +690,16 @@ def select(typing_context, test, yes, no):
     def codegen(context, builder, signature, arguments):
         return builder.select(*arguments)
     return float64(boolean, float64, float64), codegen
+
+
+@intrinsic
+def opaque(typing_context, number):
+    """The number itself, by an instruction that the compiler cannot see through."""
+    def codegen(context, builder, signature, arguments):
+        freeze = Instruction(builder.block, arguments[0].type, "freeze", arguments)
+        builder._insert(freeze)
+        return freeze
+    return float64(float64), codegen
 
 
 @intrinsic
