@@ -23,6 +23,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from importlib.metadata import version
+from operator import attrgetter
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -86,6 +87,8 @@ class Layout(NamedTuple):
     """Rows for what crosses from one piece of a long step to another."""
     inputs: tuple[str, ...] = ()
     """What a step of a loop reads of what it is handed."""
+    results: tuple[int, ...] = ()
+    """Rows of what is read at the end of a loop."""
 
     @property
     def rows(self) -> int:
@@ -576,7 +579,8 @@ def loop_source(subject: Any, inputs: type, results: Sequence[str], outputs: Map
     lanes = lanes if not read.windows else 1
     inliner = read.inliner
     # the results have to be in the buffer, even those that no step reads
-    kept = [i for name, i in number_places(start).items() if name in results]
+    places = number_places(start)
+    kept = [places[name] for name in results]
     wanted = {read.after[i].code for i in kept}
     written = {}
     for name, kind in outputs.items():
@@ -599,7 +603,8 @@ def loop_source(subject: Any, inputs: type, results: Sequence[str], outputs: Map
         more_types="".join(f", {kind}[::1]" for kind in outputs.values()),
     )
     read_inputs = tuple(name for i, name in enumerate(fields) if f"now{i}" in made.used)
-    return Source(text, made.layout._replace(inputs=read_inputs))
+    result_rows = tuple(len(made.layout.parameters) + made.layout.state.index(place) for place in kept)
+    return Source(text, made.layout._replace(inputs=read_inputs, results=result_rows))
 
 
 def _derived(lines: Sequence[Line], parameters: set[str], wanted: set[str]) -> tuple[list[str], list[Line]]:
@@ -788,31 +793,26 @@ class Start(NamedTuple):
 def start(layout: Layout, guards: Sequence[Any]) -> Start:
     """The memory of these candidates (guards, or subjects of `loop_source`) before the first row."""
     lanes = layout.lanes
-    table = np.zeros((layout.rows, lanes))
+    columns: list[list[float]] = []
     unfit: list[bool] = []
     win, place = np.zeros(0), np.zeros(0, np.int64)
+    # many seeds of one candidate share a column: setting one up costs as much as some hundred steps
     known: dict[int, int] = {}
+    of_lane = []
     for lane in range(lanes):
         # lanes without a candidate repeat the first one: zeros would divide by zero, slowly
         guard = guards[lane if lane < len(guards) else 0]
-        twin = known.setdefault(id(guard), lane)
-        if twin != lane and not layout.windows:
-            # many seeds of one candidate: setting it up costs as much as some hundred steps
-            table[:, lane] = table[:, twin]
-            unfit.append(unfit[twin])
+        of_lane.append(known.setdefault(id(guard), len(columns)))
+        if of_lane[-1] < len(columns):
             continue
-        for row, path in enumerate(layout.parameters):
-            value: Any = guard
-            for name in path.split("."):
-                value = getattr(value, name)
-            table[row, lane] = value
         state = guard.init()
         numbers = list(numbers_of(state))
-        fits = True
-        for row, (i, (low, high, whole)) in enumerate(zip(layout.state, layout.bounds, strict=True)):
-            number = numbers[i]
-            table[len(layout.parameters) + row, lane] = number
-            fits = fits and low <= number <= high and (not whole or number == int(number))
+        kept = [numbers[i] for i in layout.state]
+        columns.append([*(attrgetter(path)(guard) for path in layout.parameters), *kept])
+        fits = all(
+            low <= number <= high and (not whole or number == int(number))
+            for number, (low, high, whole) in zip(kept, layout.bounds, strict=True)
+        )
         if layout.windows:
             windows = list(windows_of(state))
             fits = fits and all(len(window) > 0 for window in windows)
@@ -821,9 +821,11 @@ def start(layout: Layout, guards: Sequence[Any]) -> Start:
             ends = np.cumsum([0, *(2 * max(1, len(window)) for window in windows)])
             place = np.array([(ends[k], max(1, len(w)), ends[k]) for k, w in enumerate(windows)], np.int64).reshape(-1)
         unfit.append(not fits)
+    table = np.zeros((layout.rows, lanes))
+    table[: len(columns[0])] = np.array(columns, np.float64)[of_lane].T
     for name in layout.summary:
         table[layout.summary_row(name)] = SUMMARY_START.get(name, 0.0)
-    return Start(table.reshape(-1), win, place, np.array(unfit))
+    return Start(table.reshape(-1), win, place, np.array(unfit)[of_lane])
 
 
 _EXTRACTION = '''\

@@ -300,8 +300,7 @@ def _fly(
             inputs, 0, length, start.buffer, start.win, start.place, *(out[begin * lanes :] for out in outputs)
         )  # fmt: skip
     table = start.buffer.reshape(layout.rows, lanes)
-    places = kernels.number_places(handed[0][0].init())
-    results = table[[len(layout.parameters) + layout.state.index(places[name]) for name in RESULTS]].T.tolist()
+    results = table[list(layout.results)].T.tolist()
     faults = start.unfit | (table[layout.summary_row("fault")] != 0.0)
     return [
         _reference(*one, rows)
