@@ -6,7 +6,9 @@ file, either changes the text, and with it the name, or changes nothing. Compile
 
 What decides whether the loop vectorises, each failing silently by 4 to 10 times: one flat buffer with row offsets known
 when compiling, choices instead of branches and conditional stores, numpy's error model. Fast-math stays off and nothing
-is contracted to a fused multiply-add: every candidate gets the bits that Python gets.
+is contracted to a fused multiply-add: every candidate gets the bits that Python gets. What then costs by a half: pieces
+too long for a core to see the next lanes beyond them (`LONGEST_PIECE`), values that wait long for their reader, and the
+masked stores that LLVM makes of a choice between a new value and the old one (`opaque`): microcode on many AMD cores.
 """
 
 from __future__ import annotations
@@ -57,7 +59,8 @@ GENERATOR = 2
 WORD_ROWS = 48
 """Rows whose unsafe bits share one float64: whole numbers below 2**53 are exact."""
 LONGEST_PIECE = 60
-"""Lines of a step beyond which it is cut into pieces; measured in `benchmarks/rollout.py`."""
+"""Lines of a step beyond which it is cut into pieces: so few that a core can work on several lanes' at once, so many that
+few values cross; measured in `benchmarks/rollout.py`."""
 LARGEST_CODE = 127
 """Enumeration codes are stored as int8."""
 SUMMARY = ("fault", "unsafe_bits", "first_regime", "previous_regime", "switches", "active_steps", "min_scale", "energy",
@@ -380,7 +383,9 @@ def _arranged(
         if after != before:
             stores.append(_Store(f"buffer[{_at(places[before], lanes)}] = opaque({after})", {after}, before))
     for name, text in summary.items():
-        stores.append(_Store(f"buffer[{_at(layout.summary_row(name), lanes)}] = opaque({text})", {text}, f"old_{name}0"))
+        stores.append(
+            _Store(f"buffer[{_at(layout.summary_row(name), lanes)}] = opaque({text})", {text}, f"old_{name}0")
+        )
     for name, (code, kind) in outputs.items():
         cast = code if kind == "float64" else f"{kind}({code})"
         stores.append(_Store(f"{name}[{_at('row', lanes)}] = {cast}", {code}, ""))
@@ -452,7 +457,8 @@ def _close_together(lines: Sequence[Line]) -> list[Line]:
 def _pieces(lines: Sequence[Line]) -> list[Sequence[Line]]:
     """A long step in pieces, each a loop over the lanes of its own, cut where the fewest values have to cross.
 
-    Beyond some 700 lines the compiler gives up on lanes, tenfold slower, and before that it runs out of registers.
+    A step is one long chain of results that wait for each other. A core looks some 250 instructions ahead: the shorter
+    the piece, the more lanes it works on meanwhile. Beyond some 700 lines the compiler gives up on lanes altogether.
     """
     count = -(-len(lines) // LONGEST_PIECE)
     last_read = {name: i for i, line in enumerate(lines) for name in names_in(line.text)}
@@ -525,7 +531,7 @@ def _woven(lines: Sequence[Line], loads: dict[str, str], stores: Sequence[_Store
 
     `loads`: name -> text.
     """
-    body = []
+    body: list[str] = []
     last = {name: i for i, line in enumerate(lines) for name in (line.target, *(inner.target for inner in line.body))}
     after: list[list[_Store]] = [[] for _ in range(len(lines) + 1)]
     for store in stores:
