@@ -59,8 +59,8 @@ GENERATOR = 2
 WORD_ROWS = 48
 """Rows whose unsafe bits share one float64: whole numbers below 2**53 are exact."""
 LONGEST_PIECE = 60
-"""Lines of a step beyond which it is cut into pieces: so few that a core works on several lanes' at once, so many that few
-values cross; measured in `benchmarks/rollout.py`."""
+"""Lines of a step beyond which it is cut into pieces: so few that a core works on several lanes' at once, so many that
+few values cross; measured in `benchmarks/rollout.py`."""
 LARGEST_CODE = 127
 """Enumeration codes are stored as int8."""
 SUMMARY = ("fault", "unsafe_bits", "first_regime", "previous_regime", "switches", "active_steps", "min_scale", "energy",
