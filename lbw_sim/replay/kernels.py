@@ -61,6 +61,9 @@ WORD_ROWS = 48
 LONGEST_PIECE = 60
 """Lines of a step beyond which it is cut into pieces: so few that a core works on several lanes' at once, so many that
 few values cross; measured in `benchmarks/rollout.py`."""
+LARGEST_BUFFER = 24 * 1024
+"""Bytes of state of all lanes, beyond which half as many fly: together with a step's inputs they stay in a core's first
+cache, 32 KiB on many. Measured: 10 to 20 % of a step."""
 LARGEST_CODE = 127
 """Enumeration codes are stored as int8."""
 SUMMARY = ("fault", "unsafe_bits", "first_regime", "previous_regime", "switches", "active_steps", "min_scale", "energy",
@@ -182,7 +185,7 @@ _Bound = tuple[float, float, bool]
 def source(guard: Guard, lanes: int, rows: bool) -> Source:
     """The kernel of a guard's structure. Raises CannotInline, naming the component and the construct.
 
-    `rows`: also write every decision, not only what they add up to.
+    `lanes`: at most; `rows`: also write every decision, not only what they add up to.
     """
     read, bounds = _settled(guard.init(), lambda bounds: _read(guard, bounds))
     return _write(guard, read, bounds, lanes if not read.windows else 1, rows)
@@ -292,7 +295,8 @@ def _write(guard: Guard, read: _Read, bounds: Sequence[_Bound], lanes: int, rows
     summary = _summary(inliner, decision)
     types = {name: "float64" if name in ("scale", "energy") else "int8" for name in (decision if rows else ())}
     outputs = {name: (decision[name].code, kind) for name, kind in types.items()}
-    made = _arranged(read, bounds, lanes, summary, outputs, wanted=set())
+    made = _in_cache(lanes, lambda lanes: _arranged(read, bounds, lanes, summary, outputs, wanted=set()))
+    lanes = made.layout.lanes
     telemetry = [
         f"{prefix}{i} = seen[{i}, row{' + 1' if prefix == 'now' else ''}]"
         for prefix in ("now", "before")
@@ -328,6 +332,12 @@ class _Arranged(NamedTuple):
     """Run per step, each over all candidates before the next one."""
     used: set[str]
     """Every name that something asked for depends on, inputs included."""
+
+
+def _in_cache(lanes: int, arranged: Callable[[int], _Arranged]) -> _Arranged:
+    """A step for as many lanes as wanted, or for half of them."""
+    made = arranged(lanes)
+    return made if made.layout.rows * lanes * 8 <= LARGEST_BUFFER else arranged(max(1, lanes // 2))
 
 
 def _indented(lines: Sequence[str], columns: int) -> str:
@@ -569,7 +579,7 @@ def loop_source(subject: Any, inputs: type, results: Sequence[str], outputs: Map
 
     `subject`: a frozen dataclass of parameters and parts; `inputs`: the NamedTuple that a step is handed, a number of
     each candidate; `results`: fields of the state that are read at the end; `outputs`: field of the output to write at
-    every step -> numba type. Raises CannotInline.
+    every step -> numba type; `lanes`: at most. Raises CannotInline.
 
     The kernel takes (inputs[name, row, lane], begin, end, buffer, win, place, *outputs), reads of the inputs what
     `Layout.inputs` names, and flags in the summary entry `fault` the candidates for which Python would have raised.
@@ -596,7 +606,9 @@ def loop_source(subject: Any, inputs: type, results: Sequence[str], outputs: Map
         written[name] = (found.code, kind)
     lane = "0" if lanes == 1 else "lane"
     loaded = {f"now{i}": f"now{i} = inputs[{i}, row, {lane}]" for i in range(len(fields))}
-    made = _arranged(read, bounds, lanes, {"fault": _fault(inliner)}, written, wanted, kept, loaded)
+    summary = {"fault": _fault(inliner)}
+    made = _in_cache(lanes, lambda lanes: _arranged(read, bounds, lanes, summary, written, wanted, kept, loaded))
+    lanes = made.layout.lanes
     text = _LOOP_TEMPLATE.format(
         name=type(subject).__name__,
         prelude=_PRELUDE,

@@ -180,8 +180,9 @@ def test_a_long_step_is_cut_into_lane_loops_that_a_compiler_still_puts_into_lane
     loop = Loop(guard=GuardSpec.load("default").build(), plant=PlantSpec.load("lasting_damage").build())
     source = kernels.loop_source(loop, StepInputs, RESULTS, {}, 32)
     assert source.layout.inputs == ("lr", "batch", "walk")
-    text = source.text
-    pieces = text.split("    for row in range(begin, end):")[1].split("for lane in range(32):")[1:]
+    # too much state for 32 lanes in a core's first cache
+    assert source.layout.lanes == 16
+    pieces = source.text.split("    for row in range(begin, end):")[1].split("for lane in range(16):")[1:]
     assert len(pieces) >= 3
     assert max(piece.count("\n") for piece in pieces) < 300
 
