@@ -10,6 +10,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Callable
+from functools import cache
 from typing import Any, NamedTuple, TypeVar, dataclass_transform
 
 from lbw_sim.errors import ComponentError, ParameterError, unknown_name
@@ -156,14 +157,18 @@ def meta(component: object) -> ComponentMeta:
 
 def params_of(component: object) -> dict[str, ParamInfo]:
     """The declared parameters of a component or its class, by name, in the order of declaration."""
-    fields = dataclasses.fields(component)  # type: ignore[arg-type]
-    return {f.name: f.metadata["param"] for f in fields if "param" in f.metadata}
+    return dict(_declared(component if isinstance(component, type) else type(component), "param"))
 
 
 def parts_of(component: object) -> dict[str, str]:
     """The wrapped components that a component or its class declares: name -> meaning."""
-    fields = dataclasses.fields(component)  # type: ignore[arg-type]
-    return {f.name: f.metadata["part"] for f in fields if "part" in f.metadata}
+    return dict(_declared(component if isinstance(component, type) else type(component), "part"))
+
+
+@cache
+def _declared(cls: type, what: str) -> dict[str, Any]:
+    """Field -> what its metadata hold, once per class: a search builds thousands of guards."""
+    return {f.name: f.metadata[what] for f in dataclasses.fields(cls) if what in f.metadata}
 
 
 def build(cls: type[T], values: dict[str, object]) -> T:

@@ -759,6 +759,9 @@ class Inliner:
         if (isinstance(a, Const) and a.value is None) or (isinstance(b, Const) and b.value is None):
             raise self.refusal("a number is compared with None")
         x, y = self.number(a), self.number(b)
+        foregone = _foregone(_COMPARED[type(op)][0], x, y)
+        if foregone is not None:
+            return Const(foregone)
         code = self.emit(f"{x.code} {_COMPARED[type(op)][0]} {y.code}")
         true, false = set(), set()
         for number, other, symbol in ((x, y, _COMPARED[type(op)][0]), (y, x, _MIRRORED[_COMPARED[type(op)][0]])):
@@ -1053,6 +1056,17 @@ _MIRRORED = {"<": ">", "<=": ">=", ">": "<", ">=": "<=", "==": "==", "!=": "!="}
 _BITS = {math.frexp: 1, math.ldexp: 2}
 """Functions that move a number's bits -> how many arguments they take."""
 _MATH = {math.sqrt, math.fabs, math.isnan, math.isinf, math.isfinite, math.floor, math.ceil, math.trunc, *_BITS}
+
+
+def _foregone(symbol: str, x: Num, y: Num) -> bool | None:
+    """What a comparison gives whatever the numbers are, by their bounds. A nan compares false, but for !=."""
+    never = {
+        "==": x.high < y.low or y.high < x.low, "<": x.low >= y.high, "<=": x.low > y.high, ">": x.high <= y.low,
+        ">=": x.high < y.low,
+    }  # fmt: skip
+    if symbol == "!=":
+        return True if never["=="] else None
+    return False if never[symbol] else None
 
 
 def _sum(a: float, b: float, otherwise: float) -> float:

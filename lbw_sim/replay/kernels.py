@@ -6,7 +6,9 @@ file, either changes the text, and with it the name, or changes nothing. Compile
 
 What decides whether the loop vectorises, each failing silently by 4 to 10 times: one flat buffer with row offsets known
 when compiling, choices instead of branches and conditional stores, numpy's error model. Fast-math stays off and nothing
-is contracted to a fused multiply-add: every candidate gets the bits that Python gets.
+is contracted to a fused multiply-add: every candidate gets the bits that Python gets. What then costs by a half: pieces
+too long for a core to see the next lanes beyond them (`LONGEST_PIECE`), values that wait long for their reader, and the
+masked stores that LLVM makes of a choice between a new value and the old one (`opaque`): microcode on many AMD cores.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from importlib.metadata import version
+from operator import attrgetter
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -55,8 +58,12 @@ GENERATOR = 2
 """Stands in every kernel's text, and so in its name."""
 WORD_ROWS = 48
 """Rows whose unsafe bits share one float64: whole numbers below 2**53 are exact."""
-LONGEST_PIECE = 150
-"""Lines of a step beyond which it is cut into pieces; measured in `benchmarks/rollout.py`."""
+LONGEST_PIECE = 60
+"""Lines of a step beyond which it is cut into pieces: so few that a core works on several lanes' at once, so many that
+few values cross; measured in `benchmarks/rollout.py`."""
+LARGEST_BUFFER = 24 * 1024
+"""Bytes of state of all lanes, beyond which half as many fly: together with a step's inputs they stay in a core's first
+cache, 32 KiB on many. Measured: 10 to 20 % of a step."""
 LARGEST_CODE = 127
 """Enumeration codes are stored as int8."""
 SUMMARY = ("fault", "unsafe_bits", "first_regime", "previous_regime", "switches", "active_steps", "min_scale", "energy",
@@ -84,6 +91,10 @@ class Layout(NamedTuple):
     """Rows for what the kernel sums up."""
     spilled: int = 0
     """Rows for what crosses from one piece of a long step to another."""
+    inputs: tuple[str, ...] = ()
+    """What a step of a loop reads of what it is handed."""
+    results: tuple[int, ...] = ()
+    """Rows of what is read at the end of a loop."""
 
     @property
     def rows(self) -> int:
@@ -174,7 +185,7 @@ _Bound = tuple[float, float, bool]
 def source(guard: Guard, lanes: int, rows: bool) -> Source:
     """The kernel of a guard's structure. Raises CannotInline, naming the component and the construct.
 
-    `rows`: also write every decision, not only what they add up to.
+    `lanes`: at most; `rows`: also write every decision, not only what they add up to.
     """
     read, bounds = _settled(guard.init(), lambda bounds: _read(guard, bounds))
     return _write(guard, read, bounds, lanes if not read.windows else 1, rows)
@@ -284,7 +295,8 @@ def _write(guard: Guard, read: _Read, bounds: Sequence[_Bound], lanes: int, rows
     summary = _summary(inliner, decision)
     types = {name: "float64" if name in ("scale", "energy") else "int8" for name in (decision if rows else ())}
     outputs = {name: (decision[name].code, kind) for name, kind in types.items()}
-    made = _arranged(read, bounds, lanes, summary, outputs, wanted=set())
+    made = _in_cache(lanes, lambda lanes: _arranged(read, bounds, lanes, summary, outputs, wanted=set()))
+    lanes = made.layout.lanes
     telemetry = [
         f"{prefix}{i} = seen[{i}, row{' + 1' if prefix == 'now' else ''}]"
         for prefix in ("now", "before")
@@ -320,6 +332,12 @@ class _Arranged(NamedTuple):
     """Run per step, each over all candidates before the next one."""
     used: set[str]
     """Every name that something asked for depends on, inputs included."""
+
+
+def _in_cache(lanes: int, arranged: Callable[[int], _Arranged]) -> _Arranged:
+    """A step for as many lanes as wanted, or for half of them."""
+    made = arranged(lanes)
+    return made if made.layout.rows * lanes * 8 <= LARGEST_BUFFER else arranged(max(1, lanes // 2))
 
 
 def _indented(lines: Sequence[str], columns: int) -> str:
@@ -373,17 +391,20 @@ def _arranged(
     for i in state:
         before, after = read.before[i].code, read.after[i].code
         if after != before:
-            stores.append(_Store(f"buffer[{_at(places[before], lanes)}] = {after}", {after}, before))
+            stores.append(_Store(f"buffer[{_at(places[before], lanes)}] = opaque({after})", {after}, before))
     for name, text in summary.items():
-        stores.append(_Store(f"buffer[{_at(layout.summary_row(name), lanes)}] = {text}", {text}, f"old_{name}0"))
+        stores.append(
+            _Store(f"buffer[{_at(layout.summary_row(name), lanes)}] = opaque({text})", {text}, f"old_{name}0")
+        )
     for name, (code, kind) in outputs.items():
         cast = code if kind == "float64" else f"{kind}({code})"
         stores.append(_Store(f"{name}[{_at('row', lanes)}] = {cast}", {code}, ""))
     whole = lanes == 1 or bool(read.windows) or any(line.body for line in lines)
+    pieces = [lines] if whole else _pieces(_close_together(lines))
     # of a single candidate, parameters and what follows from them stay where they are from step to step
     fixed = {*parameters.values(), *derived} if lanes == 1 else set()
     loaded = {name: row for name, row in places.items() if name not in fixed}
-    bodies, spilled = _bodies([lines] if whole else _pieces(lines), stores, loaded, inputs, layout.rows, lanes)
+    bodies, spilled = _bodies(pieces, stores, loaded, inputs, layout.rows, lanes)
     for k, window in enumerate(read.windows):
         bodies[0][:0] = [
             f"base{k} = place[{3 * k}]",
@@ -412,10 +433,42 @@ class _Store(NamedTuple):
     """Name that is loaded from that place at the start of a step; empty: none."""
 
 
+def _close_together(lines: Sequence[Line]) -> list[Line]:
+    """The lines in an order in which few values wait for their last reader: those beyond a core's registers are stored
+    and loaded again.
+
+    Of the lines that can be next, the one that leaves the fewest values waiting; of several, the first.
+    """
+    defined = {line.target for line in lines}
+    reads = [names_in(line.text) & defined for line in lines]
+    readers: dict[str, list[int]] = {name: [] for name in defined}
+    for i, names in enumerate(reads):
+        for name in names:
+            readers[name].append(i)
+    unread = {name: len(those) for name, those in readers.items()}
+    missing = [len(names) for names in reads]
+    ready = [i for i, count in enumerate(missing) if count == 0]
+    order = []
+    while ready:
+        following = min(
+            ready, key=lambda i: (bool(unread[lines[i].target]) - sum(unread[name] == 1 for name in reads[i]), i)
+        )
+        ready.remove(following)
+        order.append(lines[following])
+        for name in reads[following]:
+            unread[name] -= 1
+        for i in readers[lines[following].target]:
+            missing[i] -= 1
+            if missing[i] == 0:
+                ready.append(i)
+    return order
+
+
 def _pieces(lines: Sequence[Line]) -> list[Sequence[Line]]:
     """A long step in pieces, each a loop over the lanes of its own, cut where the fewest values have to cross.
 
-    Beyond some 700 lines the compiler gives up on lanes, tenfold slower, and before that it runs out of registers.
+    A step is one long chain of results that wait for each other. A core looks some 250 instructions ahead: the shorter
+    the piece, the more lanes it works on meanwhile. Beyond some 700 lines the compiler gives up on lanes altogether.
     """
     count = -(-len(lines) // LONGEST_PIECE)
     last_read = {name: i for i, line in enumerate(lines) for name in names_in(line.text)}
@@ -459,28 +512,52 @@ def _bodies(
                 at[i], moving = earliest, True
     for i, store in enumerate(stores):
         reads[at[i]] |= store.reads
-    spills = {
-        name: rows + i
-        for i, name in enumerate(
-            sorted(n for n, piece in defined.items() if any(n in names for names in reads[piece + 1 :]))
-        )
-    }
+    spills: dict[str, int] = {}
+    free_from: list[int] = []  # for each row, the first piece that may write it anew
+    for name, piece in defined.items():
+        last = max((later for later, names in enumerate(reads) if name in names), default=piece)
+        if last > piece:
+            row = next((row for row, first in enumerate(free_from) if first <= piece), len(free_from))
+            free_from[row : row + 1] = [last + 1]
+            spills[name] = rows + row
     bodies = []
     for piece, lines in enumerate(pieces):
-        body = [text for name, text in inputs.items() if name in reads[piece]]
-        body += [f"{name} = buffer[{_at(row, lanes)}]" for name, row in places.items() if name in reads[piece]]
-        for name, row in spills.items():
-            if name in reads[piece] and defined[name] < piece:
+        loads = {name: text for name, text in inputs.items() if name in reads[piece]}
+        for name, row in [*places.items(), *((name, row) for name, row in spills.items() if defined[name] < piece)]:
+            if name in reads[piece]:
                 test = " != 0.0" if name in boolean else ""
-                body.append(f"{name} = buffer[{_at(row, lanes)}]{test}")
-        body += _rendered(lines)
-        body += [store.text for i, store in enumerate(stores) if at[i] == piece]
+                loads[name] = f"{name} = buffer[{_at(row, lanes)}]{test}"
+        waiting = [store for i, store in enumerate(stores) if at[i] == piece]
         for name, row in spills.items():
             if defined[name] == piece:
                 value = f"select({name}, 1.0, 0.0)" if name in boolean else name
-                body.append(f"buffer[{_at(row, lanes)}] = {value}")
-        bodies.append(body)
-    return bodies, len(spills)
+                waiting.append(_Store(f"buffer[{_at(row, lanes)}] = {value}", {name}, ""))
+        bodies.append(_woven(lines, loads, waiting))
+    return bodies, len(free_from)
+
+
+def _woven(lines: Sequence[Line], loads: dict[str, str], stores: Sequence[_Store]) -> list[str]:
+    """A piece with every load before its first reader and every store behind its value, to hold few values at a time.
+
+    `loads`: name -> text.
+    """
+    body: list[str] = []
+    last = {name: i for i, line in enumerate(lines) for name in (line.target, *(inner.target for inner in line.body))}
+    after: list[list[_Store]] = [[] for _ in range(len(lines) + 1)]
+    for store in stores:
+        after[1 + max((last.get(name, -1) for name in store.reads), default=-1)].append(store)
+
+    def load(names: set[str]) -> None:
+        body.extend(loads.pop(name) for name in sorted(names & loads.keys()))
+
+    for i in range(len(lines) + 1):
+        for store in after[i]:
+            load(store.reads | {store.overwrites})
+            body.append(store.text)
+        if i < len(lines):
+            load(_read_by(lines[i]))
+            body += _rendered(lines[i : i + 1])
+    return body
 
 
 def _at(row: int | str, lanes: int) -> str:
@@ -502,10 +579,10 @@ def loop_source(subject: Any, inputs: type, results: Sequence[str], outputs: Map
 
     `subject`: a frozen dataclass of parameters and parts; `inputs`: the NamedTuple that a step is handed, a number of
     each candidate; `results`: fields of the state that are read at the end; `outputs`: field of the output to write at
-    every step -> numba type. Raises CannotInline.
+    every step -> numba type; `lanes`: at most. Raises CannotInline.
 
-    The kernel takes (inputs[name, row, lane], begin, end, buffer, win, place, *outputs) and flags in the summary entry
-    `fault` the candidates for which Python would have raised.
+    The kernel takes (inputs[name, row, lane], begin, end, buffer, win, place, *outputs), reads of the inputs what
+    `Layout.inputs` names, and flags in the summary entry `fault` the candidates for which Python would have raised.
     """
     fields: tuple[str, ...] = inputs._fields  # type: ignore[attr-defined]
     handed = Record(inputs, tuple(Num(f"now{i}") for i in range(len(fields))))
@@ -518,7 +595,8 @@ def loop_source(subject: Any, inputs: type, results: Sequence[str], outputs: Map
     lanes = lanes if not read.windows else 1
     inliner = read.inliner
     # the results have to be in the buffer, even those that no step reads
-    kept = [i for name, i in number_places(start).items() if name in results]
+    places = number_places(start)
+    kept = [places[name] for name in results]
     wanted = {read.after[i].code for i in kept}
     written = {}
     for name, kind in outputs.items():
@@ -528,7 +606,9 @@ def loop_source(subject: Any, inputs: type, results: Sequence[str], outputs: Map
         written[name] = (found.code, kind)
     lane = "0" if lanes == 1 else "lane"
     loaded = {f"now{i}": f"now{i} = inputs[{i}, row, {lane}]" for i in range(len(fields))}
-    made = _arranged(read, bounds, lanes, {"fault": _fault(inliner)}, written, wanted, kept, loaded)
+    summary = {"fault": _fault(inliner)}
+    made = _in_cache(lanes, lambda lanes: _arranged(read, bounds, lanes, summary, written, wanted, kept, loaded))
+    lanes = made.layout.lanes
     text = _LOOP_TEMPLATE.format(
         name=type(subject).__name__,
         prelude=_PRELUDE,
@@ -540,7 +620,9 @@ def loop_source(subject: Any, inputs: type, results: Sequence[str], outputs: Map
         more_arguments="".join(f", {name}" for name in written),
         more_types="".join(f", {kind}[::1]" for kind in outputs.values()),
     )
-    return Source(text, made.layout)
+    read_inputs = tuple(name for i, name in enumerate(fields) if f"now{i}" in made.used)
+    result_rows = tuple(len(made.layout.parameters) + made.layout.state.index(place) for place in kept)
+    return Source(text, made.layout._replace(inputs=read_inputs, results=result_rows))
 
 
 def _derived(lines: Sequence[Line], parameters: set[str], wanted: set[str]) -> tuple[list[str], list[Line]]:
@@ -617,6 +699,7 @@ def _rendered(lines: Sequence[Line]) -> Iterator[str]:
 _PRELUDE = '''\
 import math
 
+from llvmlite.ir import Instruction
 from numba import boolean, float64, int8, int64, njit, types
 from numba.extending import intrinsic
 from numpy import ceil as round_ceil, floor as round_floor, trunc as round_trunc
@@ -630,6 +713,16 @@ def select(typing_context, test, yes, no):
     def codegen(context, builder, signature, arguments):
         return builder.select(*arguments)
     return float64(boolean, float64, float64), codegen
+
+
+@intrinsic
+def opaque(typing_context, number):
+    """The number itself, by an instruction that the compiler cannot see through."""
+    def codegen(context, builder, signature, arguments):
+        freeze = Instruction(builder.block, arguments[0].type, "freeze", arguments)
+        builder._insert(freeze)
+        return freeze
+    return float64(float64), codegen
 
 
 @intrinsic
@@ -718,31 +811,26 @@ class Start(NamedTuple):
 def start(layout: Layout, guards: Sequence[Any]) -> Start:
     """The memory of these candidates (guards, or subjects of `loop_source`) before the first row."""
     lanes = layout.lanes
-    table = np.zeros((layout.rows, lanes))
+    columns: list[list[float]] = []
     unfit: list[bool] = []
     win, place = np.zeros(0), np.zeros(0, np.int64)
+    # many seeds of one candidate share a column: setting one up costs as much as some hundred steps
     known: dict[int, int] = {}
+    of_lane = []
     for lane in range(lanes):
         # lanes without a candidate repeat the first one: zeros would divide by zero, slowly
         guard = guards[lane if lane < len(guards) else 0]
-        twin = known.setdefault(id(guard), lane)
-        if twin != lane and not layout.windows:
-            # many seeds of one candidate: setting it up costs as much as some hundred steps
-            table[:, lane] = table[:, twin]
-            unfit.append(unfit[twin])
+        of_lane.append(known.setdefault(id(guard), len(columns)))
+        if of_lane[-1] < len(columns):
             continue
-        for row, path in enumerate(layout.parameters):
-            value: Any = guard
-            for name in path.split("."):
-                value = getattr(value, name)
-            table[row, lane] = value
         state = guard.init()
         numbers = list(numbers_of(state))
-        fits = True
-        for row, (i, (low, high, whole)) in enumerate(zip(layout.state, layout.bounds, strict=True)):
-            number = numbers[i]
-            table[len(layout.parameters) + row, lane] = number
-            fits = fits and low <= number <= high and (not whole or number == int(number))
+        kept = [numbers[i] for i in layout.state]
+        columns.append([*(attrgetter(path)(guard) for path in layout.parameters), *kept])
+        fits = all(
+            low <= number <= high and (not whole or number == int(number))
+            for number, (low, high, whole) in zip(kept, layout.bounds, strict=True)
+        )
         if layout.windows:
             windows = list(windows_of(state))
             fits = fits and all(len(window) > 0 for window in windows)
@@ -751,9 +839,11 @@ def start(layout: Layout, guards: Sequence[Any]) -> Start:
             ends = np.cumsum([0, *(2 * max(1, len(window)) for window in windows)])
             place = np.array([(ends[k], max(1, len(w)), ends[k]) for k, w in enumerate(windows)], np.int64).reshape(-1)
         unfit.append(not fits)
+    table = np.zeros((layout.rows, lanes))
+    table[: len(columns[0])] = np.array(columns, np.float64)[of_lane].T
     for name in layout.summary:
         table[layout.summary_row(name)] = SUMMARY_START.get(name, 0.0)
-    return Start(table.reshape(-1), win, place, np.array(unfit))
+    return Start(table.reshape(-1), win, place, np.array(unfit)[of_lane])
 
 
 _EXTRACTION = '''\

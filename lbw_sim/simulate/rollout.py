@@ -283,24 +283,24 @@ def _fly(
     lane_cells = [cells[cell] for cell in chunk.cells] + [cells[chunk.cells[-1]]] * (lanes - len(handed))
     _, schedules, seeds = np.array(lane_cells).T
     flown, lane_rates = np.unique(schedules, return_inverse=True)
-    tables = [
-        (np.stack([rates[schedule] for schedule in flown]), _chosen(lane_rates)),
-        (noise.batch, _chosen(seeds)),
-        (noise.walk, _chosen(seeds)),
-    ]
+    tables = {
+        "lr": (np.stack([rates[schedule] for schedule in flown]), _chosen(lane_rates)),
+        "batch": (noise.batch, _chosen(seeds)),
+        "walk": (noise.walk, _chosen(seeds)),
+    }
     for begin in range(0, steps, BLOCK_ROWS):
         if stop.is_set():
             raise KeyboardInterrupt
         length = min(BLOCK_ROWS, steps - begin)
-        for number, (table, chosen) in enumerate(tables):
+        for name in layout.inputs:
+            table, chosen = tables[name]
             # a step's numbers of all lanes side by side
-            inputs[number, :length] = table[chosen, begin : begin + length].T
+            inputs[StepInputs._fields.index(name), :length] = table[chosen, begin : begin + length].T
         kernel(
             inputs, 0, length, start.buffer, start.win, start.place, *(out[begin * lanes :] for out in outputs)
         )  # fmt: skip
     table = start.buffer.reshape(layout.rows, lanes)
-    places = kernels.number_places(handed[0][0].init())
-    results = table[[len(layout.parameters) + layout.state.index(places[name]) for name in RESULTS]].T.tolist()
+    results = table[list(layout.results)].T.tolist()
     faults = start.unfit | (table[layout.summary_row("fault")] != 0.0)
     return [
         _reference(*one, rows)

@@ -14,7 +14,7 @@ from lbw_sim.guard import GuardSpec
 from lbw_sim.guard.registry import components
 from lbw_sim.replay import kernels
 from lbw_sim.replay.inlining import Line
-from lbw_sim.replay.kernels import _bodies, _Store
+from lbw_sim.replay.kernels import _bodies, _close_together, _Store
 from lbw_sim.simulate import FittedRange, PlantSpec, Rollouts, drawn_noise, rollouts
 from lbw_sim.simulate.loop import Loop, StepInputs
 from lbw_sim.simulate.powers import exponential, logarithm, power
@@ -178,8 +178,11 @@ def test_the_loop_reports_every_result_that_rollouts_promise() -> None:
 
 def test_a_long_step_is_cut_into_lane_loops_that_a_compiler_still_puts_into_lanes() -> None:
     loop = Loop(guard=GuardSpec.load("default").build(), plant=PlantSpec.load("lasting_damage").build())
-    text = kernels.loop_source(loop, StepInputs, RESULTS, {}, 32).text
-    pieces = text.split("    for row in range(begin, end):")[1].split("for lane in range(32):")[1:]
+    source = kernels.loop_source(loop, StepInputs, RESULTS, {}, 32)
+    assert source.layout.inputs == ("lr", "batch", "walk")
+    # too much state for 32 lanes in a core's first cache
+    assert source.layout.lanes == 16
+    pieces = source.text.split("    for row in range(begin, end):")[1].split("for lane in range(16):")[1:]
     assert len(pieces) >= 3
     assert max(piece.count("\n") for piece in pieces) < 300
 
@@ -200,3 +203,32 @@ def test_no_piece_of_a_step_overwrites_what_a_later_piece_still_reads() -> None:
     # v1 and the boolean v3 cross; v2 and v4 are needed where they are made
     assert spilled == 2
     assert "v3 = buffer[8 + lane] != 0.0" in bodies[2]
+
+
+def test_values_wait_for_their_readers_as_briefly_as_can_be() -> None:
+    lines = [Line("v1", "s1 * p0"), Line("v2", "s2 * p0"), Line("v3", "s3 * p0"), Line("v4", "v1 + 1.0"),
+             Line("v5", "v4 + v2"), Line("v6", "v5 + v3")]  # fmt: skip
+    assert [line.target for line in _close_together(lines)] == ["v1", "v4", "v2", "v5", "v3", "v6"]
+    stores = [_Store("buffer[2 + lane] = v4", {"v4"}, "s1"), _Store("buffer[4 + lane] = v6", {"v6"}, "s2")]
+    (body,), spilled = _bodies([_close_together(lines)], stores, {"p0": 0, "s1": 1, "s2": 2, "s3": 3}, {}, 4, 2)
+    assert [line.replace(" + lane", "") for line in body] == [
+        "p0 = buffer[0]", "s1 = buffer[2]", "v1 = s1 * p0", "v4 = v1 + 1.0", "buffer[2] = v4",
+        "s2 = buffer[4]", "v2 = s2 * p0", "v5 = v4 + v2", "s3 = buffer[6]", "v3 = s3 * p0", "v6 = v5 + v3",
+        "buffer[4] = v6",
+    ]  # fmt: skip
+    assert spilled == 0
+
+
+def test_what_crosses_after_another_was_last_read_takes_its_place() -> None:
+    pieces = [[Line("v1", "now0 + 1.0")], [Line("v2", "v1 + 1.0")], [Line("v3", "v2 + 1.0")], [Line("v4", "v3 + 1.0")]]
+    bodies, spilled = _bodies(pieces, [_Store("buffer[0 + lane] = v4", {"v4"}, "")], {}, {"now0": "now0 = 0.0"}, 1, 2)
+    # v2 is written while v1 is still read, v3 when it is not
+    assert spilled == 2
+    assert "buffer[2 + lane] = v1" in bodies[0]
+    assert "buffer[4 + lane] = v2" in bodies[1]
+    assert "buffer[2 + lane] = v3" in bodies[2]
+
+
+def test_a_plant_that_reads_no_walk_is_not_handed_one() -> None:
+    loop = Loop(guard=GuardSpec.load("never").build(), plant=PlantSpec.load("noisy_quadratic").build())
+    assert kernels.loop_source(loop, StepInputs, RESULTS, {}, 32).layout.inputs == ("lr", "batch")

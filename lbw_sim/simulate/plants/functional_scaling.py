@@ -52,9 +52,9 @@ class FunctionalScaling:
         self, state: FunctionalScalingState, action: Action, noise: Noise
     ) -> tuple[FunctionalScalingState, Measured]:
         """One update and the next batch."""
-        lr = taken_lr(action)
-        if action.skipped != 1.0:
-            bank = remembered(state.noise, lr * lr, lr, self.pace / 262144.0, self.pace, self.forgetting)
-            state = FunctionalScalingState(state.time + lr, bank)
+        # an impulse of 0 and an advance of 0 leave the bank as it is: cheaper than choosing between two banks
+        lr = taken_lr(action) if action.skipped != 1.0 else 0.0
+        bank = remembered(state.noise, lr * lr, lr, self.pace / 262144.0, self.pace, self.forgetting)
+        state = FunctionalScalingState(state.time + lr, bank)
         signal = self.amplitude * power(1.0 + self.pace * state.time, -self.exponent)
         return state, shown(self.floor + signal + self.noise * left(state.noise), self.noise_sd * noise.batch)

@@ -57,13 +57,17 @@ class MultiPowerLaw:
     def step(self, state: MultiPowerLawState, action: Action, noise: Noise) -> tuple[MultiPowerLawState, Measured]:
         """One update and the next batch."""
         lr = taken_lr(action)
-        if action.skipped != 1.0:
-            fall = state.previous_lr - lr if state.previous_lr > 0.0 else 0.0
-            # 2^-18 of the pace at the peak: rates up to 32 times that pace, for falls to a fraction of the peak
-            slowest = self.pace * power(self.reference_lr, -self.lr_exponent) / 262144.0
-            pace = self.pace * power(max(lr, 0.001 * self.reference_lr), -self.lr_exponent)
-            pending = remembered(state.pending, fall, lr, slowest, pace, self.annealing_exponent)
-            state = MultiPowerLawState(state.lr_sum + lr, state.gained + fall, pending, lr)
+        moved = action.skipped != 1.0
+        # a fall of 0 and an advance of 0 leave the bank as it is: cheaper than choosing between two banks
+        elapsed = lr if moved else 0.0
+        fall = state.previous_lr - lr if moved and state.previous_lr > 0.0 else 0.0
+        # 2^-18 of the pace at the peak: rates up to 32 times that pace, for falls to a fraction of the peak
+        slowest = self.pace * power(self.reference_lr, -self.lr_exponent) / 262144.0
+        pace = self.pace * power(max(lr, 0.001 * self.reference_lr), -self.lr_exponent)
+        pending = remembered(state.pending, fall, elapsed, slowest, pace, self.annealing_exponent)
+        state = MultiPowerLawState(
+            state.lr_sum + elapsed, state.gained + fall, pending, lr if moved else state.previous_lr
+        )
         expected = self.floor + self.amplitude * power(state.lr_sum, -self.exponent)
         expected = expected - self.annealing_gain * (state.gained - left(state.pending))
         return state, shown(expected, self.noise_sd * noise.batch)
