@@ -55,7 +55,7 @@ def test_a_workload_is_what_its_seed_makes_it_and_as_large_as_it_says(name: str)
     assert session.loss(session.batch(0)).isfinite()
 
 
-@pytest.mark.parametrize("name", ["lstm", "mixer", "post_ln_deep", "post_ln_wide", "vit"])
+@pytest.mark.parametrize("name", ["lstm", "mixer", "post_ln_deep", "post_ln_wide", "pre_ln_deep", "vit"])
 def test_a_workload_learns(name: str) -> None:
     untouched = workload(name).session(0).validation_loss()
     flown = fly(FlightPlan(workload=name, steps=40))
