@@ -51,6 +51,7 @@ RULE = TrustCap(
     wait=3,
     harm_cut=0.25,
     still=0.9,
+    warmup_steps=1,
 )
 
 
@@ -59,9 +60,31 @@ def test_the_cap_grows_on_straight_steps_and_falls_on_crooked_ones_every_third_t
     assert caps(RULE, steps([0.5] * 7)) == [0.5, 0.5, 0.5, 0.25, 0.25, 0.25, 0.125]
 
 
-def test_a_cap_that_is_not_in_the_way_does_not_grow_and_a_cut_starts_from_what_was_in_force() -> None:
-    assert caps(RULE, steps([0.95] * 3, lr=0.5)) == [1.0] * 3
-    assert caps(RULE, steps([0.95] * 9, lr=3.0))[-1] == 4.0, "until it is above the schedule"
+def test_what_a_share_of_the_cap_brought_is_drawn_out_to_the_whole_and_a_small_share_says_nothing() -> None:
+    assert caps(RULE, steps([0.97] * 3, lr=0.5)) == [2.0] * 3, "at a half .94, at a quarter .88"
+    assert caps(RULE, steps([0.93] * 3, lr=0.5)) == [1.0] * 3
+    assert caps(RULE, steps([1.0] * 3, lr=0.24)) == [1.0] * 3
+
+
+def test_the_cap_grows_in_the_first_steps_that_try_it_and_never_later() -> None:
+    rule = TrustCap(first_share=0.25, up=2.0, warmup_steps=1, learn_steps=3)
+    untried, tried = steps([1.0] * 50, lr=0.2), steps([1.0] * 5)
+    assert caps(rule, [*untried, *tried])[49:] == [1.0, 2.0, 4.0, 8.0, 8.0, 8.0]
+    assert caps(rule, [*tried, *steps([0.1, 0.9, 0.9])])[-3:] == pytest.approx([6.4, 8.0, 8.0]), "but takes back a cut"
+
+
+def test_a_cap_in_the_way_is_reached_in_a_warm_up_and_after_a_collapse_at_once() -> None:
+    rule = TrustCap(first_share=0.25, warmup_steps=4, collapse_cut=0.5)
+    given = [Signals(lr=100.0, full_step_lr=4.0, gain_ratio=0.8, gradient_reach=r) for r in [0.5] * 5 + [0.0] * 8]
+    state, found = rule.init(), []
+    for signals in given:
+        state, assessment = rule.step(state, signals)
+        found.append(assessment.evidence)
+    assert found == [400.0, 200.0, pytest.approx(400.0 / 3.0), *[100.0] * 8, *[200.0] * 2]
+    assert excesses(rule, [0.2, 0.5, 0.9, 1.0, 2.0]) == [0.2, 0.5, 0.9, 1.0, 2.0], "none below the cap or after it"
+
+
+def test_a_cut_starts_from_what_was_in_force() -> None:
     assert caps(RULE, steps([0.6, 0.1, 0.8, 0.7], lr=0.5)) == [1.0, 0.25, 0.25, 0.25]
     assert caps(RULE, steps([0.1, 0.8, 0.8, 0.7], lr=0.5)) == [0.25, 0.25, 0.25, 0.125], "now it is in the way"
 
@@ -74,7 +97,9 @@ def test_while_the_schedule_comes_down_the_cap_only_takes_back_its_last_cut() ->
 
 
 def test_an_alarm_of_the_inner_analyzer_cuts_deeper() -> None:
-    rule = TrustCap(inner=ProbeRise(limit_share=0.02, confirm=1), first_share=0.25, harm_cut=0.25, settle_steps=0)
+    rule = TrustCap(
+        inner=ProbeRise(limit_share=0.02, confirm=1), first_share=0.25, harm_cut=0.25, settle_steps=0, warmup_steps=1
+    )
     harmed = Signals(lr=100.0, full_step_lr=4.0, gain_ratio=0.99, probe_gain=1.0, loss_level=2.0)
     state, assessment = rule.step(rule.init(), harmed)
     assert (assessment.regime, state.cap, assessment.evidence) == (Regime.DIVERGING, 0.25, 400.0)
@@ -109,7 +134,13 @@ def test_at_first_no_batch_is_called_bad() -> None:
 
 
 def test_a_collapse_goes_back_halves_the_cap_for_good_and_is_not_told_twice() -> None:
-    rule = TrustCap(inner=ProbeRise(limit_share=0.02, confirm=1), first_share=0.25, collapse_share=0.1, settle_steps=5)
+    rule = TrustCap(
+        inner=ProbeRise(limit_share=0.02, confirm=1),
+        first_share=0.25,
+        collapse_share=0.1,
+        collapse_cut=0.5,
+        settle_steps=5,
+    )
     harmed = Signals(lr=100.0, full_step_lr=4.0, probe_gain=1.0, loss_level=2.0)
     state, found = rule.init(), []
     reaches = [0.5] * 3 + [0.0] * 7 + [0.5] + [0.0] * 5
@@ -127,7 +158,7 @@ def test_a_collapse_goes_back_halves_the_cap_for_good_and_is_not_told_twice() ->
 
 
 def test_while_the_reach_is_whole_the_cap_grows_at_a_lower_ratio_and_without_one_nothing_changes() -> None:
-    rule = TrustCap(first_share=0.25, whole_share=0.75, whole_ratio=0.85, whole_up=1.5)
+    rule = TrustCap(first_share=0.25, whole_share=0.75, whole_ratio=0.85, whole_up=1.5, warmup_steps=1)
 
     def given(reach: float) -> list[Signals]:
         return [Signals(lr=100.0, full_step_lr=4.0, gain_ratio=0.9, gradient_reach=r) for r in (0.8, reach)]

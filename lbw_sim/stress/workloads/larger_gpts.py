@@ -1,4 +1,4 @@
-"""Byte GPTs wider or deeper than the tiny one: does what suits that one carry over? Depth is what post-LN suffers from."""
+"""Byte GPTs wider or deeper than the tiny one: does what suits that one carry over? Post-LN suffers from depth."""
 
 from __future__ import annotations
 
