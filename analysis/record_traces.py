@@ -30,9 +30,9 @@ HEALTHY_LR = 5e-3
 ONSET, STEPS = 200, 400
 
 
-def plan(name: str, **more: Any) -> RunPlan:
+def plan(name: str, seed: int = SEED, **more: Any) -> RunPlan:
     """One run; its id says what it is."""
-    return RunPlan(run_id=f"{name}_s{SEED}", seed=SEED, steps=STEPS, **more)
+    return RunPlan(run_id=f"{name}_s{seed}", seed=seed, steps=STEPS, **more)
 
 
 def plans() -> list[RunPlan]:
@@ -58,7 +58,8 @@ def excitation_plans() -> list[RunPlan]:
         return Excitation(kind=kind, onset_step=150, length_steps=length_steps, factor=factor)
 
     return [
-        plan("postln_lr0.1_none", lr=1e-1),
+        # of another seed, or it would be one of the runs above once more
+        plan("postln_lr0.1_none", seed=SEED + 1, lr=1e-1),
         plan("postln_lr0.01_bump8", lr=1e-2, excitation=program("bump", 8.0)),
         plan("postln_lr0.005_bump30", lr=5e-3, excitation=program("bump", 30.0)),
         plan("postln_lr0.005_ramp16", lr=5e-3, excitation=program("ramp", 16.0, 60)),
