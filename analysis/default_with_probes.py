@@ -74,6 +74,9 @@ SHOWN = {
     "pre_ln_fine_tune": "pre-LN, fine-tuned",
     "pre_ln_qk_norm_fine_tune": "QK-norm, fine-tuned",
 }
+NOISY = {"vit": (1e-2, 1e-1), "mixer": (3e-2, 3e-1)}
+"""Models whose seeds differ by more than the bars: AdamW's best rate and ten times that, on more seeds."""
+MORE_SEEDS = tuple(range(603, 615))
 LONG_STEPS, LONG_SEED = 3000, SEEDS[0]
 LONG_MODELS = (*TINY, "lstm")
 LONG = {"adamw": (3e-3, 1e-2, 3e-2, 1e-1), GUARD: (1e-2, 1e-1, 1.0)}
@@ -129,6 +132,9 @@ def jobs() -> list[Job]:
     for case in FAULTS:
         hows = (GUARD,) if case in DEAD_WITHOUT else (GUARD, "adamw")
         made += [Job("faults", m, case, how, s) for how in hows for m in TINY for s in SEEDS]
+    for model, rates in NOISY.items():
+        made += [Job("more", model, f"{lr:g}", GUARD, s) for lr in rates for s in MORE_SEEDS]
+        made += [Job("more", model, f"{rates[0]:g}", "adamw", s) for s in MORE_SEEDS]
     made += [Job("rates", m, f"{lr:g}", "guard:static_cap", s) for m in TINY for lr in STATIC_RATES for s in SEEDS]
     return made
 
@@ -401,6 +407,30 @@ def other_lines(study: Study) -> list[str]:
     return lines
 
 
+def noisy_lines(study: Study) -> list[str]:
+    """Guard against AdamW at its best learning rate, paired by seed."""
+    lines = [
+        f"| seeds {MORE_SEEDS[0]} to {MORE_SEEDS[-1]} | AdamW at its best | `adaptive_cap` there | change | 95 % | "
+        "`adaptive_cap` at ten times it | change | 95 % |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for model, rates in NOISY.items():
+        found = [[study.one(Job("more", model, f"{rates[0]:g}", "adamw", seed)) for seed in MORE_SEEDS]]
+        found += [[study.one(Job("more", model, f"{lr:g}", GUARD, seed)) for seed in MORE_SEEDS] for lr in rates]
+        losses = [[one.loss for one in runs if one is not None] for runs in found]
+        if any(len(one) < len(MORE_SEEDS) for one in losses):
+            lines.append(f"| {SHOWN[model]} | " + " | ".join([MISSING] * 7) + " |")
+            continue
+        cells = [spread(losses[0])]
+        for guarded in losses[1:]:
+            changes = [mine / plain - 1.0 for mine, plain in zip(guarded, losses[0], strict=True)]
+            middle = statistics.mean(changes)
+            half = stats.t.ppf(0.975, len(changes) - 1) * statistics.stdev(changes) / math.sqrt(len(changes))
+            cells += [spread(guarded), percent(middle), f"{100 * (middle - half):+.1f} to {100 * (middle + half):+.1f}"]
+        lines.append(f"| {SHOWN[model]} | " + " | ".join(cells) + " |")
+    return lines
+
+
 def long_lines(study: Study) -> list[str]:
     """One seed: whether the cap still holds, or holds back, after ten times as many steps."""
     lines = [
@@ -508,6 +538,10 @@ def page(study: Study, processes: int, about: str) -> str:
         "## Other models, same configuration",
         "",
         *other_lines(study),
+        "## The two whose seeds differ more than the bars",
+        "",
+        *noisy_lines(study),
+        "",
         "## Long runs",
         "",
         "HalfStep (after its first 64 steps) and PairedProbe measure once in fifty steps; the mean learning rate "
