@@ -46,12 +46,12 @@ class Part(NamedTuple):
 
 EARLIER = (
     "`adaptive_cap` is here as it was before it read the gradient's reach (`trust_cap` 1, first cap an eighth): the "
-    "first part has the present one."
+    "first part has version 2. The present one, version 3, is in default_with_probes.md only."
 )
 PARTS = (
     Part(
         "cap",
-        "From scratch, post-LN and pre-LN: the present guard and its controls",
+        "From scratch, post-LN and pre-LN: `trust_cap` 2 and its controls",
         ("post_ln", "pre_ln"),
         ("adamw", GUARD),
         (GUARD,),
