@@ -558,21 +558,22 @@ def page(study: Study, processes: int, about: str) -> str:
 
 
 ABOUT = """
-One configuration, untouched, on eleven models. It caps the peak of the learning-rate schedule; the cap begins at a quarter
-of what the initial weights can take (`FullStepLr`) and is then learned from half steps (`HalfStep`): in the first steps it
-opens while a whole step brings twice what half of it would, and at any time it falls while one brings clearly less. A
-network that collapses is seen in the gradient (`GradientReach`), taken back to where it was alive, and its cap cut to a
-third for good. A schedule under the cap is left alone.
+One configuration, untouched, on eleven models. It caps the peak of the learning-rate schedule; the cap begins at a
+quarter of what the initial weights can take (`FullStepLr`) and is then learned from half steps (`HalfStep`): in the
+first steps it opens while a whole step brings twice what half of it would, and at any time it falls while one brings
+clearly less. A network that collapses is seen in the gradient (`GradientReach`), taken back to where it was alive,
+and its cap cut to a third for good. A schedule under the cap is left alone.
 
-What was chosen on what ([guard_search.md](guard_search.md)): seeds 0 to 7, and the seeds 100 to 102, 300 to 302, 400 to 402
-and 500 to 502 of earlier versions were looked at too. All models but one are development models: an earlier version missed
-its bars on them, and this one was made to meet them. **The seeds of this page were flown once, and one model, the deeper
-pre-LN GPT, had never been flown by anyone.** When the rows of learning rates and models were there and the rest was still
-flying they were looked at; then six more seeds of two models were added, the guard was not touched.
+What was chosen on what ([guard_search.md](guard_search.md)): seeds 0 to 7, and the seeds 100 to 102, 300 to 302, 400
+to 402 and 500 to 502 of earlier versions were looked at too. All models but one are development models: an earlier
+version missed its bars on them, and this one was made to meet them. **The seeds of this page were flown once, and one
+model, the deeper pre-LN GPT, had never been flown by anyone.** When the rows of learning rates and models were there
+and the rest was still flying they were looked at; then six more seeds of two models were added, the guard was not
+touched.
 
-Small models, three seeds, a few hundred steps; the long runs are one seed of three models. The ends of mixer and vision
-transformer differ by six to twenty per cent between seeds and between runs that differ in any step: their bars of 3 and
-0.5 % can be met by chance and missed by chance, unless the guard leaves the run alone.
+Small models, three seeds, a few hundred steps; the long runs are one seed of three models. The ends of mixer and
+vision transformer differ by six to twenty per cent between seeds and between runs that differ in any step: their bars
+of 3 and 0.5 % can be met by chance and missed by chance, unless the guard leaves the run alone.
 """
 
 
