@@ -217,7 +217,7 @@ def collect(work: Path, processes: int, fly_missing: bool) -> dict[str, Outcome]
                 done[job.key] = outcome
                 file.write(json.dumps({"key": job.key, "stamp": common, "outcome": outcome._asdict()}) + "\n")
                 file.flush()
-    return done
+    return {job.key: done[job.key] for job in jobs() if job.key in done}
 
 
 def _in_order(waiting: Sequence[Job]) -> Iterable[list[Job]]:
