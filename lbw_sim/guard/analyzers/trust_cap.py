@@ -113,7 +113,7 @@ class TrustCap:
     whole_share: float = param(0.85, low=0.0, high=2.0, doc="share of its best above which the reach is whole")
     whole_ratio: float = param(0.88, low=0.0, high=2.0, doc="ratio above which the cap may grow while it is")
     whole_up: float = param(1.15, low=1.001, high=2.0, doc="factor of one growth then")
-    learn_steps: int = param(64, low=0, high=1_000_000, unit="steps", doc="steps in which the cap may grow", log=True)
+    learn_steps: int = param(64, low=1, high=1_000_000, unit="steps", doc="steps in which the cap may grow", log=True)
     warmup_steps: int = param(12, low=1, high=100_000, unit="steps", doc="first steps, in which the cap is reached")
     settle_steps: int = param(
         20, low=0, high=10_000, unit="steps", doc="first steps, in which the inner one is not asked"
