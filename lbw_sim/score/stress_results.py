@@ -20,6 +20,8 @@ RESULTS = "results.csv"
 FACTS = "suite.json"
 FORMAT = 1
 BASELINE = "adamw"
+NUDGE = "nudge"
+"""AdamW with next to nothing changed: how far runs part by chance."""
 CONTROLS = {
     "same_mean_lr": "AdamW at the guard's mean effective learning rate",
     "playback": "the guard's scales of another seed, played back without looking at the loss",

@@ -20,7 +20,7 @@ from lbw_sim.score.stress_judgement import (
     missed,
     percent,
 )
-from lbw_sim.score.stress_results import BASELINE, CONTROLS, seeds_of
+from lbw_sim.score.stress_results import BASELINE, CONTROLS, NUDGE, seeds_of
 from lbw_sim.wording import counted
 
 UNBEATEN = {
@@ -154,8 +154,23 @@ def _bars(judgement: Judgement, guard: str) -> list[str]:
         f"it ≤ {100 * BARS.harm:g} % in the mean and ≤ {100 * BARS.harm_worst:g} % on any seed): `{guard}` meets them "
         f"on {', '.join(met) or 'no workload here'}."
     ]
-    said += [f"`{guard}` on {name} misses: {'; '.join(gone)}." for name, gone in short.items() if gone]
+    said += [
+        f"`{guard}` on {name} misses: {'; '.join(gone)}.{_chance(judgement, name)}"
+        for name, gone in short.items()
+        if gone
+    ]
     return said
+
+
+def _chance(judgement: Judgement, workload: str) -> str:
+    """What next to nothing changes on the same seeds and learning rates; empty where that was not flown."""
+    found = judgement.standing(workload, NUDGE)
+    if found is None or math.isnan(found.harm_worst):
+        return ""
+    return (
+        f" A learning rate a thousandth lower (`{NUDGE}`) changes the loss at and below AdamW's best one by "
+        f"{percent(found.harm_below)} in the mean and {percent(found.harm_worst)} on the worst seed: as much is chance."
+    )
 
 
 def _others(judgement: Judgement, guards: list[str]) -> list[str]:

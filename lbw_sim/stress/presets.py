@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from lbw_sim.errors import StressError, unknown_name
-from lbw_sim.score.stress_results import BASELINE
+from lbw_sim.score.stress_results import BASELINE, NUDGE
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,6 +33,7 @@ PUBLISHED = (
 """Rules of others that are flown beside the guards."""
 GUARDS = ("guard:default", "guard:canary_rollback", "guard:paired_rollback", "guard:adaptive_cap")
 """Loss only; with a canary and rollback; with a paired probe and rollback; with a cap learned from half steps."""
+ALL = (BASELINE, NUDGE, *CLIPS, *PUBLISHED, *GUARDS)
 CONTROLLED = ("guard:adaptive_cap",)
 TINY = tuple(
     f"{architecture}{tuning}"
@@ -46,7 +47,7 @@ def _large(name: str, about: str) -> Preset:
         name=name,
         about=about,
         workloads=(name,),
-        methods=(BASELINE, *CLIPS, *PUBLISHED, *GUARDS),
+        methods=ALL,
         controlled=CONTROLLED,
         seeds=(0, 1, 2),
         extra_lrs=SEED_PAPER_LRS,
@@ -69,7 +70,7 @@ PRESETS = {
             name="tiny-full",
             about="Tiny byte GPTs of three architectures, from scratch and fine-tuned; every method, seven rates",
             workloads=TINY,
-            methods=(BASELINE, *CLIPS, *PUBLISHED, *GUARDS),
+            methods=ALL,
             controlled=CONTROLLED,
             seeds=(0, 1, 2),
         ),
@@ -77,7 +78,7 @@ PRESETS = {
             name="small",
             about="A byte GPT of tens of millions of parameters: one GPU, minutes a run",
             workloads=("small_gpt",),
-            methods=(BASELINE, *CLIPS, *PUBLISHED, *GUARDS),
+            methods=ALL,
             controlled=CONTROLLED,
             seeds=(0, 1, 2),
         ),
