@@ -58,6 +58,17 @@ def test_harm_is_the_worst_seed_at_or_below_the_best_learning_rate_and_nowhere_e
     assert any("+3.00 % on the worst seed" in text for text in missed(found))
 
 
+def test_a_missed_bar_stands_beside_what_chance_alone_changes_where_that_was_flown() -> None:
+    harmful = grid(guard=(2.1, 2.1, 2.1))
+    without = " ".join(sentences(judge(suite(harmful))))
+    assert "misses: harm +4.98 % in the mean" in without
+    assert "nudge" not in without
+    nudged = [run("nudge", r.lr, r.seed, r.final_loss * (1.02 if r.seed == 401 else 0.99)) for r in harmful
+              if r.label == "adamw"]  # fmt: skip
+    said = " ".join(sentences(judge(suite([*harmful, *nudged]))))
+    assert "by +0.00 % in the mean and +2.00 % on the worst seed: as much is chance." in said
+
+
 def test_a_run_that_ends_in_nan_counts_as_untrained_and_is_named() -> None:
     rows = [r._replace(final_loss=nan) if r.method == "adamw" and r.lr == 1.0 else r for r in grid()]
     found = standing(suite(rows), "adamw")

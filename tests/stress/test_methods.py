@@ -44,6 +44,17 @@ class Bench:
         return [parameter.grad.tolist() for parameter in self.parameters if parameter.grad is not None]
 
 
+def test_a_nudge_is_a_learning_rate_a_thousandth_lower_and_nothing_else() -> None:
+    bench = Bench("nudge")
+    assert bench.act(0, [3.0, 0.0], [4.0]) == 0.999
+    assert bench.gradients == [[3.0, 0.0], [4.0]]
+    plain, nudged = (fly(FlightPlan(method=how, lr=0.01, steps=30)) for how in ("adamw", "nudge"))
+    assert nudged.losses[0] == plain.losses[0]
+    assert nudged.losses[-1] == pytest.approx(plain.losses[-1], rel=0.02)
+    assert nudged.mean_effective_lr == pytest.approx(0.999 * plain.mean_lr)
+    assert not torch.equal(nudged.weights, plain.weights)
+
+
 def test_clip_brings_the_norm_of_all_gradients_together_to_the_limit() -> None:
     bench = Bench("clip:0.5")
     assert bench.act(0, [3.0, 0.0], [4.0]) == 1.0
