@@ -61,7 +61,7 @@ def test_harm_is_the_worst_seed_at_or_below_the_best_learning_rate_and_nowhere_e
 def test_a_missed_bar_stands_beside_what_chance_alone_changes_where_that_was_flown() -> None:
     harmful = grid(guard=(2.1, 2.1, 2.1))
     without = " ".join(sentences(judge(suite(harmful))))
-    assert "misses: harm +4.98 % in the mean" in without
+    assert "harm +4.98 % in the mean" in without
     assert "nudge" not in without
     nudged = [run("nudge", r.lr, r.seed, r.final_loss * (1.02 if r.seed == 401 else 0.99)) for r in harmful
               if r.label == "adamw"]  # fmt: skip
