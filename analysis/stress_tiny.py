@@ -68,7 +68,7 @@ PARTS = (
         "pictures",
         "Vision transformer and MLP-mixer",
         ("vit", "mixer"),
-        ("adamw", "nudge", GUARD),
+        ("adamw", "nudge", "nudge:0.1", GUARD),
         leave_out=("seed-paper", "ranks", "rows-"),
         seeds=MORE_SEEDS,
         lrs=(3e-3, 1e-2, 3e-2, 1e-1, 3e-1),
