@@ -21,7 +21,7 @@ from lbw_sim.cli.options import (
     stages,
 )
 from lbw_sim.errors import TuneError
-from lbw_sim.wording import counted
+from lbw_sim.wording import counted, some
 
 if TYPE_CHECKING:
     from lbw_sim.tune import Tuned
@@ -185,10 +185,9 @@ def _print(tuned: Tuned) -> None:
         ]
     print_table(rows, columns)
     split = tuned.split
-    names = ", ".join(split.held_out_groups[:8]) + (", …" if len(split.held_out_groups) > 8 else "")
     typer.echo(
         f"{counted(len(split.tuning), 'run')} chose, {counted(len(split.held_out), 'judges', 'judge')} (split by "
-        f"{split.by}; held out: {names})."
+        f"{split.by}; held out: {some(split.held_out_groups, 8)})."
     )
     typer.echo(f"The result is the line held out; that of tuning flatters. Rule: {tuned.rule}.")
     changed = tuned.start.differences(tuned.spec)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from lbw_sim.errors import TraceError
-from lbw_sim.wording import counted
+from lbw_sim.wording import counted, some
 
 Provenance = Mapping[str, str | int | float | None]
 
@@ -20,6 +20,8 @@ REPEATS_SHARE = 0.01
 SAMPLE_ROWS = 500
 """Rows that the sampled history of W&B returns unless asked for more."""
 COARSE_DECIMALS = 4
+MOST_NAMED = 5
+"""Runs that a sentence names."""
 
 
 class Limitation(NamedTuple):
@@ -55,7 +57,7 @@ def refuse(runs: Iterable[tuple[str, Provenance]], use: str) -> None:
                 problems.setdefault(found.text, []).append(run_id)
     if problems:
         raise TraceError(
-            "; ".join(f"{_some(ids)}: {text}" for text, ids in problems.items())
+            "; ".join(f"{some(ids, MOST_NAMED)}: {text}" for text, ids in problems.items())
             + f". A {use} of that would not mean what it says; --anyway gives it all the same, with this warning"
         )
 
@@ -79,11 +81,7 @@ def by_text(said: Iterable[tuple[str, Iterable[str]]]) -> list[str]:
     for run_id, texts in said:
         for text in texts:
             lines.setdefault(text, []).append(run_id)
-    return [f"{_some(ids)}: {text}" for text, ids in lines.items()]
-
-
-def _some(ids: list[str]) -> str:
-    return ", ".join(ids[:5]) + (f" and {len(ids) - 5} more" if len(ids) > 5 else "")
+    return [f"{some(ids, MOST_NAMED)}: {text}" for text, ids in lines.items()]
 
 
 def _found(facts: Provenance) -> Iterator[Limitation]:

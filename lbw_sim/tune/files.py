@@ -18,7 +18,7 @@ import lbw_sim
 from lbw_sim.errors import TuneError
 from lbw_sim.score import Column, jsonable
 from lbw_sim.tune.tuning import Tuned
-from lbw_sim.wording import counted
+from lbw_sim.wording import counted, some
 
 
 class Written(NamedTuple):
@@ -71,7 +71,7 @@ def header(tuned: Tuned, command: str, made: Written) -> list[str]:
         command,
         f"Chosen on {counted(len(split.tuning), 'run')} out of {tuned.tried} candidates by this rule: {tuned.rule}.",
         f"Judged on {counted(len(split.held_out), 'other run')}, split by {split.by}, held out: "
-        f"{_some(split.held_out_groups)}.",
+        f"{some(split.held_out_groups, 6)}.",
     ]
     lines += [
         f"Held out, {name}: recall {recall.cell(rows[name])} of {rows[name]['events']} events, delay "
@@ -130,7 +130,3 @@ def front_csv(front: Sequence[Mapping[str, Any]]) -> str:
     table.writerows({key: "yes" if value is True else "" if value is False else value for key, value in row.items()}
                     for row in front)  # fmt: skip
     return text.getvalue()
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
