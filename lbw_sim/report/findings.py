@@ -304,7 +304,7 @@ def _findings(
     return RunFindings(
         run_id=trace.run_id,
         view="recorded" if spec is None else "replayed",
-        guard=_recorded_name(meta) if spec is None else spec.name,
+        guard=meta.guard_name if spec is None else spec.name,
         fingerprint=meta.fingerprint if spec is None else spec.fingerprint,
         mode=meta.mode,
         rows=len(steps),
@@ -328,13 +328,6 @@ def _findings(
         provenance=provenance,
         hidden_provenance=hidden,
     )
-
-
-def _recorded_name(meta: SegmentMeta) -> str:
-    try:
-        return meta.spec.name
-    except LbwError:
-        return "of components that are not installed here"
 
 
 def _budgets(

@@ -156,6 +156,11 @@ class SegmentMeta:
         return GuardSpec.from_toml(self.spec_toml, where=f"guard of run {self.run_id!r} segment {self.segment}")
 
     @property
+    def guard_name(self) -> str:
+        """What the guard is called, for people; readable without the guard's components."""
+        return str(tomllib.loads(self.spec_toml).get("name", "unnamed"))
+
+    @property
     def delay_steps(self) -> int:
         """By how many steps the guard saw measured channels late; readable without the guard's components."""
         return int(tomllib.loads(self.spec_toml).get("delay_steps", 0))
