@@ -11,9 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from lbw_sim.errors import TraceError
+from lbw_sim.trace.provenance import Fact
 from lbw_sim.wording import counted, some
-
-Provenance = Mapping[str, str | int | float | None]
 
 REPEATS_SHARE = 0.01
 """Share of losses equal to the one before, above which a filter is suspected."""
@@ -35,7 +34,7 @@ class Limitation(NamedTuple):
     """Uses that this rules out unless the user insists: `score`."""
 
 
-def limitations(provenance: Provenance) -> tuple[Limitation, ...]:
+def limitations(provenance: Mapping[str, Fact]) -> tuple[Limitation, ...]:
     """Everything that a reader should know before trusting the numbers, the gravest first.
 
     >>> [l.text for l in limitations({"imported": 1, "cadence_steps": 10.0, "cadence": "every 10 steps"})]
@@ -48,7 +47,7 @@ def limitations(provenance: Provenance) -> tuple[Limitation, ...]:
     return tuple(sorted(_found(provenance), key=lambda found: not found.refuses))
 
 
-def refuse(runs: Iterable[tuple[str, Provenance]], use: str) -> None:
+def refuse(runs: Iterable[tuple[str, Mapping[str, Fact]]], use: str) -> None:
     """Raise TraceError, all runs at once, when one of them (run id, provenance) rules `use` out."""
     problems: dict[str, list[str]] = {}
     for run_id, provenance in runs:
@@ -62,7 +61,7 @@ def refuse(runs: Iterable[tuple[str, Provenance]], use: str) -> None:
         )
 
 
-def summary(runs: Iterable[tuple[str, Provenance]]) -> list[str]:
+def summary(runs: Iterable[tuple[str, Mapping[str, Fact]]]) -> list[str]:
     """One line per limitation, with the runs that have it.
 
     >>> summary([("a", {"imported": 1, "zero_losses": 2}), ("b", {"imported": 1, "zero_losses": 2})])
@@ -84,7 +83,7 @@ def by_text(said: Iterable[tuple[str, Iterable[str]]]) -> list[str]:
     return [f"{some(ids, MOST_NAMED)}: {text}" for text, ids in lines.items()]
 
 
-def _found(facts: Provenance) -> Iterator[Limitation]:
+def _found(facts: Mapping[str, Fact]) -> Iterator[Limitation]:
     def count(name: str) -> int:
         value = facts.get(name)
         # a trace from a stranger may hold anything here
