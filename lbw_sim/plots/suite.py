@@ -19,9 +19,9 @@ from lbw_sim.plots.outcome import MARKERS
 from lbw_sim.score.significance import Ranks
 from lbw_sim.score.stress_judgement import Judgement
 from lbw_sim.score.stress_results import BASELINE, SuiteRun
+from lbw_sim.values import nan
 
 MOST_COLOURED = len(LINE_COLOURS)
-nan = math.nan
 
 
 class Curve(NamedTuple):

@@ -29,7 +29,7 @@ from numpy.typing import ArrayLike, NDArray
 from lbw_sim.errors import ScoreError, unknown_name
 from lbw_sim.score.range_measures import RangeMeasures, range_measures
 from lbw_sim.trace.labels import CONFIDENCES, EVENT_KINDS, KINDS, Label
-from lbw_sim.values import UNSAFE_REGIMES
+from lbw_sim.values import UNSAFE_REGIMES, nan
 
 FALSE_ALARM_BUDGET_PER_10K = 1.0
 """The operating point at which guards are compared: false alarms per 10,000 clean rows."""
@@ -39,7 +39,6 @@ STARTUP_ROWS = 10
 
 VERDICTS = ("event", "ignored", "baited", "false")
 """What an alarm can be worth: see `JudgedAlarm`."""
-nan = float("nan")
 Rows = Any
 """A row, or an array of rows; a test of it gives as many answers."""
 

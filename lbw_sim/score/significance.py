@@ -13,10 +13,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from lbw_sim.values import nan
+
 LEVEL = 0.95
 MOST_FLIPS = 4096
 """Sign patterns that are all tried; with more, so many are drawn."""
-nan = math.nan
 
 
 class Estimate(NamedTuple):
