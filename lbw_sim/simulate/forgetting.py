@@ -48,8 +48,8 @@ class Bank(NamedTuple):
 def remembered(bank: Bank, impulse: float, elapsed: float, slowest: float, pace: float, exponent: float) -> Bank:
     """The bank after an impulse that will fade as (1 + pace · x)^-exponent, and then an advance of x by `elapsed`.
 
-    `slowest` is the lowest rate, in 1/x; `pace` should lie between 2^10 and 2^19 times it. An
-    exponent below 0.0144 counts as that.
+    `slowest` is the lowest rate, in 1/x; `pace` should lie between 2^10 and 2^19 times it. An exponent below 0.0144
+    counts as that.
 
     >>> bank = remembered(Bank(), 1.0, 3.0, 1e-4, 1.0, 0.5)
     >>> abs(left(bank) - (1.0 + 3.0) ** -0.5) < 1e-5
