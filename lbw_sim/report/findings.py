@@ -330,9 +330,7 @@ def _findings(
     )
 
 
-def _budgets(
-    meta: SegmentMeta, spec: GuardSpec | None, columns: Columns, everything: Columns
-) -> tuple[Budget, ...]:  # fmt: skip
+def _budgets(meta: SegmentMeta, spec: GuardSpec | None, columns: Columns, everything: Columns) -> tuple[Budget, ...]:
     """Limits of the envelope against what the shown guard asked for and got."""
     try:
         limits = (spec or meta.spec).build().envelope

@@ -340,9 +340,7 @@ class _Fit:
         for self.noise in (1e-3, 0.0):
             if self.noise == 0.0:
                 self.noise = self.level(point, masks)
-            point = least_squares(
-                residuals, point, bounds=(low, high), x_scale=0.2 * sd, max_nfev=60, diff_step=1e-5
-            ).x  # fmt: skip
+            point = least_squares(residuals, point, bounds=(low, high), x_scale=0.2 * sd, max_nfev=60, diff_step=1e-5).x
         return np.asarray(point)
 
     def level(self, point: Array, masks: list[NDArray[np.bool_]]) -> float:
@@ -379,6 +377,4 @@ class _Fit:
         values = {name: float(value) for name, value in zip(LAWS[self.law], draws[0][0], strict=True)}
         leads = (0.0, *(float(value) for value in point[len(self.names) : count]))
         rmse = float(np.sqrt(np.mean(np.concatenate(left) ** 2)))
-        return Fitted(
-            self.law, values, rmse, held_out, leads, tuple(draws), self.start, self.knots, self.middle
-        )  # fmt: skip
+        return Fitted(self.law, values, rmse, held_out, leads, tuple(draws), self.start, self.knots, self.middle)

@@ -76,7 +76,7 @@ def simulated_effects(
     )  # fmt: skip
     first = rollouts(
         fits, [never], {"first": schedule(best)[:1]}, drawn_noise(seeds, 1, first_seed), engine="python"
-    ).final_loss[:, 0, 0]  # fmt: skip
+    ).final_loss[:, 0, 0]
     found = []
     for place, (kind, peak) in enumerate(peaks):
         ended = flown.ended[:, :, place]

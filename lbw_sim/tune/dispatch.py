@@ -117,7 +117,7 @@ class Dispatcher:
         tasks = [
             Fly(self.candidates(values[i : i + size]), self.flights, self.reference)
             for i in range(0, len(values), size)
-        ]  # fmt: skip
+        ]
         found = []
         for task, one in zip(tasks, self._done(tasks), strict=True):
             found.append(one)

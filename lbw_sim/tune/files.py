@@ -114,12 +114,10 @@ def facts(tuned: Tuned, command: str, about: Mapping[str, Any]) -> dict[str, Any
         },
         "held_out": tuned.held_out,
         "tuning": tuned.tuning,
-        "energy_per_1000_rows": {
-            guard: {"held_out": out, "tuning": own} for guard, (out, own) in tuned.energy.items()
-        },
+        "energy_per_1000_rows": {guard: {"held_out": out, "tuning": own} for guard, (out, own) in tuned.energy.items()},
         "simulated": None if tuned.simulated is None else tuned.simulated,
         "warnings": tuned.warnings,
-    }  # fmt: skip
+    }
 
 
 def front_csv(front: Sequence[Mapping[str, Any]]) -> str:

@@ -203,9 +203,7 @@ def tune(
                 sides[side].append(verdict)
                 progress("judging", sum(map(len, sides.values())), len(facts))
     rows = {side: _rows(names, verdicts, seed) for side, verdicts in sides.items()}
-    energy = {
-        one: (_energy(sides["held out"], i), _energy(sides["tuning"], i)) for i, one in enumerate(names)
-    }  # fmt: skip
+    energy = {one: (_energy(sides["held out"], i), _energy(sides["tuning"], i)) for i, one in enumerate(names)}
     simulated = None if flights is None else _simulated([spec, space.start, GuardSpec.load("never")], flights, seed)
     return Tuned(
         spec=spec,
@@ -367,7 +365,7 @@ def _simulated(guards: Sequence[GuardSpec], flights: Flights, seed: int) -> Simu
 def _rows(names: Sequence[str], judged: Sequence[JudgedRun], seed: int) -> list[dict[str, object]]:
     scores: dict[str, Sequence[RunScore]] = {
         name: [run.scores[place] for run in judged] for place, name in enumerate(names)
-    }  # fmt: skip
+    }
     return detection_rows(scores, seed=seed)
 
 

@@ -298,7 +298,7 @@ def _runs(files: Sequence[Path], columns: Mapping[str, str]) -> Iterator[LoggedR
         facts |= {"loss_is": "window_mean", "nan_filtered": 1, "grad_norm_is": "before_clipping"}
     yield LoggedRun(
         run_id_from(folder), folder, mapping, lambda: pieces(rows), facts=facts, lost=reader.lost, files=files
-    )  # fmt: skip
+    )
 
 
 TENSORBOARD = Importer(
