@@ -1,4 +1,7 @@
-"""Numbers with their nouns and lists of names, wherever one is said to a person."""
+"""Numbers with their nouns and lists of names, wherever one is said to a person.
+
+For sentences only: tables and JSON hold plain values.
+"""
 
 from __future__ import annotations
 

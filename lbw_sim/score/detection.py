@@ -196,10 +196,12 @@ class Span(NamedTuple):
 
     @property
     def tolerance(self) -> float:
+        """Rows before the onset in which an alarm still detects the event."""
         return max(3.0, 0.05 * (self.end - self.onset + 1))
 
     @property
     def aftermath(self) -> float:
+        """Rows after the end in which an alarm is not yet a false one."""
         return max(10.0, 0.5 * (self.end - self.onset + 1))
 
     @property
@@ -212,12 +214,15 @@ class Span(NamedTuple):
         return (self.onset - self.tolerance <= row) & (row <= self.end)
 
     def widened(self, row: Rows) -> Rows:
+        """Whether an alarm that starts here is the event's or its aftermath's."""
         return (self.onset - self.tolerance <= row) & (row <= self.end + self.aftermath)
 
     def near(self, row: Rows) -> Rows:
+        """Whether an alarm that starts here is on a benign span."""
         return (self.onset - 2 <= row) & (row <= self.end + 2)
 
     def contains(self, other: Span) -> bool:
+        """Whether the other event lies inside this one."""
         return self.onset <= other.onset and other.end <= self.end
 
 
