@@ -171,6 +171,7 @@ def _report(tuned: Tuned, command: str, made: Written, as_json: bool, about: dic
 
 def _print(tuned: Tuned) -> None:
     from lbw_sim.score import DETECTION_COLUMNS, Column
+    from lbw_sim.tune.tuning import JUDGED
 
     hidden = ("guard", "group", "runs", "latched_share")
     columns = [Column("side", "runs"), Column("guard", "guard")]
@@ -202,7 +203,7 @@ def _print(tuned: Tuned) -> None:
         print_table(
             [
                 {"guard": name, **{key: getattr(flown, key)[place] for key in shown}}
-                for place, name in enumerate(("tuned", "start", "never"))
+                for place, name in enumerate(JUDGED)
             ],
             [Column("guard", f"simulated,\n{counted(flown.runs, 'run')}"),
              Column("final_loss", "final loss,\nmean", ".4f"), Column("lost", "lost", "d"),
