@@ -117,8 +117,8 @@ def tune(
     sensor and analyzer are searched; with them the policy too. Next comes lbw backtest, on runs that this has not seen.
     """
     from lbw_sim.simulate import PlantSpec
-    from lbw_sim.tune import executor as hired
-    from lbw_sim.tune import tune as search_for
+    from lbw_sim.tune import executor as make_executor
+    from lbw_sim.tune import tune as tune_guard
     from lbw_sim.tune import write
     from lbw_sim.tune.study import keep_study, require_optuna
 
@@ -136,12 +136,12 @@ def tune(
     ledger = ledger or out.with_suffix(".ledger")
     try:
         with stages() as progress:
-            tuned = search_for(
+            tuned = tune_guard(
                 traces, start, candidates=candidates, search=search, halving=halving, only=only or (), fix=fix or (),
                 split_by=split_by, held_out=held_out or (), held_out_share=held_out_share,
                 false_alarms_per_10k=false_alarms, plants=plants, schedules=rates, seeds=seeds, seed=seed,
-                name=out.stem, ledger=ledger, workers=hired(executor, workers), plugins=plugin or (), anyway=anyway,
-                skip_broken=skip_broken, progress=progress,
+                name=out.stem, ledger=ledger, workers=make_executor(executor, workers), plugins=plugin or (),
+                anyway=anyway, skip_broken=skip_broken, progress=progress,
             )  # fmt: skip
     except KeyboardInterrupt:
         print(f"lbw: interrupted; the same command goes on with what {ledger} holds", file=sys.stderr)

@@ -154,8 +154,8 @@ def tune(
     looking = searcher(search, space.start_unit, candidates - 1, seed)
     if halving and search == "cmaes":
         raise TuneError("successive halving drops candidates before they are ranked, and cmaes has to rank all of them")
-    with closing(workers or Local()) as staff, Ledger(ledger) as kept:
-        facts, broken = _described(staff, find_runs(traces), skip_broken, progress)
+    with closing(workers or Local()) as executor, Ledger(ledger) as measured:
+        facts, broken = _described(executor, find_runs(traces), skip_broken, progress)
         records = ((run.run_id, run.telemetry_digest) for run in facts)
         refuse_repeats(records, TuneError, "one could choose what the other judges")
         if not anyway:
@@ -178,7 +178,7 @@ def tune(
             # in candidates: nobody wants to read of a thousand million steps
             progress("tuning", min(candidates, round(candidates * worked / whole)), candidates)
 
-        dispatcher = Dispatcher(space, staff, kept, flights, own, report)
+        dispatcher = Dispatcher(space, executor, measured, flights, own, report)
         rule = Rule(false_alarms_per_10k, HARM_LIMIT)
         values, tally, flown, tried = _searched(dispatcher, looking, rule, runs, stops)
         found = tally.objectives(flown)
@@ -188,7 +188,7 @@ def tune(
         spec = space.start.with_changes(space.changes(chosen), name)
         guards = (spec.to_toml(), space.start.to_toml())
         judged = []
-        for run in staff.map(Judge(guards, run.path, own) for run in (*parted.held_out, *parted.tuning)):
+        for run in executor.map(Judge(guards, run.path, own) for run in (*parted.held_out, *parted.tuning)):
             judged.append(run)
             progress("judging", len(judged), len(facts))
     out, chose = judged[: len(parted.held_out)], judged[len(parted.held_out) :]
@@ -236,12 +236,12 @@ def prepare(start: GuardSpec, flights: Flights | None) -> None:
 
 
 def _described(
-    staff: Executor, paths: Sequence[str], skip_broken: bool, progress: Progress
+    executor: Executor, paths: Sequence[str], skip_broken: bool, progress: Progress
 ) -> tuple[list[RunFacts], list[TraceError]]:
     """The runs that hold rows, and what is wrong with those that cannot be read. Raises TraceError; see `tune`."""
     facts: list[RunFacts] = []
     broken: list[TraceError] = []
-    for done, run in enumerate(staff.map(Describe(path) for path in paths), start=1):
+    for done, run in enumerate(executor.map(Describe(path) for path in paths), start=1):
         progress("reading", done, len(paths))
         if isinstance(run, TraceError):
             broken.append(run)
