@@ -177,7 +177,7 @@ def unsafe_rows(regimes: ArrayLike) -> NDArray[np.bool_]:
 
 
 def find_alarms(unsafe: ArrayLike) -> list[Alarm]:
-    """The runs of unsafe rows, in order.
+    """The runs of rows that are marked, in order: of unsafe rows the alarms.
 
     >>> find_alarms([False, True, True, False, True])
     [Alarm(start_row=1, end_row=2), Alarm(start_row=4, end_row=4)]
