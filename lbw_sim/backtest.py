@@ -32,7 +32,7 @@ from lbw_sim.trace import Trace
 from lbw_sim.trace.labels import BENIGN_KINDS, EVENT_KINDS
 from lbw_sim.trace.schema import columns
 from lbw_sim.values import UNSAFE_REGIMES, Posture, Regime
-from lbw_sim.wording import counted
+from lbw_sim.wording import counted, some
 
 Progress = Callable[[str, int, int], None]
 """Hears of each stage: its name, how much of it is done and how much there is in all."""
@@ -215,7 +215,7 @@ def _not_tested_on(
     if left_out:
         yield f"{counted(left_out, 'run')} that could not be read: left out, whatever the guard would have met there."
     if acted := [run.run_id for run in runs if run.mode == "active"]:
-        names = _some(acted)
+        names = some(acted, 8)
         yield f"{counted(len(acted), 'run')} recorded while a guard acted ({names}): their losses are partly its doing."
     if imported := sum(run.imported for run in runs):
         cadence = f", with up to {seen.most_rows_apart} steps between rows" if seen.most_rows_apart > 1 else ""
@@ -223,7 +223,7 @@ def _not_tested_on(
     longest = max(run.last_step - run.first_step + 1 for run in runs)
     yield f"No run longer than {counted(longest, 'step')}."
     families = sorted({run.family for run in runs})
-    yield f"No family of runs but {_some(families)}: runs of one family are alike."
+    yield f"No family of runs but {some(families, 8)}: runs of one family are alike."
     if seen.lr_low == seen.lr_low:
         yield f"No peak learning rate below {seen.lr_low:.3g} or above {seen.lr_high:.3g}."
     else:
@@ -277,10 +277,6 @@ def _not_simulated(effects: Sequence[SimulatedEffect]) -> Iterable[str]:
 
 def _or(words: Sequence[str]) -> str:
     return " or ".join([", ".join(words[:-1])] * (len(words) > 1) + [words[-1]])
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
 def worst(runs: Iterable[ReplayedRun]) -> Mapping[str, tuple[float, str]]:

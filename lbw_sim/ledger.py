@@ -1,4 +1,4 @@
-"""Finished work: lines in a file that only grows, for work that may be killed at any time and is then gone on with.
+"""Finished work, line by line in a file that only grows: for work that may be killed at any time, and resumed.
 
     CRC32 of the rest of the line, eight hexadecimal digits | blank | whatever the owner of the file writes
 

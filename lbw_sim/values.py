@@ -29,10 +29,19 @@ class Regime(IntEnum):
     NONFINITE = 8  # loss or gradient is nan or infinite
 
 
-UNSAFE_REGIMES = frozenset(
-    {Regime.STRESSED, Regime.SPIKE, Regime.OSCILLATION, Regime.DIVERGING, Regime.PLATEAU, Regime.NONFINITE}
-)
-"""The regimes in which a step counts as stress mode; an alarm is the start of a run of such steps."""
+def is_unsafe(regime: int) -> bool:
+    """Whether a step in this regime counts as stress mode; an alarm is the start of a run of such steps.
+
+    Made of comparisons, so that a component's step may call it and is still compiled.
+
+    >>> is_unsafe(Regime.SPIKE), is_unsafe(Regime.RECOVERY)
+    (True, False)
+    """
+    return regime != Regime.WARMUP and regime != Regime.STABLE and regime != Regime.RECOVERY
+
+
+UNSAFE_REGIMES = frozenset(filter(is_unsafe, Regime))
+"""The regimes for which `is_unsafe` holds."""
 
 
 class Posture(IntEnum):

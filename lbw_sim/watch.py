@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import os
 import time
-import tomllib
 from collections import deque
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -175,7 +174,7 @@ class RunView:
         told = ("step", "loss", "lr", "effective_lr", "grad_norm", "scale", "energy", *names)
         return {
             "run_id": meta.run_id if meta else run_id_of(self.tail.folder.name),
-            "guard": _guard_name(meta.spec_toml) if meta else None,
+            "guard": meta.guard_name if meta else None,
             "fingerprint": meta.fingerprint if meta else None,
             "mode": meta.mode if meta else None,
             "segment": meta.segment if meta else None,
@@ -344,10 +343,6 @@ def _written_at(path: Path) -> float:
         return path.stat().st_mtime
     except OSError:
         return 0.0  # finished and taken away since it was listed
-
-
-def _guard_name(spec_toml: str) -> str:
-    return str(tomllib.loads(spec_toml).get("name", "unnamed"))
 
 
 def _name(names: Any, code: int) -> str:

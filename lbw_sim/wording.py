@@ -1,6 +1,11 @@
-"""A number with its noun, wherever one is said to a person."""
+"""Numbers with their nouns and lists of names, wherever one is said to a person.
+
+For sentences only: tables and JSON hold plain values.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 
 def counted(many: int, one: str, several: str = "") -> str:
@@ -10,3 +15,12 @@ def counted(many: int, one: str, several: str = "") -> str:
     ('1 run', '1,200 runs', '0 losses are')
     """
     return f"{many:,} {one if many == 1 else several or one + 's'}"
+
+
+def some(names: Sequence[str], most: int) -> str:
+    """The first names, at most so many, and how many more there are.
+
+    >>> some(["a", "b"], 2), some(["a", "b", "c", "d"], 2)
+    ('a, b', 'a, b and 2 more')
+    """
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -11,6 +11,9 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "lbw_sim"
 
+# the words that everybody speaks, and what is done with them along a recorded run
+WORDS = {"errors", "wording", "notebook", "ledger", "values", "params"}
+RUNS = {"guard", "trace", "replay"}
 # what each part may import of this package (besides itself), lowest first
 MAY_IMPORT = {
     "errors": set(),
@@ -19,51 +22,21 @@ MAY_IMPORT = {
     "wording": set(),
     "values": {"notebook"},
     "params": {"errors", "values"},
-    "guard": {"errors", "notebook", "values", "params"},
-    "trace": {"errors", "wording", "notebook", "values", "params", "guard"},
-    "replay": {"errors", "wording", "notebook", "values", "params", "guard", "trace"},
-    "simulate": {"errors", "wording", "values", "params", "guard", "trace", "replay"},
-    "score": {"errors", "wording", "notebook", "values", "trace"},
-    "backtest": {"errors", "wording", "values", "params", "guard", "trace", "replay", "simulate", "score"},
-    "tune": {
-        "errors",
-        "wording",
-        "ledger",
-        "values",
-        "params",
-        "guard",
-        "trace",
-        "replay",
-        "simulate",
-        "score",
-        "backtest",
-    },
-    "watch": {"errors", "wording", "values", "trace", "score"},
-    "live": {"errors", "wording", "notebook", "values", "guard", "trace"},
-    "stress": {"errors", "wording", "ledger", "values", "guard", "trace", "replay", "score", "live"},
-    "plots": {"errors", "wording", "values", "trace", "score"},
-    "report": {"errors", "wording", "values", "guard", "trace", "replay", "score", "plots"},
-    "demo": {"errors", "values", "guard", "trace", "replay", "score", "stress", "plots"},
-    "cli": {
-        "demo",
-        "errors",
-        "wording",
-        "values",
-        "params",
-        "guard",
-        "trace",
-        "replay",
-        "simulate",
-        "score",
-        "backtest",
-        "tune",
-        "watch",
-        "live",
-        "stress",
-        "plots",
-        "report",
-    },
+    "guard": WORDS,
+    "trace": WORDS | {"guard"},
+    "replay": WORDS | {"guard", "trace"},
+    "simulate": WORDS | RUNS,
+    "score": WORDS | {"trace"},
+    "backtest": WORDS | RUNS | {"simulate", "score"},
+    "tune": WORDS | RUNS | {"simulate", "score", "backtest"},
+    "watch": WORDS | {"trace", "score"},
+    "live": WORDS | {"guard", "trace"},
+    "stress": WORDS | RUNS | {"score", "live"},
+    "plots": WORDS | {"trace", "score"},
+    "report": WORDS | RUNS | {"score", "plots"},
+    "demo": WORDS | RUNS | {"score", "stress", "plots"},
 }
+MAY_IMPORT["cli"] = set(MAY_IMPORT)
 # late, inside a function or for the type checker: {module: names}
 UPWARD = {
     # a user at a notebook looks for the plot of a run on the run

@@ -19,7 +19,7 @@ from lbw_sim.cli.options import (
     print_table,
     stages,
 )
-from lbw_sim.wording import counted
+from lbw_sim.wording import counted, some
 
 
 def compare(
@@ -127,8 +127,7 @@ def compare(
             typer.echo(f"{counted(len(listed) - most, 'further place')}: --most {len(listed)} lists them")
     for missing in dict.fromkeys(item.missing for item in left_out):
         mine = [item.run_id for item in left_out if item.missing == missing]
-        names_of = ", ".join(mine[:5]) + (f" and {len(mine) - 5} more" if len(mine) > 5 else "")
-        typer.echo(f"Not compared, for want of {', '.join(missing)}: {names_of}")
+        typer.echo(f"Not compared, for want of {', '.join(missing)}: {some(mine, 5)}")
     rows_differing = sum(item.rows_differing for item in compared)
     if places:
         typer.echo(

@@ -65,7 +65,7 @@ def load_traces(paths: Iterable[str], skip_broken: bool) -> list[Trace]:
 
 
 def load_by_id(paths: Iterable[str], only: Iterable[str] | None, skip_broken: bool) -> tuple[dict[str, Trace], int]:
-    """The same by run id, or those of `only`, whatever is wrong with the others; and how many were left out.
+    """The same by run id, and how many were left out. With `only` these runs, whatever is wrong with the others.
 
     Raises TraceError; LbwError when two runs have one id, or when none has one of `only`.
     """
@@ -94,7 +94,10 @@ def open_all(paths: Iterable[str]) -> tuple[list[Trace], list[TraceError]]:
 
 
 def refusing(found: list[Trace], broken: Sequence[TraceError], skip_broken: bool) -> tuple[list[Trace], int]:
-    """The runs that are whole, when all of them are or the others may be left out, and how many are."""
+    """The runs that can be read, and how many cannot: these are named on standard error.
+
+    Raises TraceError for those instead, unless `skip_broken`, or when no run can be read.
+    """
     if broken and (not skip_broken or not found):
         runs = len(found) + len(broken)
         raise broken[0] if runs == 1 else BrokenRunsError(broken, runs)

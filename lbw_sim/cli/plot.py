@@ -35,7 +35,7 @@ def plot(
     drawn = {}
     for trace in watched(list(chosen.values()), "drawing"):
         columns = trace.to_numpy()
-        title = f"{trace.run_id}: guard {trace.meta.spec.name}"
+        title = f"{trace.run_id}: guard {trace.meta.guard_name}"
         if spec is not None:
             columns = columns | replay_trace(trace, spec).columns
             title = f"{trace.run_id}: guard {spec.name}, replayed"

@@ -170,7 +170,7 @@ def _import(
     for source in sources:
         found = import_path(
             source, folder, labels=known, progress=lambda done, total: progress("importing", done, total)
-        )  # fmt: skip
+        )
         passed_over += found.passed_over
         if not found.runs:
             reasons = "; ".join(f"{item.path}: {item.reason}" for item in found.passed_over[:3])

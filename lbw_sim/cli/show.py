@@ -41,7 +41,7 @@ def show(
             "lost_rows": sum(segment.meta.lost_rows or 0 for segment in trace.segments),
             "mode": meta.mode,
             "delay_steps": meta.delay_steps,
-            "guard": meta.spec.name,
+            "guard": meta.guard_name,
             "fingerprint": meta.fingerprint,
             "channels": list(trace.channels),
             "limitations": [limitation.text for limitation in trace.limitations],

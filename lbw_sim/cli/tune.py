@@ -21,7 +21,7 @@ from lbw_sim.cli.options import (
     stages,
 )
 from lbw_sim.errors import TuneError
-from lbw_sim.wording import counted
+from lbw_sim.wording import counted, some
 
 if TYPE_CHECKING:
     from lbw_sim.tune import Tuned
@@ -117,8 +117,8 @@ def tune(
     sensor and analyzer are searched; with them the policy too. Next comes lbw backtest, on runs that this has not seen.
     """
     from lbw_sim.simulate import PlantSpec
-    from lbw_sim.tune import executor as hired
-    from lbw_sim.tune import tune as search_for
+    from lbw_sim.tune import executor as make_executor
+    from lbw_sim.tune import tune as tune_guard
     from lbw_sim.tune import write
     from lbw_sim.tune.study import keep_study, require_optuna
 
@@ -136,12 +136,12 @@ def tune(
     ledger = ledger or out.with_suffix(".ledger")
     try:
         with stages() as progress:
-            tuned = search_for(
+            tuned = tune_guard(
                 traces, start, candidates=candidates, search=search, halving=halving, only=only or (), fix=fix or (),
                 split_by=split_by, held_out=held_out or (), held_out_share=held_out_share,
                 false_alarms_per_10k=false_alarms, plants=plants, schedules=rates, seeds=seeds, seed=seed,
-                name=out.stem, ledger=ledger, workers=hired(executor, workers), plugins=plugin or (), anyway=anyway,
-                skip_broken=skip_broken, progress=progress,
+                name=out.stem, ledger=ledger, workers=make_executor(executor, workers), plugins=plugin or (),
+                anyway=anyway, skip_broken=skip_broken, progress=progress,
             )  # fmt: skip
     except KeyboardInterrupt:
         print(f"lbw: interrupted; the same command goes on with what {ledger} holds", file=sys.stderr)
@@ -171,6 +171,7 @@ def _report(tuned: Tuned, command: str, made: Written, as_json: bool, about: dic
 
 def _print(tuned: Tuned) -> None:
     from lbw_sim.score import DETECTION_COLUMNS, Column
+    from lbw_sim.tune.tuning import JUDGED
 
     hidden = ("guard", "group", "runs", "latched_share")
     columns = [Column("side", "runs"), Column("guard", "guard")]
@@ -185,10 +186,9 @@ def _print(tuned: Tuned) -> None:
         ]
     print_table(rows, columns)
     split = tuned.split
-    names = ", ".join(split.held_out_groups[:8]) + (", …" if len(split.held_out_groups) > 8 else "")
     typer.echo(
         f"{counted(len(split.tuning), 'run')} chose, {counted(len(split.held_out), 'judges', 'judge')} (split by "
-        f"{split.by}; held out: {names})."
+        f"{split.by}; held out: {some(split.held_out_groups, 8)})."
     )
     typer.echo(f"The result is the line held out; that of tuning flatters. Rule: {tuned.rule}.")
     changed = tuned.start.differences(tuned.spec)
@@ -203,7 +203,7 @@ def _print(tuned: Tuned) -> None:
         print_table(
             [
                 {"guard": name, **{key: getattr(flown, key)[place] for key in shown}}
-                for place, name in enumerate(("tuned", "start", "never"))
+                for place, name in enumerate(JUDGED)
             ],
             [Column("guard", f"simulated,\n{counted(flown.runs, 'run')}"),
              Column("final_loss", "final loss,\nmean", ".4f"), Column("lost", "lost", "d"),

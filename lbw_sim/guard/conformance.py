@@ -21,6 +21,7 @@ from lbw_sim.values import Action, Assessment, Noise, Posture, Regime, Request, 
 STEPS = 400
 """Length of each input that a component is driven with."""
 _NUMBERS = frozenset({bool, int, float})
+_FINITE_SIGNALS = ("loss_level", "loss_sd", "loss_trend", "loss_rise", "oscillation", "grad_ratio", "update_ratio")
 
 
 def check_component(component: object, seed: int = 0) -> None:
@@ -124,19 +125,7 @@ def _all_finite(data: Any) -> bool:
 def _wrong_output(kind: str, output: Any) -> str:
     """What is wrong with one output; empty when nothing is."""
     if kind == "sensor":
-        bad = [
-            name
-            for name in (
-                "loss_level",
-                "loss_sd",
-                "loss_trend",
-                "loss_rise",
-                "oscillation",
-                "grad_ratio",
-                "update_ratio",
-            )
-            if math.isinf(getattr(output, name))
-        ]
+        bad = [name for name in _FINITE_SIGNALS if math.isinf(getattr(output, name))]
         return f"signals {', '.join(bad)} are infinite; nan says 'no evidence'" if bad else ""
     if kind == "analyzer" and output.regime not in set(Regime):
         return f"regime {output.regime!r} is none of {', '.join(Regime.__members__)}"
@@ -159,41 +148,31 @@ def _inputs(kind: str, extra: int, seed: int) -> Iterator[tuple[str, list[tuple[
     """Named input sequences for one kind of component; deterministic in the seed."""
     for label, losses in _losses(seed):
         rng = random.Random(f"{seed} {label}")
+        inputs: list[tuple[Any, ...]]
         if kind == "sensor":
-            yield label, [(t,) for t in _telemetry(losses, extra, rng)]
+            inputs = [(t,) for t in _telemetry(losses, extra, rng)]
         elif kind == "analyzer":
-            yield label, [(s,) for s in _signals(losses, extra, rng)]
+            inputs = [(s,) for s in _signals(losses, extra, rng)]
         elif kind == "policy":
-            yield (
-                label,
-                [
-                    (Assessment(rng.choice(list(Regime)), loss), rng.choice([1.0, 0.5, 0.1, rng.random()]))
-                    for loss in losses
-                ],
-            )
+            inputs = [
+                (Assessment(rng.choice(list(Regime)), loss), rng.choice([1.0, 0.5, 0.1, rng.random()]))
+                for loss in losses
+            ]
         elif kind == "plant":
             # a loss in nats is an absurd learning rate: a hundredth of it is high, a thousandth ordinary
-            yield (
-                label,
-                [
-                    (
-                        Action(loss * rng.choice([1e-2, 1e-3, 1e-4]), float(rng.random() < 0.05)),
-                        Noise(rng.choice([rng.gauss(0.0, 1.0), loss - 2.0]), rng.gauss(0.0, 1.0)),
-                    )
-                    for loss in losses
-                ],
-            )
-        elif kind == "envelope":
-            yield (
-                label,
-                [
-                    (
-                        int(rng.choice(list(Regime))),
-                        Request(int(rng.choice(list(Posture))), loss, rng.randrange(-3, 50)),
-                    )
-                    for loss in losses
-                ],
-            )
+            inputs = [
+                (
+                    Action(loss * rng.choice([1e-2, 1e-3, 1e-4]), float(rng.random() < 0.05)),
+                    Noise(rng.choice([rng.gauss(0.0, 1.0), loss - 2.0]), rng.gauss(0.0, 1.0)),
+                )
+                for loss in losses
+            ]
+        else:
+            inputs = [
+                (int(rng.choice(list(Regime))), Request(int(rng.choice(list(Posture))), loss, rng.randrange(-3, 50)))
+                for loss in losses
+            ]
+        yield label, inputs
 
 
 def _losses(seed: int) -> Iterator[tuple[str, list[float]]]:

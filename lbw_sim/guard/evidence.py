@@ -1,8 +1,8 @@
 """The back-test report of a guard: what stands between watching a run and acting on it.
 
 `lbw backtest` writes it, active mode asks for it. Reading one checks that it is whole, of a known format and of the
-very guard that wants to act; it does not judge whether the evidence in it is good, and it is no signature: who rewrites
-a report together with its fingerprint is not found out.
+very guard that wants to act. It does not judge whether the evidence is good, and a fingerprint is no signature: whoever
+rewrites a report together with its fingerprint is not found out.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The guard in a loop that is written with Hugging Face's accelerate: one line after `prepare`.
 
 It takes each step's loss from `accelerator.backward` and the gradient norm from `accelerator.clip_grad_norm_`, so it is
-for one loss and one optimizer. For several, use `attach` on the prepared optimizer's
-`.optimizer` and call `observe` yourself. It refuses DeepSpeed.
+for one loss and one optimizer. For several, use `attach` on the prepared optimizer's `.optimizer` and call `observe`
+yourself. It refuses DeepSpeed.
 """
 
 from __future__ import annotations
@@ -36,9 +36,8 @@ def guard_accelerator(
 
     The loss of a step is the mean of what went to `accelerator.backward` since the last step. `tokens`: how many each
     of these calls was for, a number or a function that is asked then; several ranks' losses are weighted by their sum.
-    None: not recorded. `save_state` and
-    `load_state` carry the guard's memory; call `load_state` before the first step and give the `run_id` of the run that
-    goes on. Close the guard when training is over.
+    None: not recorded. `save_state` and `load_state` carry the guard's memory; call `load_state` before the first step,
+    with the `run_id` of the run that is resumed. Close the guard when training is over.
 
     Raises LiveError for DeepSpeed and for what `attach` refuses.
 

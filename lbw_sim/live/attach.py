@@ -22,6 +22,7 @@ from lbw_sim.live.ranks import Group, decide_together, refuse_together
 from lbw_sim.live.sinks import Sink
 from lbw_sim.live.snapshots import Snapshots
 from lbw_sim.live.wrappers import plain_optimizers
+from lbw_sim.trace.provenance import Fact, Provenance
 
 logger = logging.getLogger("lbw_sim")
 
@@ -40,7 +41,7 @@ def attach(
     scaler: torch.amp.GradScaler | None = None,
     process_group: Group = "default",
     mirror: Sequence[Sink] = (),
-    provenance: Mapping[str, str | int | float | None] | None = None,
+    provenance: Mapping[str, Fact] | None = None,
 ) -> LiveGuard:
     """Put a guard on an optimizer and, when `trace` names a folder, record every step there.
 
@@ -102,7 +103,7 @@ def _prepared(
     unproven: bool,
     probes: Sequence[Probe],
     snapshots: Snapshots | None,
-    provenance: Mapping[str, str | int | float | None] | None,
+    provenance: Mapping[str, Fact] | None,
     **more: Any,
 ) -> LiveGuard:
     """The guard, all but on its optimizers. Raises whatever this rank refuses."""
@@ -141,7 +142,7 @@ def _prepared(
 
 def _permission(
     spec: GuardSpec, mode: Mode, backtest: BacktestReport | str | Path | None, unproven: bool
-) -> dict[str, str | int | float | None]:
+) -> Provenance:
     """What the trace will say about why this guard may act. Raises LiveError when nothing says that it may."""
     # checked in shadow mode too: whoever names a report means it, and would rather hear of a slip now
     report = None if backtest is None else require_backtest(spec, backtest)

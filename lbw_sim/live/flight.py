@@ -22,6 +22,7 @@ from lbw_sim.errors import LbwError, LiveError
 from lbw_sim.guard import GuardSpec
 from lbw_sim.live.attach import attach
 from lbw_sim.live.live_guard import LiveGuard
+from lbw_sim.trace.provenance import Fact
 
 logger = logging.getLogger("lbw_sim")
 
@@ -91,7 +92,7 @@ class Flight:
         memory: Mapping[str, Any] | None = None,
         steps_taken: int = 0,
         scaler: torch.amp.GradScaler | None = None,
-        provenance: Mapping[str, str | int | float | None] | None = None,
+        provenance: Mapping[str, Fact] | None = None,
     ) -> None:
         """Attach, with the memory of a checkpoint or, where it has none, afresh at the trainer's own step.
 

@@ -1,7 +1,8 @@
-"""A guard in flight: hooks around the optimizer's step, the loop of guard and trace, one row per step.
+"""A guard in flight: what was measured, what is decided and done, and one row of it per training step.
 
 It never raises into the training loop: a fault of the guard or of the recorder grounds it (scale 1 from there on), is
-logged once and stands in the trace. It reads no clock to decide, and with a delay it never waits for a device.
+logged once and stands in the trace. It reads no clock to decide, and with a delay it never waits for a device. When a
+step begins and ends, `hooks` tells it.
 """
 
 from __future__ import annotations
@@ -9,31 +10,28 @@ from __future__ import annotations
 import atexit
 import contextlib
 import hashlib
-import inspect
 import logging
-import math
 import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, Self, SupportsFloat
 
 import torch
-from torch.utils.hooks import RemovableHandle
 
 from lbw_sim.errors import LiveError
 from lbw_sim.guard import GuardSpec, GuardState, state_from_data, state_to_data
-from lbw_sim.live.actuator import Actuator
-from lbw_sim.live.mailbox import Letter, Mail
+from lbw_sim.live.hooks import Act, StepHooks
+from lbw_sim.live.mailbox import FOUND_INF, Letter, Mail, overflowed, telemetry_of
 from lbw_sim.live.probing import Probes
 from lbw_sim.live.ranks import DISAGREEMENT, FAULTS, Group, Ranks, decide_together, refuse_together
-from lbw_sim.live.scaler import watch_scaler
 from lbw_sim.live.sinks import Mirror, Sink
 from lbw_sim.live.snapshots import Snapshots
 from lbw_sim.notebook import facts
 from lbw_sim.trace import Recorder, collect
+from lbw_sim.trace.provenance import Fact
 from lbw_sim.trace.recovery import living_writers
 from lbw_sim.trace.schema import SCALER_OVERFLOW, columns
 from lbw_sim.values import UNSAFE_REGIMES, Decision, Posture, Reason, Regime, Telemetry, nan
@@ -45,9 +43,6 @@ Mode = Literal["shadow", "active"]
 
 attached: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
 """Every optimizer that has a guard now."""
-
-_FOUND_INF = "found_inf"
-_OPTIMIZER_FILE = inspect.getfile(torch.optim.Optimizer)
 
 
 class _Row(NamedTuple):
@@ -83,7 +78,7 @@ class LiveGuard:
         scaler: torch.amp.GradScaler | None,
         process_group: Group,
         mirror: Sequence[Sink],
-        provenance: Mapping[str, str | int | float | None] | None,
+        provenance: Mapping[str, Fact] | None,
     ) -> None:
         """Everything that may be refused. It touches no optimizer: `take_off` does."""
         self.spec = spec
@@ -109,15 +104,17 @@ class LiveGuard:
         self._group = process_group
         self._ranks = None
         if decide_together(process_group):
-            self._ranks = Ranks(process_group, ("grad_norm", "update_norm", _FOUND_INF, *self._channels))
+            self._ranks = Ranks(process_group, ("grad_norm", "update_norm", FOUND_INF, *self._channels))
             if snapshots is not None and snapshots.in_checkpoints:
                 raise LiveError(
                     "Snapshots(in_checkpoints=True) is for one rank: each rank holds another part of the ring, and a "
                     "checkpoint keeps the guard's memory of one. Leave the ring out: it fills again after a resumption"
                 )
         self._optimizers = list(optimizers)
-        self._actuators = {id(optimizer): Actuator(optimizer) for optimizer in optimizers}
-        self._first = self._actuators[id(optimizers[0])]
+        self._hooks = StepHooks(
+            optimizers, self.run_id, begin=self._begin_step, end=self._end_step, observe=self.observe,
+            announced=lambda: not self._mail.empty, fault=self.ground,
+        )  # fmt: skip
         self._state = self._guard.init()
         self._before = self._guard.not_yet
         self._decision = Decision(int(Regime.WARMUP), int(Posture.HOLD), 1.0, 0.0, int(Reason.NONE))
@@ -129,23 +126,11 @@ class LiveGuard:
         self._row: _Row | None = None
         self._letter: Letter | None = None
         """The numbers of the row that is not written yet, on their way; with a delay only."""
-        self._stepped: set[int] = set()
-        """Optimizers that have begun the step that was decided last."""
-        self._ended: set[int] = set()
-        """Of these, the ones that have ended it."""
-        self._depth: dict[int, int] = {}
-        """Steps of each optimizer that are under way inside each other; left as it was by one that raised."""
-        self._hide = False
-        """The step that was decided last is taken without an update."""
         self._trouble: Exception | None = None
         self._unknown: set[str] = set()
-        self._overtaken = False
-        """It has been said that somebody set a learning rate while it was scaled."""
         self._started_s = time.perf_counter()
         self._fault_reason = int(Reason.GUARD_FAULT)
         self._closed = False
-        self._off = False
-        """The optimizers are their owner's again; hooks that could not be taken off do nothing."""
         self._folder = Path(trace) if trace is not None and (self._ranks is None or self._ranks.records) else None
         first = self._optimizers[0].param_groups[0]["params"][0]
         self._provenance = {
@@ -158,26 +143,12 @@ class LiveGuard:
         if self._folder is not None:
             Recorder.check(self._folder, self.run_id)
         self._scaler = scaler
-        self._hooks: list[RemovableHandle] = []
-        self._release_scaler: Callable[[], None] | None = None
 
     def take_off(self) -> None:
         """Put the hooks on, now that nobody refuses; `attach` calls it."""
         if self._sinks and (self._ranks is None or self._ranks.records):
             self._mirror = Mirror(self._sinks)
-        before, after = _untraced(self._before_step), _untraced(self._after_step)
-        for optimizer in self._optimizers:
-            at_end = optimizer.register_step_post_hook(after)
-            # before everybody else's: a scheduler that somebody's hook steps must not find a scaled learning rate
-            for others in [number for number in optimizer._optimizer_step_post_hooks if number != at_end.id]:
-                optimizer._optimizer_step_post_hooks[others] = optimizer._optimizer_step_post_hooks.pop(others)
-            self._hooks += [
-                optimizer.register_step_pre_hook(before),
-                at_end,
-                optimizer.register_state_dict_pre_hook(self._before_state_dict),
-            ]
-        if self._scaler is not None:
-            self._release_scaler = watch_scaler(self._scaler, self._optimizers, self._scaler_dropped)
+        self._hooks.put_on(self._scaler)
         attached.update(self._optimizers)
         atexit.register(self.close)
 
@@ -205,9 +176,8 @@ class LiveGuard:
     @property
     def applied_scale(self) -> float:
         """Factor that the last step's learning rate really got; 1 in shadow mode, 0 for a step that was dropped."""
-        if self.mode == "shadow" or self.grounded is not None:
-            return 1.0
-        return 0.0 if self._hide else self._decision.scale
+        act = self._hooks.act if self.grounded is None else Act()
+        return 0.0 if act.skip else act.scale
 
     @property
     def cost_us(self) -> dict[str, float]:
@@ -232,7 +202,7 @@ class LiveGuard:
         whole gradient before clipping (what `clip_grad_norm_` returns). `batch`: handed on to the probes. Further
         channels by the names that the guard's sensor reads. Never raises: what cannot be read grounds the guard.
         """
-        if self._closed or self._off:
+        if self._closed or self._hooks.removed:
             return
         try:
             self._mail.post_loss(loss, tokens)
@@ -346,15 +316,8 @@ class LiveGuard:
 
         Called from inside a step, by somebody's hook say, it leaves its own hooks behind, which then do nothing.
         """
-        self._off = True
         try:
-            self._restore()
-            if not _within_an_optimizer():
-                for hook in self._hooks:
-                    hook.remove()
-                self._hooks.clear()
-            if self._release_scaler is not None:
-                self._release_scaler()
+            self._hooks.remove()
         except Exception as error:
             self.ground(error, everywhere=False)
         attached.difference_update(self._optimizers)
@@ -367,82 +330,11 @@ class LiveGuard:
     ) -> None:
         self.close()
 
-    def _before_step(
-        self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        if self._off:
-            return None
-        try:
-            if self._depth.get(id(optimizer), 0) > 0 and _steps_under_way(optimizer) > 1:
-                # a subclass whose step calls its parent's, which has hooks of its own: still the same step
-                self._depth[id(optimizer)] += 1
-                return None
-            self._depth[id(optimizer)] = 1
-            # an exception inside the last step skipped its post hook
-            self._put_back(optimizer, gradients=False)
-            closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
-            if closure is None:
-                self._begin(optimizer)
-                return None
-            # with a closure the loss does not exist yet: decide inside it, after its backward
-            if "closure" in kwargs:
-                return args, {**kwargs, "closure": self._deciding(optimizer, closure)}
-            return (args[0], self._deciding(optimizer, closure), *args[2:]), kwargs
-        except Exception as error:
-            self.ground(error, everywhere=False)
-            return None
-
-    def _deciding(self, optimizer: torch.optim.Optimizer, closure: Callable[[], Any]) -> Callable[[], Any]:
-        def closure_then_decision() -> Any:
-            loss = closure()
-            try:
-                if loss is not None and self._mail.empty and self._new_step(optimizer):
-                    self.observe(loss)
-                self._begin(optimizer)
-            except Exception as error:
-                self.ground(error, everywhere=False)
-            return loss
-
-        return closure_then_decision
-
-    def _new_step(self, optimizer: torch.optim.Optimizer) -> bool:
-        """Whether this optimizer opens the next step, or takes its part in the one that was decided last."""
-        return not self._stepped or id(optimizer) in self._stepped or not self._mail.empty
-
-    def _begin(self, optimizer: torch.optim.Optimizer) -> None:
-        """One optimizer is about to update its parameters."""
-        if self._off:
-            return  # by a closure that closed the guard: nobody would put the learning rate back
-        if self._new_step(optimizer):
-            self._stepped.clear()
-            self._ended.clear()
-            found_inf = getattr(optimizer, _FOUND_INF, None)
-            if isinstance(found_inf, torch.Tensor):
-                # a fused kernel drops the update by itself, after the hooks
-                self._mail.post(_FOUND_INF, found_inf)
-            self._decide()
-        self._stepped.add(id(optimizer))
-        if self._hide:
-            self._actuators[id(optimizer)].hide_gradients()
-        elif self._row is not None and self._row.scale != 1.0:
-            self._actuators[id(optimizer)].scale(self._row.scale)
-
-    def _scaler_dropped(self, optimizer: torch.optim.Optimizer) -> None:
-        """The gradient scaler found an overflow and did not call the optimizer."""
-        try:
-            if self._new_step(optimizer):
-                self._stepped.clear()
-                self._ended.clear()
-                self._mail.post(_FOUND_INF, 1.0)
-                self._decide()
-            self._stepped.add(id(optimizer))
-            self._end(optimizer)
-        except Exception as error:
-            self.ground(error, everywhere=False)
-
-    def _decide(self) -> None:
+    def _begin_step(self, found_inf: SupportsFloat | None) -> Act:
         """Read what is known, let the guard step, and say what is to be done."""
         mail, self._mail = self._mail, Mail()
+        if found_inf is not None:
+            mail.post(FOUND_INF, found_inf)
         batch, self._batch = self._batch, None
         event, self._event = self._event, ""
         if self._probes.channels:
@@ -455,12 +347,12 @@ class LiveGuard:
             except Exception as error:
                 self.ground(error)
         self._settle()
-        step, lr = self.step, self._first.lr
+        step, lr = self.step, self._hooks.lr
         if self._late:
             now, overflow = Telemetry(step, lr=lr), False
         else:
             numbers = self._heed(mail.send(self._ranks).read())
-            now, overflow = self._filled(step, lr, numbers), _overflowed(numbers)
+            now, overflow = telemetry_of(step, lr, numbers, self._channels), overflowed(numbers)
         decision = self._decided(now)
         acts = self.mode == "active" and self.grounded is None
         skipped = acts and decision.posture == Posture.SKIP
@@ -476,7 +368,6 @@ class LiveGuard:
             elif self.step % self._snapshots.every_steps == 0 and decision.regime not in UNSAFE_REGIMES:
                 self._take_snapshot()
         scale = decision.scale if acts else 1.0
-        self._hide = skipped
         elapsed_s = time.perf_counter() - self._started_s
         self._row = _Row(now, mail, decision, self._attempt, elapsed_s, scale, skipped, rolled_back_to, overflow, event)
         # counted here, not after the update: an update that raises has had its decision, and its row
@@ -484,6 +375,7 @@ class LiveGuard:
         if rolled_back_to >= 0:
             self.step = rolled_back_to
             self._attempt += 1
+        return Act(scale, skipped)
 
     def _decided(self, now: Telemetry) -> Decision:
         if self.grounded is None:
@@ -505,23 +397,10 @@ class LiveGuard:
             # out of memory, most likely: without this snapshot the ranks would go back to different steps
             self.ground(error)
 
-    def _after_step(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._off:
-            return
-        try:
-            self._depth[id(optimizer)] -= 1
-            if self._depth[id(optimizer)] > 0:
-                return
-            self._put_back(optimizer)
-            self._end(optimizer)
-        except Exception as error:
-            self.ground(error, everywhere=False)
-
-    def _end(self, optimizer: torch.optim.Optimizer) -> None:
-        """One optimizer has updated its parameters; after the last one the step is over."""
-        self._ended.add(id(optimizer))
+    def _end_step(self) -> None:
+        """The weights have been updated: measure that, and with a delay send the step's numbers on their way."""
         row = self._row
-        if row is None or len(self._ended) < len(self._optimizers):
+        if row is None:
             return
         measured = self._probes.after_step(row.now.step) if self._probes.channels else {}
         if self._late:
@@ -536,12 +415,6 @@ class LiveGuard:
             norm = last.send(self._ranks).read().get("update_norm", nan)
             self._row = row._replace(now=row.now._replace(update_norm=norm))
         self._settle()
-
-    def _before_state_dict(self, optimizer: torch.optim.Optimizer) -> None:
-        try:
-            self._actuators[id(optimizer)].restore(gradients=False)
-        except Exception as error:
-            self.ground(error)
 
     def _settle_safely(self) -> None:
         try:
@@ -560,7 +433,7 @@ class LiveGuard:
             letter, self._letter = self._letter, None
             # unsent when the update raised: then the other ranks know nothing of this step either
             numbers = self._heed((letter or row.mail.send()).read())
-            now, overflow = self._filled(now.step, now.lr, numbers), _overflowed(numbers)
+            now, overflow = telemetry_of(now.step, now.lr, numbers, self._channels), overflowed(numbers)
         self._before = self._own(now)
         dropped = row.skipped or overflow
         effective_lr = 0.0 if dropped else now.lr * row.scale
@@ -586,27 +459,6 @@ class LiveGuard:
         """The telemetry as the guard knows it: without the channels that only the trace holds."""
         own = self._own_channels
         return now if len(now.extra) == own else now._replace(extra=now.extra[:own])
-
-    def _filled(self, step: int, lr: float, numbers: Mapping[str, float]) -> Telemetry:
-        """Telemetry with the measured numbers in it."""
-        loss, grad_norm = numbers.get("loss", nan), numbers.get("grad_norm", nan)
-        measured = "loss" in numbers or "grad_norm" in numbers
-        finite = ("loss" not in numbers or math.isfinite(loss)) and (
-            "grad_norm" not in numbers or math.isfinite(grad_norm)
-        )
-        if _overflowed(numbers):
-            # an overflow of the scaled gradient is the scaler's daily work, not a gradient of the run
-            grad_norm, measured, finite = nan, "loss" in numbers, math.isfinite(loss)
-        return Telemetry(
-            step,
-            loss,
-            lr,
-            grad_norm,
-            numbers.get("update_norm", nan),
-            numbers.get("tokens", nan),
-            (0.0 if finite else 1.0) if measured else nan,
-            tuple([numbers.get(name, nan) for name in self._channels]),
-        )
 
     def _heed(self, numbers: dict[str, float]) -> dict[str, float]:
         """Look at what the other ranks sent along about themselves."""
@@ -655,57 +507,8 @@ class LiveGuard:
         )
         # what cannot be put back now is put back before the next step
         with contextlib.suppress(Exception):
-            self._restore()
+            self._hooks.restore()
         logger.warning(
             "lbw-sim: guard %r on run %s is grounded at step %d and no longer acts: %s",
             self.spec.name, self.run_id, self.step, self.grounded,
         )  # fmt: skip
-
-    def _put_back(self, optimizer: torch.optim.Optimizer, *, gradients: bool = True) -> None:
-        if self._actuators[id(optimizer)].restore(gradients=gradients) and not self._overtaken:
-            self._overtaken = True
-            logger.warning(
-                "lbw-sim: run %s: while the guard held the learning rate at %.3g times its own, somebody set another "
-                "one, which stays: a scheduler that was stepped after the optimizer's step had raised, or by a hook of "
-                "its own. One that multiplies what it finds has multiplied the scaled one; look at param_groups",
-                self.run_id, self._decision.scale,
-            )  # fmt: skip
-
-    def _restore(self) -> None:
-        for actuator in self._actuators.values():
-            actuator.restore()
-
-
-def _untraced(hook: Callable[..., Any]) -> Callable[..., Any]:
-    """The hook, for a step that may be compiled: traced into it, every new scale would compile it anew."""
-    disabled: Callable[..., Any] = torch.compiler.disable(hook)  # type: ignore[no-untyped-call]
-
-    def call(optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        # always the disabled form would cost every uncompiled step some microseconds
-        return (disabled if torch.compiler.is_dynamo_compiling() else hook)(optimizer, args, kwargs)
-
-    return call
-
-
-def _within_an_optimizer() -> bool:
-    """Whether some caller is torch's Optimizer, which may be going over its hooks: taking one away would break that."""
-    frame = inspect.currentframe()
-    while frame is not None:
-        if frame.f_code.co_filename == _OPTIMIZER_FILE:
-            return True
-        frame = frame.f_back
-    return False
-
-
-def _steps_under_way(optimizer: torch.optim.Optimizer) -> int:
-    """How many calls of this optimizer's `step` are on the stack, by torch's wrapper of it."""
-    found, frame = 0, inspect.currentframe()
-    while frame is not None:
-        found += frame.f_code.co_filename == _OPTIMIZER_FILE and frame.f_locals.get("self") is optimizer
-        frame = frame.f_back
-    return found
-
-
-def _overflowed(numbers: Mapping[str, float]) -> bool:
-    """Whether the gradient scaler dropped the step."""
-    return numbers.get(_FOUND_INF, 0.0) > 0.0

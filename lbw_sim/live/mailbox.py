@@ -1,17 +1,21 @@
 """Numbers on their way from the device and between ranks: sent without waiting, read when they are needed.
 
-On a CPU, with one rank, a number is simply there. Nothing here decides.
+On a CPU, with one rank, a number is simply there. What was read becomes telemetry here. Nothing here decides.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, SupportsFloat, cast
 
 import torch
 
 from lbw_sim.live.ranks import Number, Ranks, copy_to_host, weighted_sum
-from lbw_sim.values import nan
+from lbw_sim.values import Telemetry, nan
+
+FOUND_INF = "found_inf"
+"""What a gradient scaler says of a step: above 0 when it found an overflow and dropped the update."""
 
 
 class Mail:
@@ -75,6 +79,35 @@ class Letter:
         if not isinstance(self._content, dict):
             self._content = self._content()
         return self._content
+
+
+def overflowed(numbers: Mapping[str, float]) -> bool:
+    """Whether the gradient scaler dropped the step."""
+    return numbers.get(FOUND_INF, 0.0) > 0.0
+
+
+def telemetry_of(step: int, lr: float, numbers: Mapping[str, float], channels: Sequence[str]) -> Telemetry:
+    """What was read as telemetry; `channels` names the extra ones, in order.
+
+    >>> telemetry_of(7, 1e-3, {"loss": 2.5, "odd": 1.0}, ["odd"]).nonfinite
+    0.0
+    """
+    loss, grad_norm = numbers.get("loss", nan), numbers.get("grad_norm", nan)
+    measured = "loss" in numbers or "grad_norm" in numbers
+    finite = ("loss" not in numbers or math.isfinite(loss)) and ("grad_norm" not in numbers or math.isfinite(grad_norm))
+    if overflowed(numbers):
+        # an overflow of the scaled gradient is the scaler's daily work, not a gradient of the run
+        grad_norm, measured, finite = nan, "loss" in numbers, math.isfinite(loss)
+    return Telemetry(
+        step,
+        loss,
+        lr,
+        grad_norm,
+        numbers.get("update_norm", nan),
+        numbers.get("tokens", nan),
+        (0.0 if finite else 1.0) if measured else nan,
+        tuple([numbers.get(name, nan) for name in channels]),
+    )
 
 
 def _number(value: SupportsFloat) -> Number:

@@ -1,4 +1,7 @@
-"""The paper that figures are drawn on: size, colours, common dress of axes, and saving."""
+"""The paper that figures are drawn on: size, colours, common dress of axes, and saving.
+
+No pyplot: nothing is shown on a screen, and no setting of matplotlib's outlives the saving of a figure.
+"""
 
 from __future__ import annotations
 

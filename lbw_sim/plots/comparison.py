@@ -1,4 +1,7 @@
-"""Several runs over each other: smoothed losses, and the scales below."""
+"""Several runs over each other: smoothed losses, and the scales below.
+
+It does not say which run is better: they may differ in more than their guards.
+"""
 
 from __future__ import annotations
 

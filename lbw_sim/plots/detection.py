@@ -1,4 +1,7 @@
-"""Guards against each other: how many events they see, and how often they cry wolf."""
+"""Guards against each other: how many events they see, and how often they cry wolf.
+
+Detection only: what acting on the alarms would have done is not in it.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Two guards on the same runs: the loss, the alarms of each, and where their decisions differ."""
+"""Two guards on the same runs: the loss, the alarms of each, and where their decisions differ.
+
+Both were shown the same record, so what differs are decisions, not outcomes.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The loss axis that figures share: a robust smooth line, limits that a diverged run cannot spoil, few plain ticks."""
+"""The loss axis that figures share: a robust smooth line, limits that a diverged run cannot spoil, few plain ticks.
+
+For the eye only: the smooth line looks ahead, and nothing is judged by it.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""One moment of a run, close up: the loss around an alarm or a missed event, and the signal that decided."""
+"""One moment of a run, close up: the loss around an alarm or a missed event, and the signal that decided.
+
+It shows what was recorded; whether the alarm was right is judged elsewhere.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""A run as a picture of the size of a stamp: loss, labelled events, alarms. Many of them make an overview."""
+"""A run as a picture of the size of a stamp: loss, labelled events, alarms. Many of them make an overview.
+
+For finding the run that is worth a look, not for reading numbers off it.
+"""
 
 from __future__ import annotations
 
@@ -105,6 +108,3 @@ def draw_stamp(info: StampInfo, ax: Axes) -> None:
     ax.tick_params(labelsize=TEXT - 2, length=0, pad=2, labelcolor=GREY)
     if not ends:
         ax.text(0.5, 0.5, "no finite loss", transform=ax.transAxes, ha="center", va="center", fontsize=TEXT - 1)
-
-
-__all__ = ["StampInfo", "draw_stamp", "short", "stamp_figure", "stamp_info"]

@@ -1,4 +1,7 @@
-"""Final loss against learning rate, method by method: the stress table as a figure."""
+"""Final loss against learning rate, method by method: the stress table as a figure.
+
+A run that ended without a finite loss is marked as lost: it is never averaged over, nor left out in silence.
+"""
 
 from __future__ import annotations
 

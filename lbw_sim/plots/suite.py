@@ -19,9 +19,9 @@ from lbw_sim.plots.outcome import MARKERS
 from lbw_sim.score.significance import Ranks
 from lbw_sim.score.stress_judgement import Judgement
 from lbw_sim.score.stress_results import BASELINE, SuiteRun
+from lbw_sim.values import nan
 
 MOST_COLOURED = len(LINE_COLOURS)
-nan = math.nan
 
 
 class Curve(NamedTuple):
@@ -63,15 +63,13 @@ def sensitivity_info(judgement: Judgement) -> SensitivityInfo:
         tuple(facts.name for facts in names),
         tuple(facts.unit for facts in names),
         tuple(
-            tuple(
-                _curve(label, runs, label in coloured) for label in methods if (runs := suite.of(facts.name, label))
-            )
+            tuple(_curve(label, runs, label in coloured) for label in methods if (runs := suite.of(facts.name, label)))
             for facts in names
         ),
         tuple(judgement.references[facts.name].best_loss for facts in names),
         tuple(judgement.references[facts.name].best_lr for facts in names),
         tuple(coloured),
-    )  # fmt: skip
+    )
 
 
 def sensitivity_figure(judgement: Judgement, *, width: float = WIDTH) -> Figure:

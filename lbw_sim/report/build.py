@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -121,11 +122,9 @@ def _build(traces: Sequence[Trace], options: ReportOptions, tell: Progress, stac
     if not runs:
         raise LbwError("a report needs at least one run with rows; there is none")
 
+    best = sorted(kept, key=lambda name: kept[name][0].noteworthy, reverse=True)[: options.details]
     # in the order in which the runs were given
-    detailed = list(kept)[: options.details] if len(kept) > options.details else list(kept)
-    if options.details < len(kept):
-        best = sorted(kept, key=lambda name: kept[name][0].noteworthy, reverse=True)[: options.details]
-        detailed = [name for name in kept if name in best]
+    detailed = [name for name in kept if name in best]
     anchors = {name: f"run-{number}" for number, name in enumerate(detailed, start=1)}
     scores = _scores(runs)
     parts: list[Child] = [
@@ -138,10 +137,8 @@ def _build(traces: Sequence[Trace], options: ReportOptions, tell: Progress, stac
         parts += _overview(runs, stamps, anchors, scores, options)
         if len(runs) <= MOST_COMPARED:
             compared = {name: columns for name, (_, columns) in kept.items()}
-            words = "smoothed losses and scales of all runs"
-            svg, narrow = (
-                Html(inline_svg(comparison_figure(compared, width=width), prefix, words))
-                for width, prefix in ((8.0, "c"), (PHONE_WIDTH, "cn"))
+            svg, narrow = _drawn(
+                partial(comparison_figure, compared), 8.0, "c", "smoothed losses and scales of all runs"
             )
             parts += [
                 element("h2", "Losses over each other", id="losses"),
@@ -151,7 +148,8 @@ def _build(traces: Sequence[Trace], options: ReportOptions, tell: Progress, stac
     told = dataclasses.replace(options, rules={}, sweeps={})  # what a section needs of them
     tasks = [
         (run, columns, anchors[name], _shown(run, options, traces), told)
-        for name, (run, columns) in ((name, kept.pop(name)) for name in detailed)
+        for name in detailed
+        for run, columns in (kept[name],)
     ]
     parts += _sections(tasks, aside, tell)
     if len(runs) > 1:
@@ -258,11 +256,8 @@ def _overview(
             sections.guards_table(scores, shown | {f"{name} (shown)" for name in shown}, runs),
         ]
         if any(score.counts.events for mine in scores.values() for score in mine):
-            words = "event recall against false alarms of every guard"
-            svg, narrow = (
-                Html(inline_svg(detection_figure(scores, seed=0, sweeps=options.sweeps, width=width), prefix, words))
-                for width, prefix in ((6.4, "d"), (PHONE_WIDTH, "dn"))
-            )
+            draw = partial(detection_figure, scores, seed=0, sweeps=options.sweeps)
+            svg, narrow = _drawn(draw, 6.4, "d", "event recall against false alarms of every guard")
             parts += [
                 element(
                     "p",
@@ -274,6 +269,12 @@ def _overview(
                 sections.figure(svg, "Event recall against false alarms, as replayed.", "middle", narrow),
             ]
     return parts
+
+
+def _drawn(draw: Callable[..., Any], width: float, prefix: str, words: str) -> tuple[Html, Html]:
+    """A figure for a page and for a phone. `prefix`: a word of its own within the page; `words`: what it shows."""
+    wide = inline_svg(draw(width=width), prefix, words)
+    return Html(wide), Html(inline_svg(draw(width=PHONE_WIDTH), f"{prefix}-n", words))
 
 
 def _grids(traces: Sequence[Trace], runs: Sequence[RunFindings], options: ReportOptions) -> list[Child]:
@@ -305,23 +306,15 @@ def _grids(traces: Sequence[Trace], runs: Sequence[RunFindings], options: Report
             continue
         seeds = {seed: place for place, seed in enumerate(sorted({run.seed for run in mine}))}
         starts = [run.initial_loss for run in mine if math.isfinite(run.initial_loss)]
-        svg, narrow = (
-            Html(
-                inline_svg(
-                    outcome_figure(
-                        [run.method for run in mine],
-                        [run.peak_lr for run in mine],
-                        [seeds[run.seed] for run in mine],
-                        [run.final_loss for run in mine],
-                        initial_loss=float(np.median(starts)) if starts else math.nan,
-                        width=width,
-                    ),
-                    f"{prefix}{number}",
-                    f"final loss against learning rate, {title}",
-                )
-            )
-            for width, prefix in ((7.2, "g"), (PHONE_WIDTH, "gn"))
+        draw = partial(
+            outcome_figure,
+            [run.method for run in mine],
+            [run.peak_lr for run in mine],
+            [seeds[run.seed] for run in mine],
+            [run.final_loss for run in mine],
+            initial_loss=float(np.median(starts)) if starts else math.nan,
         )
+        svg, narrow = _drawn(draw, 7.2, f"g{number}", f"final loss against learning rate, {title}")
         parts.append(sections.figure(svg, "Dashed: the median of the losses at the start.", "wide", narrow))
     return parts
 
@@ -346,24 +339,16 @@ def _run_section(
     run: RunFindings, columns: Columns, anchor: str, shown: GuardSpec | None, options: ReportOptions
 ) -> Html:
     """`shown`: the guard whose decisions stand in `columns`; None when its components are not installed here."""
-    words = f"loss, labels, alarms, regimes, rules and scale of {run.run_id} over its steps"
-    drawn, narrow = (
-        Html(
-            inline_svg(
-                run_figure(
-                    columns,
-                    run.labels,
-                    mode="shadow" if run.view == "replayed" else run.mode,
-                    width=width,
-                    judge=run.judged,
-                    rules={rule.name: rule.alarms for rule in run.rules if rule.alarms},
-                ),
-                prefix,
-                words,
-            )
-        )
-        for width, prefix in ((8.0, anchor), (PHONE_WIDTH, f"{anchor}-n"))
+    draw = partial(
+        run_figure,
+        columns,
+        run.labels,
+        mode="shadow" if run.view == "replayed" else run.mode,
+        judge=run.judged,
+        rules={rule.name: rule.alarms for rule in run.rules if rule.alarms},
     )
+    words = f"loss, labels, alarms, regimes, rules and scale of {run.run_id} over its steps"
+    drawn, narrow = _drawn(draw, 8.0, anchor, words)
     caption = (
         "Loss, what the labels say, alarms and regimes of the guard shown, alarms of the other rules, and the scale. "
         "Numbers at the right: how many, or the share of rows."
@@ -378,9 +363,7 @@ def _run_section(
             others = (name for name in PREFERRED if name in sight.signals)
             name = told.deciding if told.deciding in sight.signals else next(others, "")
             signal = (name, sight.signals[name]) if name else None
-        info = moment_info(
-            columns, moment.first_row, moment.last_row, run.labels, alarm=moment.alarm, signal=signal
-        )  # fmt: skip
+        info = moment_info(columns, moment.first_row, moment.last_row, run.labels, alarm=moment.alarm, signal=signal)
         start, end = int(columns["step"][moment.first_row]), int(columns["step"][moment.last_row])
         svg = inline_svg(moment_figure(info), f"{anchor}-m{place}", f"loss around steps {start} to {end}")
         boxes.append(sections.moment_box(moment, told, run, Html(svg), start, end))

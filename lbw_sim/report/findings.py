@@ -304,7 +304,7 @@ def _findings(
     return RunFindings(
         run_id=trace.run_id,
         view="recorded" if spec is None else "replayed",
-        guard=_recorded_name(meta) if spec is None else spec.name,
+        guard=meta.guard_name if spec is None else spec.name,
         fingerprint=meta.fingerprint if spec is None else spec.fingerprint,
         mode=meta.mode,
         rows=len(steps),
@@ -330,16 +330,7 @@ def _findings(
     )
 
 
-def _recorded_name(meta: SegmentMeta) -> str:
-    try:
-        return meta.spec.name
-    except LbwError:
-        return "of components that are not installed here"
-
-
-def _budgets(
-    meta: SegmentMeta, spec: GuardSpec | None, columns: Columns, everything: Columns
-) -> tuple[Budget, ...]:  # fmt: skip
+def _budgets(meta: SegmentMeta, spec: GuardSpec | None, columns: Columns, everything: Columns) -> tuple[Budget, ...]:
     """Limits of the envelope against what the shown guard asked for and got."""
     try:
         limits = (spec or meta.spec).build().envelope

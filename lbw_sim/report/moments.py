@@ -1,4 +1,7 @@
-"""Which moments of a run deserve a close look, and what the guard saw around each: chosen and told as values."""
+"""Which moments of a run deserve a close look, and what the guard saw around each: chosen and told as values.
+
+It judges no alarm: that was done in `findings`.
+"""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from lbw_sim.report.findings import RunFindings
 from lbw_sim.report.html import Child, Html, element, joined
@@ -12,6 +12,7 @@ from lbw_sim.score import (
     DETECTION_COLUMNS,
     FALSE_ALARM_BUDGET_PER_10K,
     Column,
+    DetectionCounts,
     RunScore,
     detection_rows,
     pooled,
@@ -114,69 +115,86 @@ def open_loop() -> Html:
 
 def in_short(runs: Sequence[RunFindings], scores: Mapping[str, Sequence[RunScore]]) -> Html:
     """The page in a few sentences, made from its numbers."""
-    said: list[Child] = []
+    said = [_of_alarms(runs), _of_guards(runs, scores), *_of_losses(runs), *_of_logs(runs)]
+    return element("ul", [element("li", text) for text in said])
+
+
+def _of_alarms(runs: Sequence[RunFindings]) -> Child:
+    """How often the guard shown raised an alarm, and what the labels say of that."""
     shown = {guard_words(run) for run in runs}
-    counts = pooled(run.score for run in runs if run.scorable)
-    alarmed = sum(run.score.counts.alarms > 0 for run in runs)
     who = " and ".join(sorted(shown)) if len(shown) < 4 else f"{len(shown)} guards"
+    alarmed = sum(run.score.counts.alarms > 0 for run in runs)
     raised = sum(run.score.counts.alarms for run in runs)
     alarms = f"{count(raised, 'alarm')} in {alarmed} of {count(len(runs), 'run')}"
-    if counts.events:
-        seen = f"Of {count(counts.events, 'labelled event')} it sees {counts.detected}"
-        late = f", at a median delay of {number(counts.median_delay_steps)} steps" if counts.detected else ""
-        wrong = (
-            f"; {count(counts.false_alarms, 'false alarm')} on clean rows, "
-            f"{number(counts.false_alarms_per_10k, '.2f')} per 10,000"
-        )
-        bait = f", and {count(counts.baited, 'alarm')} on changes labelled benign" if counts.baited else ""
-        said.append([element("b", who), f": {alarms}. {seen}{late}{wrong}{bait}."])
-    else:
-        said.append([element("b", who), f": {alarms}. No event is labelled, so alarms are not judged."])
-    if counts.events:
-        rates = {name: pooled(mine) for name, mine in scores.items()}
-        within = {
-            name: found for name, found in rates.items() if found.false_alarms_per_10k <= FALSE_ALARM_BUDGET_PER_10K
-        }
-        best = sorted(within, key=lambda name: (-within[name].recall, within[name].false_alarms_per_10k))[:3]
-        told = ", ".join(f"{name} {rates[name].detected} of {rates[name].events}" for name in best)
-        said.append(
-            f"Of {count(len(rates), 'guard')} replayed, {len(within)} raise at most "
-            f"{FALSE_ALARM_BUDGET_PER_10K:g} false alarm per 10,000 clean rows. "
-            + (f"Of those, the ones that see most events: {told}." if best else "")
-        )
-    else:
-        loud = sorted(scores, key=lambda name: -pooled(scores[name]).alarms)
-        quiet = [name for name in loud if not pooled(scores[name]).alarms]
-        told = ", ".join(f"{name} {pooled(scores[name]).alarms:,}" for name in loud[:3])
-        said.append(f"Of {count(len(scores), 'guard')} replayed, {len(quiet)} stay silent; most alarms: {told}.")
+    counts = _judged_counts(runs)
+    if not counts.events:
+        return [element("b", who), f": {alarms}. No event is labelled, so alarms are not judged."]
+    seen = f"Of {count(counts.events, 'labelled event')} it sees {counts.detected}"
+    late = f", at a median delay of {number(counts.median_delay_steps)} steps" if counts.detected else ""
+    wrong = (
+        f"; {count(counts.false_alarms, 'false alarm')} on clean rows, "
+        f"{number(counts.false_alarms_per_10k, '.2f')} per 10,000"
+    )
+    bait = f", and {count(counts.baited, 'alarm')} on changes labelled benign" if counts.baited else ""
+    return [element("b", who), f": {alarms}. {seen}{late}{wrong}{bait}."]
+
+
+def _of_guards(runs: Sequence[RunFindings], scores: Mapping[str, Sequence[RunScore]]) -> Child:
+    """Which guards see most within the budget; without labels, which are loud."""
+    rates = {name: pooled(mine) for name, mine in scores.items()}
+    if not _judged_counts(runs).events:
+        loud = sorted(rates, key=lambda name: -rates[name].alarms)
+        quiet = [name for name in loud if not rates[name].alarms]
+        told = ", ".join(f"{name} {rates[name].alarms:,}" for name in loud[:3])
+        return f"Of {count(len(rates), 'guard')} replayed, {len(quiet)} stay silent; most alarms: {told}."
+    within = {name: found for name, found in rates.items() if found.false_alarms_per_10k <= FALSE_ALARM_BUDGET_PER_10K}
+    best = sorted(within, key=lambda name: (-within[name].recall, within[name].false_alarms_per_10k))[:3]
+    told = ", ".join(f"{name} {rates[name].detected} of {rates[name].events}" for name in best)
+    return (
+        f"Of {count(len(rates), 'guard')} replayed, {len(within)} raise at most "
+        f"{FALSE_ALARM_BUDGET_PER_10K:g} false alarm per 10,000 clean rows. "
+        + (f"Of those, the ones that see most events: {told}." if best else "")
+    )
+
+
+def _of_losses(runs: Sequence[RunFindings]) -> Iterator[Child]:
+    """Runs that broke, ended high, or whose gradient norm grew."""
     broken = [run for run in runs if run.vitals.nonfinite_rows]
     if broken:
-        said.append([f"{count(len(broken), 'run')} with a loss or gradient that is not finite: ", named(broken), "."])
+        yield [f"{count(len(broken), 'run')} with a loss or gradient that is not finite: ", named(broken), "."]
     high = [run for run in runs if run.vitals.recovered_share < END_SHARE]
     high.sort(key=lambda run: run.vitals.recovered_share)
     if high:
         ends = "ends well above its" if len(high) == 1 else "end well above their"
         text = f"{count(len(high), 'run')} {ends} own lowest loss{', the worst first' if len(high) > 1 else ''}: "
-        said.append([text, named(high), "."])
+        yield [text, named(high), "."]
     grown = sorted((run for run in runs if run.vitals.grad_growth >= GROWTH), key=lambda run: -run.vitals.grad_growth)
     if grown:
         text = f"In {count(len(grown), 'run')} the gradient norm grows {GROWTH:g}-fold or more after start-up: "
-        said.append([text, named(grown, lambda run: f" × {run.vitals.grad_growth:.0f}"), "."])
+        yield [text, named(grown, lambda run: f" × {run.vitals.grad_growth:.0f}"), "."]
+
+
+def _of_logs(runs: Sequence[RunFindings]) -> Iterator[Child]:
+    """What the logs cannot support."""
     unscored = [run for run in runs if not run.scorable]
     if unscored:
         text = f"{count(len(unscored), 'run')} can't be scored, because of what was logged: "
-        said.append([text, named(unscored), "."])
+        yield [text, named(unscored), "."]
     doubtful = [run for run in runs if run.warnings]
     if doubtful:
-        said.append(f"{count(len(doubtful), 'run')} with warnings about what was logged, or how; see each run.")
-    return element("ul", [element("li", text) for text in said])
+        yield f"{count(len(doubtful), 'run')} with warnings about what was logged, or how; see each run."
 
 
-def named(runs: Sequence[RunFindings], note: object = None) -> list[Child]:
-    """Some run ids, and how many more there are."""
+def _judged_counts(runs: Sequence[RunFindings]) -> DetectionCounts:
+    """Of the guard shown, over the runs that can support a judgement."""
+    return pooled(run.score for run in runs if run.scorable)
+
+
+def named(runs: Sequence[RunFindings], note: Callable[[RunFindings], str] = lambda run: "") -> list[Child]:
+    """Some run ids, each with its note, and how many more there are."""
     parts: list[Child] = []
     for run in runs[:MOST_NAMED]:
-        parts += [", " if parts else None, element("code", run.run_id), note(run) if callable(note) else None]
+        parts += [", " if parts else None, element("code", run.run_id), note(run)]
     return [*parts, f" and {len(runs) - MOST_NAMED} more" if len(runs) > MOST_NAMED else None]
 
 

@@ -5,7 +5,6 @@ Descriptions in plain numbers, made with the whole run in view; no verdicts.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -13,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lbw_sim.plots.loss_axis import median_rows, running_median
+from lbw_sim.values import nan
 
 END_SHARE = 0.05
 """The end of a run is the last twentieth of its rows, 5 at least."""
 PARTS = 10
-nan = math.nan
 
 
 class Vitals(NamedTuple):

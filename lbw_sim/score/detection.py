@@ -29,7 +29,7 @@ from numpy.typing import ArrayLike, NDArray
 from lbw_sim.errors import ScoreError, unknown_name
 from lbw_sim.score.range_measures import RangeMeasures, range_measures
 from lbw_sim.trace.labels import CONFIDENCES, EVENT_KINDS, KINDS, Label
-from lbw_sim.values import UNSAFE_REGIMES
+from lbw_sim.values import UNSAFE_REGIMES, nan
 
 FALSE_ALARM_BUDGET_PER_10K = 1.0
 """The operating point at which guards are compared: false alarms per 10,000 clean rows."""
@@ -39,7 +39,6 @@ STARTUP_ROWS = 10
 
 VERDICTS = ("event", "ignored", "baited", "false")
 """What an alarm can be worth: see `JudgedAlarm`."""
-nan = float("nan")
 Rows = Any
 """A row, or an array of rows; a test of it gives as many answers."""
 
@@ -178,7 +177,7 @@ def unsafe_rows(regimes: ArrayLike) -> NDArray[np.bool_]:
 
 
 def find_alarms(unsafe: ArrayLike) -> list[Alarm]:
-    """The runs of unsafe rows, in order.
+    """The runs of rows that are marked, in order: of unsafe rows the alarms.
 
     >>> find_alarms([False, True, True, False, True])
     [Alarm(start_row=1, end_row=2), Alarm(start_row=4, end_row=4)]
@@ -197,10 +196,12 @@ class Span(NamedTuple):
 
     @property
     def tolerance(self) -> float:
+        """Rows before the onset in which an alarm still detects the event."""
         return max(3.0, 0.05 * (self.end - self.onset + 1))
 
     @property
     def aftermath(self) -> float:
+        """Rows after the end in which an alarm is not yet a false one."""
         return max(10.0, 0.5 * (self.end - self.onset + 1))
 
     @property
@@ -213,12 +214,15 @@ class Span(NamedTuple):
         return (self.onset - self.tolerance <= row) & (row <= self.end)
 
     def widened(self, row: Rows) -> Rows:
+        """Whether an alarm that starts here is the event's or its aftermath's."""
         return (self.onset - self.tolerance <= row) & (row <= self.end + self.aftermath)
 
     def near(self, row: Rows) -> Rows:
+        """Whether an alarm that starts here is on a benign span."""
         return (self.onset - 2 <= row) & (row <= self.end + 2)
 
     def contains(self, other: Span) -> bool:
+        """Whether the other event lies inside this one."""
         return self.onset <= other.onset and other.end <= self.end
 
 

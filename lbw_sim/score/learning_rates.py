@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from lbw_sim.errors import ScoreError
+from lbw_sim.values import nan
 
 FIELDS = ("architecture", "method", "peak_lr", "seed")
 
@@ -86,6 +87,3 @@ def lr_sensitivity(runs: Sequence[GridRun], best_loss: float) -> float:
         by_lr.setdefault(run.peak_lr, []).append(min(ends, default=nan))
     means = [math.fsum(losses) / len(losses) for losses in by_lr.values()]
     return math.fsum(mean - best_loss for mean in means) / len(means) if means else nan
-
-
-nan = math.nan

@@ -16,11 +16,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lbw_sim.errors import ScoreError
+from lbw_sim.values import nan
 
 MAX_BUFFER_ROWS = 20
 """VUS-PR averages over buffers of 0, 2, … up to this many rows, half of them on each side of an event."""
-
-nan = float("nan")
 
 
 class RangeMeasures(NamedTuple):

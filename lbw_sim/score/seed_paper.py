@@ -10,11 +10,11 @@ import math
 from typing import NamedTuple
 
 from lbw_sim.score.stress_results import Suite, SuiteRun, WorkloadFacts
+from lbw_sim.values import nan
 
 REFERENCE = "reference"
 """The paper's own learning rate for a system; the presets take a workload's `reference_lr`."""
 MISSING = "needs weights that can't be had here"
-nan = math.nan
 
 
 class Published(NamedTuple):

@@ -13,10 +13,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from lbw_sim.values import nan
+
 LEVEL = 0.95
 MOST_FLIPS = 4096
 """Sign patterns that are all tried; with more, so many are drawn."""
-nan = math.nan
 
 
 class Estimate(NamedTuple):
@@ -178,9 +179,7 @@ def _regularised_beta(a: float, b: float, x: float) -> float:
         return 0.0 if x <= 0.0 else 1.0
     if x > (a + 1.0) / (a + b + 2.0):
         return 1.0 - _regularised_beta(b, a, 1.0 - x)
-    front = math.exp(
-        math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x)
-    ) / a  # fmt: skip
+    front = math.exp(math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x)) / a
     tiny = 1e-300
     fraction, numerator, denominator = 1.0, 1.0, 0.0
     for place in range(400):

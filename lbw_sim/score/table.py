@@ -25,9 +25,9 @@ from lbw_sim.score.detection import (
     pooled,
 )
 from lbw_sim.score.range_measures import RangeMeasures
+from lbw_sim.values import nan
 
 UNDEFINED = "–"
-nan = float("nan")
 
 
 class Column(NamedTuple):

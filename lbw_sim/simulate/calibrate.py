@@ -123,6 +123,11 @@ def _plain(subject: Playback, record: Record) -> NDArray[np.float64]:
     return np.array(shown)
 
 
+def _bounded_playback(plants: Sequence[Any], record: Record) -> NDArray[np.float64]:
+    """As `playback`, with `BEYOND` where a plant is out of bounds: a fit needs finite numbers."""
+    return np.minimum(np.nan_to_num(playback(plants, record), nan=BEYOND, posinf=BEYOND), BEYOND)
+
+
 class _Problem:
     """Records and parameters of a fit."""
 
@@ -155,8 +160,7 @@ class _Problem:
         plants = [dataclasses.replace(self.plant, **self.to_values(point)) for point in points]
         found = []
         for record, bins, losses in zip(self.records, self.bins, self.losses, strict=True):
-            expected = np.minimum(np.nan_to_num(playback(plants, record), nan=BEYOND, posinf=BEYOND), BEYOND)
-            found.append(_binned(expected, bins) - losses)
+            found.append(_binned(_bounded_playback(plants, record), bins) - losses)
         return found
 
     def disturbed(self, point: NDArray[np.float64], rng: np.random.Generator) -> _Problem:
@@ -232,10 +236,10 @@ def calibrate(
     `plant`: where to start, and values of the `fixed` parameters. `held_out`: runs that are judged only; None: every
     run is predicted by a fit to runs of the other groups (`FOLDS`), or left unjudged where there is one run only.
     `draws`: fits to resampled runs with their noise drawn anew, or draws from the curvature with fewer than
-    `FEWEST_RUNS`. `noise_sd` is set from
-    what is left within bins, a plant's `SPREADS` from run-to-run differences.
+    `FEWEST_RUNS`. `noise_sd` is set from the differences of neighbouring losses, a plant's `SPREADS` from run-to-run
+    differences. `progress` hears of each stage: its name, how much of it is done and how much there is in all.
 
-    Raises SimulateError when no run has a finite loss, and where scipy is not installed.
+    Raises SimulateError when no run has two finite losses, and where scipy is not installed.
     """
     try:
         import scipy.optimize  # noqa: F401
@@ -250,56 +254,92 @@ def calibrate(
     start = problem.to_fitted(plant.plant)
     problem = _Problem(usable, plant, set(problem.infos) - set(problem.identified(start)))
     start = problem.to_fitted(plant.plant)
+    tell = progress or (lambda *_: None)
     rng = np.random.default_rng((7, seed))
-    everyone = np.ones(len(usable))
-
-    # a few points around the start, of which the best three are followed
-    low, high = problem.bounds
-    away = rng.standard_normal((63, len(start))) * np.maximum(0.3, 0.3 * np.abs(start))
-    cloud = np.vstack([start, np.clip(start + 0.7 * away, low, high)])
-    costs = sum(np.sqrt(1 + (part / (3 * noise)) ** 2).mean(axis=1) for part in problem.residuals(cloud))
-    ranked = cloud[np.argsort(costs)[:3]]
-    best = min((problem.fit(one, everyone, noise, 60) for one in ranked), key=lambda found: found[1])
-    best = problem.fit(best[0], everyone, noise, 100)
-    point, _, _, jacobian = best
+    point, jacobian = _best_fit(problem, start, noise, rng)
     values = problem.to_values(point)
-
-    sampled = []
     if len(usable) >= FEWEST_RUNS:
-        signs = np.random.default_rng((8, seed))
-        for draw in range(draws):
-            weights = np.bincount(rng.integers(0, len(usable), len(usable)), minlength=len(usable)).astype(float)
-            sampled.append(problem.disturbed(point, signs).fit(point, weights, noise, 12)[0])
-            if progress:
-                progress("resampling runs", draw + 1, draws)
-    elif draws:
-        covariance = _covariance(problem, point, jacobian)
-        sampled = [np.clip(one, low, high) for one in rng.multivariate_normal(point, covariance, draws, method="eigh")]
+        sampled = _resampled(problem, point, noise, draws, rng, np.random.default_rng((8, seed)), tell)
+    else:
+        sampled = _drawn_from_curvature(problem, point, jacobian, draws, rng)
     spec = dataclasses.replace(plant, name=name or plant.name).with_parameters({**values, "noise_sd": noise})
     spec = spec.with_parameters({s: _spread(spec, usable, of) for s, of in spreads.items() if s not in fixed})
     drawn = tuple(problem.to_values(one) for one in sampled)
     uncertainty = {n: float(np.std([one[n] for one in drawn], ddof=1)) for n in values} if len(drawn) > 1 else {}
 
-    judged: list[RunError] = []
-    if held_out is not None:
-        judged = [error for record in held_out if (error := run_error(spec, record))]
-    elif len(usable) > 1:
-        groups = [g for g in np.array_split(rng.permutation(len(usable)), min(FOLDS, len(usable))) if len(g)]
-        for done, group in enumerate(groups, start=1):
-            weights = everyone.copy()
-            weights[group] = 0.0
-            other = spec.with_parameters(problem.to_values(problem.fit(point, weights, noise, 30)[0]))
-            judged += [error for i in group if (error := run_error(other, usable[i]))]
-            if progress:
-                progress("holding runs out", done, len(groups))
+    judged = _errors(spec, held_out or ())
+    if held_out is None and len(usable) > 1:
+        judged = _left_out_in_turn(problem, point, noise, spec, rng, tell)
     return dataclasses.replace(
         spec,
         fitted=fitted_range(records),
         uncertainty=uncertainty,
         draws=drawn,
-        training=tuple(error for record in usable if (error := run_error(spec, record))),
+        training=tuple(_errors(spec, usable)),
         held_out=tuple(sorted(judged)),
     )
+
+
+def _best_fit(
+    problem: _Problem, start: NDArray[np.float64], noise: float, rng: np.random.Generator
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The best point and the Jacobian there: of points drawn around the start the best three are followed."""
+    low, high = problem.bounds
+    everyone = np.ones(len(problem.records))
+    away = rng.standard_normal((63, len(start))) * np.maximum(0.3, 0.3 * np.abs(start))
+    cloud = np.vstack([start, np.clip(start + 0.7 * away, low, high)])
+    costs = sum(np.sqrt(1 + (part / (3 * noise)) ** 2).mean(axis=1) for part in problem.residuals(cloud))
+    ranked = cloud[np.argsort(costs)[:3]]
+    best = min((problem.fit(one, everyone, noise, 60) for one in ranked), key=lambda found: found[1])
+    point, _, _, jacobian = problem.fit(best[0], everyone, noise, 100)
+    return point, jacobian
+
+
+def _resampled(
+    problem: _Problem, point: NDArray[np.float64], noise: float, draws: int, rng: np.random.Generator,
+    signs: np.random.Generator, tell: Progress,
+) -> list[NDArray[np.float64]]:  # fmt: skip
+    """Fits to runs drawn with replacement, their noise drawn anew."""
+    sampled = []
+    runs = len(problem.records)
+    for draw in range(draws):
+        weights = np.bincount(rng.integers(0, runs, runs), minlength=runs).astype(float)
+        sampled.append(problem.disturbed(point, signs).fit(point, weights, noise, 12)[0])
+        tell("resampling runs", draw + 1, draws)
+    return sampled
+
+
+def _drawn_from_curvature(
+    problem: _Problem, point: NDArray[np.float64], jacobian: NDArray[np.float64], draws: int, rng: np.random.Generator
+) -> list[NDArray[np.float64]]:
+    """Points as likely as the fit: for runs too few to be resampled."""
+    if not draws:
+        return []
+    low, high = problem.bounds
+    covariance = _covariance(problem, point, jacobian)
+    return [np.clip(one, low, high) for one in rng.multivariate_normal(point, covariance, draws, method="eigh")]
+
+
+def _left_out_in_turn(
+    problem: _Problem, point: NDArray[np.float64], noise: float, spec: PlantSpec, rng: np.random.Generator,
+    tell: Progress,
+) -> list[RunError]:  # fmt: skip
+    """The error on each run, predicted by a fit to the runs of the other groups."""
+    runs = len(problem.records)
+    judged: list[RunError] = []
+    groups = [group for group in np.array_split(rng.permutation(runs), min(FOLDS, runs)) if len(group)]
+    for done, group in enumerate(groups, start=1):
+        weights = np.ones(runs)
+        weights[group] = 0.0
+        other = spec.with_parameters(problem.to_values(problem.fit(point, weights, noise, 30)[0]))
+        judged += _errors(other, [problem.records[i] for i in group])
+        tell("holding runs out", done, len(groups))
+    return judged
+
+
+def _errors(spec: PlantSpec, records: Sequence[Record]) -> list[RunError]:
+    """Of the runs that have a finite loss."""
+    return [error for record in records if (error := run_error(spec, record))]
 
 
 def fitted_range(records: Sequence[Record]) -> FittedRange:
@@ -308,14 +348,14 @@ def fitted_range(records: Sequence[Record]) -> FittedRange:
     ratios = np.concatenate([lr[1:] / lr[:-1] for lr in taken] + [np.ones(1)])
     rates = np.concatenate(taken)
     return FittedRange(
-        float(rates.min(initial=math.inf)) if len(rates) else 0.0,
-        float(rates.max(initial=0.0)),
-        max(len(record.effective_lr) for record in records),
-        float(ratios.max()),
-        float(1.0 / ratios.min()),
-        min(float(np.min(record.scale, initial=1.0)) for record in records if record.scale is not None)
-        if any(record.scale is not None for record in records)
-        else 1.0,
+        lowest_lr=float(rates.min()) if len(rates) else 0.0,
+        highest_lr=float(rates.max(initial=0.0)),
+        longest_steps=max(len(record.effective_lr) for record in records),
+        sharpest_rise=float(ratios.max()),
+        sharpest_fall=float(1.0 / ratios.min()),
+        lowest_scale=min(
+            (float(record.scale.min(initial=1.0)) for record in records if record.scale is not None), default=1.0
+        ),
     )
 
 
@@ -324,8 +364,7 @@ def run_error(spec: PlantSpec, record: Record) -> RunError | None:
     bins = _binning(record.loss)
     if not len(bins.starts):
         return None
-    expected = np.minimum(np.nan_to_num(playback([spec.build()], record)[0], nan=BEYOND, posinf=BEYOND), BEYOND)
-    difference = _binned(expected, bins) - _binned(record.loss, bins)
+    difference = _binned(_bounded_playback([spec.build()], record)[0], bins) - _binned(record.loss, bins)
     last = max(1, len(difference) // 10)
     rmse = float(np.sqrt(np.mean(difference**2)))
     return RunError(record.run_id, int(np.isfinite(record.loss).sum()), rmse, float(difference[-last:].mean()))
@@ -412,9 +451,8 @@ def _spread(spec: PlantSpec, records: Sequence[Record], of: str) -> float:
     found = []
     for record in records:
         bins = _binning(record.loss)
-        expected = np.minimum(np.nan_to_num(playback(plants, record), nan=BEYOND, posinf=BEYOND), BEYOND)
-        target = _binned(record.loss, bins)
-        errors = np.mean((_binned(expected, bins) - target) ** 2, axis=1)
+        difference = _binned(_bounded_playback(plants, record), bins) - _binned(record.loss, bins)
+        errors = np.mean(difference**2, axis=1)
         # a run that says nothing about the parameter, or only that it lies on one side, is left out
         if 0 < int(errors.argmin()) < len(factors) - 1 and min(errors[0], errors[-1]) > 2.0 * errors.min():
             found.append(float(np.log(factors[errors.argmin()])))

@@ -306,6 +306,7 @@ class _Fit:
         self.noise = 1e-3
 
     def design(self, place: int, point: Array) -> Array:
+        """Columns of one run at its own points; see `_design`."""
         values = {**self.given, **dict(zip(self.names, point, strict=False))}
         lead = 0.0 if place == 0 else float(point[len(self.names) + place - 1])
         run = self.runs[place]
@@ -323,6 +324,7 @@ class _Fit:
         return linear, np.split(left, np.cumsum([mask.sum() for mask in masks])[:-1]), matrix
 
     def solve(self, masks: list[NDArray[np.bool_]]) -> Array:
+        """Parameters, then the leads of all runs but the first, from the points that the masks leave."""
         from scipy.optimize import least_squares
 
         leads = len(self.runs) - 1
@@ -340,9 +342,7 @@ class _Fit:
         for self.noise in (1e-3, 0.0):
             if self.noise == 0.0:
                 self.noise = self.level(point, masks)
-            point = least_squares(
-                residuals, point, bounds=(low, high), x_scale=0.2 * sd, max_nfev=60, diff_step=1e-5
-            ).x  # fmt: skip
+            point = least_squares(residuals, point, bounds=(low, high), x_scale=0.2 * sd, max_nfev=60, diff_step=1e-5).x
         return np.asarray(point)
 
     def level(self, point: Array, masks: list[NDArray[np.bool_]]) -> float:
@@ -353,6 +353,7 @@ class _Fit:
         return max(1e-6, float(np.concatenate(left).std()) * math.sqrt((1.0 + alike) / (1.0 - alike)))
 
     def fitted(self, point: Array, masks: list[NDArray[np.bool_]], held_out: float) -> Fitted:
+        """The law at a point, with draws from the curvature there."""
         linear, left, matrix = self.linear(point, masks)
         noise = self.level(point, masks)
         count = len(point)
@@ -379,6 +380,4 @@ class _Fit:
         values = {name: float(value) for name, value in zip(LAWS[self.law], draws[0][0], strict=True)}
         leads = (0.0, *(float(value) for value in point[len(self.names) : count]))
         rmse = float(np.sqrt(np.mean(np.concatenate(left) ** 2)))
-        return Fitted(
-            self.law, values, rmse, held_out, leads, tuple(draws), self.start, self.knots, self.middle
-        )  # fmt: skip
+        return Fitted(self.law, values, rmse, held_out, leads, tuple(draws), self.start, self.knots, self.middle)

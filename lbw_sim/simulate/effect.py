@@ -39,8 +39,9 @@ def simulated_effects(
     progress: Callable[[int, int], None] | None = None,
     engine: Engine = "auto",
 ) -> list[SimulatedEffect]:
-    """One line per learning rate: a third of the best one, the best one, three and ten times it. Best is the highest
-    rate with which the plant alone ends within `AS_GOOD` of its lowest final loss.
+    """One line per learning rate: a third of the best one, the best one, three and ten times it.
+
+    Best is the highest rate with which the plant alone ends within `AS_GOOD` of its lowest final loss.
 
     Every schedule is a warm-up and a cosine over the longest calibrated run, kept within the calibrated rates from
     below. All fits of the plant meet the same `seeds` noises, with the guard and without. A rollout that diverges
@@ -64,9 +65,7 @@ def simulated_effects(
     def schedule(peak: float) -> NDArray[np.float64]:
         return np.asarray(np.maximum(warmup_cosine(peak, steps), within.lowest_lr))
 
-    tried = rollouts(
-        [plant], [never], {f"{lr:.4g}": schedule(lr) for lr in grid.tolist()}, noise, engine=engine
-    )  # fmt: skip
+    tried = rollouts([plant], [never], {f"{lr:.4g}": schedule(lr) for lr in grid.tolist()}, noise, engine=engine)
     middle = np.median(tried.final_loss[0, 0], axis=1)
     best = float(grid[middle <= middle.min() + AS_GOOD][-1])
     peaks = [(kind, factor * best) for kind, factors in FACTORS.items() for factor in factors]
@@ -77,7 +76,7 @@ def simulated_effects(
     )  # fmt: skip
     first = rollouts(
         fits, [never], {"first": schedule(best)[:1]}, drawn_noise(seeds, 1, first_seed), engine="python"
-    ).final_loss[:, 0, 0]  # fmt: skip
+    ).final_loss[:, 0, 0]
     found = []
     for place, (kind, peak) in enumerate(peaks):
         ended = flown.ended[:, :, place]
@@ -128,15 +127,14 @@ def warmup_cosine(peak: float, steps: int, warmup: int = 20) -> NDArray[np.float
     return np.asarray(np.where(at < warmup, peak * (at + 1) / max(1, warmup), cosine))
 
 
-def _lost(
-    dead: NDArray[np.bool_], ended: NDArray[np.str_], guard: int, schedule: int
-) -> NDArray[np.bool_]:  # fmt: skip
+def _lost(dead: NDArray[np.bool_], ended: NDArray[np.str_], guard: int, schedule: int) -> NDArray[np.bool_]:
+    """Which rollouts [fits, seeds] of one guard and schedule diverged or were damaged for good."""
     return np.asarray(dead[:, guard, schedule] | (ended[:, guard] == "diverged"))
 
 
 def _interval(
     difference: NDArray[np.float64], whole: NDArray[np.bool_], seed: int
-) -> tuple[float | None, float | None]:  # fmt: skip
+) -> tuple[float | None, float | None]:
     """95 % of the mean effect over what is not known: which fit is right, and which seeds came.
 
     Each fit's mean over seeds drawn again, all together: so fits that disagree widen it, however many seeds there are.

@@ -2,8 +2,8 @@
 
 (1 + p x)^-b = 1/Γ(b) ∫ a^b exp(-a) exp(-a p x) d ln a, cut into octaves of the rate a p: every impulse is spread over
 24 amounts that decay exponentially, each twice as fast as the one before. Because the octaves are fixed, an impulse may
-bring a pace p of its own. Rates below the slowest are taken not to decay at all, so it refuses to be right for x beyond
-the inverse of the slowest rate. Tests measure the error against the direct sum: below 1e-5 of the impulses in the
+bring a pace p of its own. Rates below the slowest are taken not to decay at all: do not use it for x beyond the inverse
+of the slowest rate. Tests measure the error against the direct sum: below 1e-5 of the impulses in the
 Multi-Power law, below 1e-4 of the sum in the functional scaling law.
 """
 
@@ -48,8 +48,8 @@ class Bank(NamedTuple):
 def remembered(bank: Bank, impulse: float, elapsed: float, slowest: float, pace: float, exponent: float) -> Bank:
     """The bank after an impulse that will fade as (1 + pace · x)^-exponent, and then an advance of x by `elapsed`.
 
-    `slowest` is the lowest rate, in 1/x; `pace` should lie between 2^10 and 2^19 times it. An
-    exponent below 0.0144 counts as that.
+    `slowest` is the lowest rate, in 1/x; `pace` should lie between 2^10 and 2^19 times it. An exponent below 0.0144
+    counts as that.
 
     >>> bank = remembered(Bank(), 1.0, 3.0, 1e-4, 1.0, 0.5)
     >>> abs(left(bank) - (1.0 + 3.0) ** -0.5) < 1e-5

@@ -11,15 +11,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from lbw_sim.errors import TraceError
-from lbw_sim.wording import counted
-
-Provenance = Mapping[str, str | int | float | None]
+from lbw_sim.trace.provenance import Fact
+from lbw_sim.wording import counted, some
 
 REPEATS_SHARE = 0.01
 """Share of losses equal to the one before, above which a filter is suspected."""
 SAMPLE_ROWS = 500
 """Rows that the sampled history of W&B returns unless asked for more."""
 COARSE_DECIMALS = 4
+MOST_NAMED = 5
+"""Runs that a sentence names."""
 
 
 class Limitation(NamedTuple):
@@ -33,7 +34,7 @@ class Limitation(NamedTuple):
     """Uses that this rules out unless the user insists: `score`."""
 
 
-def limitations(provenance: Provenance) -> tuple[Limitation, ...]:
+def limitations(provenance: Mapping[str, Fact]) -> tuple[Limitation, ...]:
     """Everything that a reader should know before trusting the numbers, the gravest first.
 
     >>> [l.text for l in limitations({"imported": 1, "cadence_steps": 10.0, "cadence": "every 10 steps"})]
@@ -46,7 +47,7 @@ def limitations(provenance: Provenance) -> tuple[Limitation, ...]:
     return tuple(sorted(_found(provenance), key=lambda found: not found.refuses))
 
 
-def refuse(runs: Iterable[tuple[str, Provenance]], use: str) -> None:
+def refuse(runs: Iterable[tuple[str, Mapping[str, Fact]]], use: str) -> None:
     """Raise TraceError, all runs at once, when one of them (run id, provenance) rules `use` out."""
     problems: dict[str, list[str]] = {}
     for run_id, provenance in runs:
@@ -55,12 +56,12 @@ def refuse(runs: Iterable[tuple[str, Provenance]], use: str) -> None:
                 problems.setdefault(found.text, []).append(run_id)
     if problems:
         raise TraceError(
-            "; ".join(f"{_some(ids)}: {text}" for text, ids in problems.items())
+            "; ".join(f"{some(ids, MOST_NAMED)}: {text}" for text, ids in problems.items())
             + f". A {use} of that would not mean what it says; --anyway gives it all the same, with this warning"
         )
 
 
-def summary(runs: Iterable[tuple[str, Provenance]]) -> list[str]:
+def summary(runs: Iterable[tuple[str, Mapping[str, Fact]]]) -> list[str]:
     """One line per limitation, with the runs that have it.
 
     >>> summary([("a", {"imported": 1, "zero_losses": 2}), ("b", {"imported": 1, "zero_losses": 2})])
@@ -79,14 +80,10 @@ def by_text(said: Iterable[tuple[str, Iterable[str]]]) -> list[str]:
     for run_id, texts in said:
         for text in texts:
             lines.setdefault(text, []).append(run_id)
-    return [f"{_some(ids)}: {text}" for text, ids in lines.items()]
+    return [f"{some(ids, MOST_NAMED)}: {text}" for text, ids in lines.items()]
 
 
-def _some(ids: list[str]) -> str:
-    return ", ".join(ids[:5]) + (f" and {len(ids) - 5} more" if len(ids) > 5 else "")
-
-
-def _found(facts: Provenance) -> Iterator[Limitation]:
+def _found(facts: Mapping[str, Fact]) -> Iterator[Limitation]:
     def count(name: str) -> int:
         value = facts.get(name)
         # a trace from a stranger may hold anything here

@@ -14,10 +14,11 @@ from typing import Any
 
 import lbw_sim
 
-Provenance = dict[str, str | int | float | None]
+Fact = str | int | float | None
+Provenance = dict[str, Fact]
 
 
-def collect(*, seed: int | None = None, host: bool = True, **more: str | int | float | None) -> Provenance:
+def collect(*, seed: int | None = None, host: bool = True, **more: Fact) -> Provenance:
     """Time, versions, device, git revision of the working folder, world size; `more` is added, and wins.
 
     `host=False` leaves out the name of the machine, for traces that will be published. `git_revision` is None outside

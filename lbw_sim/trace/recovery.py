@@ -94,7 +94,7 @@ def _recover_journal(run_folder: Path, segment: int) -> Recovered | None:
 
 
 def finish(path: Path, target: Path, *, ended: str, lost_rows: int | None, failure: str | None) -> Recovered:
-    """Journal to Parquet, then away with the journal. The caller holds its lock. Raises OSError and TraceError."""
+    """Turn a journal into Parquet, then remove it. The caller holds its lock. Raises OSError and TraceError."""
     # here, not above: recording starts without waiting for these imports
     from lbw_sim.trace import parquet
 

@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 from lbw_sim.errors import TraceError
 from lbw_sim.guard.spec import GuardSpec
+from lbw_sim.trace.provenance import Provenance
 from lbw_sim.wording import counted
 
 SCHEMA_VERSION = 1
@@ -139,7 +140,7 @@ class SegmentMeta:
     extra_channels: tuple[str, ...]
     guard_state: Any
     """`state_to_data` of the guard's state before the first row; None: `guard.init()`."""
-    provenance: dict[str, str | int | float | None]
+    provenance: Provenance
     lost_rows: int | None
     """Rows that could not be recorded; None: the writer died, or still lives, and has not said."""
     ended: str
@@ -154,6 +155,11 @@ class SegmentMeta:
     def spec(self) -> GuardSpec:
         """The guard that flew. Raises SpecError when this installation does not have its components and versions."""
         return GuardSpec.from_toml(self.spec_toml, where=f"guard of run {self.run_id!r} segment {self.segment}")
+
+    @property
+    def guard_name(self) -> str:
+        """What the guard is called, for people; readable without the guard's components."""
+        return str(tomllib.loads(self.spec_toml).get("name", "unnamed"))
 
     @property
     def delay_steps(self) -> int:
@@ -181,7 +187,7 @@ def describe(
     mode: str,
     extra_channels: Sequence[str],
     guard_state: object,
-    provenance: dict[str, str | int | float | None],
+    provenance: Provenance,
 ) -> dict[str, Any]:
     """The JSON description that opens a journal and travels in the Parquet file."""
     return {

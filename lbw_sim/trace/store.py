@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import tomllib
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -142,10 +141,10 @@ class Trace:
     def _repr_html_(self) -> str:
         """For notebooks: what the run is, without its rows being loaded."""
         lost = sum(segment.meta.lost_rows or 0 for segment in self.segments)
-        guard = f"{tomllib.loads(self.meta.spec_toml).get('name', 'unnamed')}, {self.meta.mode}"
         rows: list[tuple[str, object]] = [
             ("rows", f"{sum(segment.rows for segment in self.segments):,}"), ("segments", len(self.segments)),
-            ("guard", guard), ("fingerprint", self.meta.fingerprint), ("ended", self.meta.ended), ("lost rows", lost),
+            ("guard", f"{self.meta.guard_name}, {self.meta.mode}"), ("fingerprint", self.meta.fingerprint),
+            ("ended", self.meta.ended), ("lost rows", lost),
             ("labels", "; ".join(f"{x.kind} {x.start_step}–{x.end_step}" for x in self.labels[:20]) or "none"),
         ]  # fmt: skip
         return facts(f"run {self.run_id}", rows) + warned(limitation.text for limitation in self.limitations)

@@ -66,7 +66,7 @@ class RunTail:
         self._reader: JournalReader | None = None
 
     def poll(self) -> Iterator[Appended]:
-        """What came since the last call; to be used up. Raises TraceError for a file that is not a trace."""
+        """The rows since the last call; use the iterator up. Raises TraceError for a file that is not a trace."""
         lost_sight = 0
         while lost_sight < 10:
             try:
@@ -111,7 +111,7 @@ class RunTail:
             try:
                 self._reader = JournalReader(file, str(path))
             except DamagedHeaderError:
-                # being written at this moment; or, when others came after it, for ever so
+                # its header is being written; where later segments exist it is damaged for good
                 file.close()
                 continue
             self._file, self._segment = file, number

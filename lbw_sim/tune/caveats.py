@@ -1,4 +1,7 @@
-"""What a reader of a tuned guard must not miss, in sentences."""
+"""What a reader of a tuned guard must not miss, in sentences.
+
+Each follows from numbers that stand in the tables; none changes a number or the choice.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ def warnings_of(
     kept: bool,
     unchanged: bool,
 ) -> Iterator[str]:
-    """What a reader must not miss.
+    """Where recommendation and evidence part.
 
     `held_out`, `tuning`: detection rows of `tuned` and `start`; `kept`: the budget is kept on the tuning side;
     `unchanged`: what is recommended is the start.
@@ -62,6 +65,7 @@ def warnings_of(
 
 
 def simulated_warnings(plants: Sequence[PlantSpec], flown: Simulated) -> Iterator[str]:
+    """What the simulated runs do not say; `flown`: the guards on these plants."""
     if never := [plant.name for plant in plants if plant.fitted is None]:
         yield f"Never calibrated: {', '.join(never)}. Simulation shows how it behaves, and nothing about a real run."
     elif flown.left_range[0]:

@@ -83,6 +83,7 @@ class Dispatcher:
             self.reference = tuple(np.where(flown.lost[0], np.nan, flown.final_loss[0]).tolist())
 
     def candidates(self, values: NDArray[np.float64]) -> Candidates:
+        """Guards by their parameters, [candidates, dimensions], as a worker takes them."""
         dimensions = self.space.dimensions
         return Candidates(
             self.space.start.to_toml(),
@@ -117,7 +118,7 @@ class Dispatcher:
         tasks = [
             Fly(self.candidates(values[i : i + size]), self.flights, self.reference)
             for i in range(0, len(values), size)
-        ]  # fmt: skip
+        ]
         found = []
         for task, one in zip(tasks, self._done(tasks), strict=True):
             found.append(one)

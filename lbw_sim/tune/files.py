@@ -18,7 +18,7 @@ import lbw_sim
 from lbw_sim.errors import TuneError
 from lbw_sim.score import Column, jsonable
 from lbw_sim.tune.tuning import Tuned
-from lbw_sim.wording import counted
+from lbw_sim.wording import counted, some
 
 
 class Written(NamedTuple):
@@ -71,7 +71,7 @@ def header(tuned: Tuned, command: str, made: Written) -> list[str]:
         command,
         f"Chosen on {counted(len(split.tuning), 'run')} out of {tuned.tried} candidates by this rule: {tuned.rule}.",
         f"Judged on {counted(len(split.held_out), 'other run')}, split by {split.by}, held out: "
-        f"{_some(split.held_out_groups)}.",
+        f"{some(split.held_out_groups, 6)}.",
     ]
     lines += [
         f"Held out, {name}: recall {recall.cell(rows[name])} of {rows[name]['events']} events, delay "
@@ -114,12 +114,10 @@ def facts(tuned: Tuned, command: str, about: Mapping[str, Any]) -> dict[str, Any
         },
         "held_out": tuned.held_out,
         "tuning": tuned.tuning,
-        "energy_per_1000_rows": {
-            guard: {"held_out": out, "tuning": own} for guard, (out, own) in tuned.energy.items()
-        },
+        "energy_per_1000_rows": {guard: {"held_out": out, "tuning": own} for guard, (out, own) in tuned.energy.items()},
         "simulated": None if tuned.simulated is None else tuned.simulated,
         "warnings": tuned.warnings,
-    }  # fmt: skip
+    }
 
 
 def front_csv(front: Sequence[Mapping[str, Any]]) -> str:
@@ -130,7 +128,3 @@ def front_csv(front: Sequence[Mapping[str, Any]]) -> str:
     table.writerows({key: "yes" if value is True else "" if value is False else value for key, value in row.items()}
                     for row in front)  # fmt: skip
     return text.getvalue()
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")

@@ -55,11 +55,9 @@ class Candidates(NamedTuple):
         use_plugins(self.plugins)
         start = GuardSpec.from_toml(self.start_toml)
         return [
-            start.with_changes(
-                {n: int(v) if w else v for n, w, v in zip(self.names, self.whole, row, strict=True)}
-            )
+            start.with_changes({n: int(v) if w else v for n, w, v in zip(self.names, self.whole, row, strict=True)})
             for row in self.values.tolist()
-        ]  # fmt: skip
+        ]
 
     def about(self) -> list[object]:
         """Everything that their decisions depend on."""
@@ -151,9 +149,7 @@ def fly(guards: Sequence[GuardSpec], flights: Flights, *, threads: int | None, e
     def by_guard(values: NDArray[Any]) -> NDArray[Any]:
         return np.moveaxis(values, 1, 0).reshape(len(guards), flights.runs)
 
-    return Flown(
-        by_guard(final), by_guard(ended | flown.dead), by_guard(flown.energy), by_guard(flown.left_range)
-    )  # fmt: skip
+    return Flown(by_guard(final), by_guard(ended | flown.dead), by_guard(flown.energy), by_guard(flown.left_range))
 
 
 @cache

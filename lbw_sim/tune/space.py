@@ -84,9 +84,7 @@ class Space(NamedTuple):
         }
 
 
-def search_space(
-    start: GuardSpec, *, flown: bool, only: Iterable[str] = (), fix: Iterable[str] = ()
-) -> Space:  # fmt: skip
+def search_space(start: GuardSpec, *, flown: bool, only: Iterable[str] = (), fix: Iterable[str] = ()) -> Space:
     """The parameters to search.
 
     Without `only`: all of sensor and analyzer, and of the policy where plants are `flown`. On recorded runs alone a

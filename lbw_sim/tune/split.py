@@ -58,9 +58,7 @@ def group_of(run: RunFacts, by: str) -> str:
     return found[found.re.groups and 1] or ""
 
 
-def split(
-    runs: Sequence[RunFacts], *, by: str | None, held_out: Sequence[str], share: float, seed: int
-) -> Split:  # fmt: skip
+def split(runs: Sequence[RunFacts], *, by: str | None, held_out: Sequence[str], share: float, seed: int) -> Split:
     """Put whole groups aside: those named in `held_out`, else `share` of them, drawn with `seed`.
 
     Groups with labelled events and groups without are drawn separately, so that both sides have both where there are

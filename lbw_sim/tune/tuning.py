@@ -55,10 +55,12 @@ HARM_LIMIT = 0.01
 HELD_OUT_SEED = 1_000_000
 """First seed of the noise that judges."""
 RESAMPLES = 2_000
+JUDGED = ("tuned", "start", "never")
+"""The guards that stand in the result, in the order of a `JudgedRun`."""
 
 
 class Simulated(NamedTuple):
-    """How some guards flew with noise that chose nothing. One entry per guard: tuned, start, never."""
+    """How guards flew with noise that chose nothing. One entry per guard of `JUDGED`."""
 
     runs: int
     lost_without: int
@@ -152,18 +154,8 @@ def tune(
     looking = searcher(search, space.start_unit, candidates - 1, seed)
     if halving and search == "cmaes":
         raise TuneError("successive halving drops candidates before they are ranked, and cmaes has to rank all of them")
-    with closing(workers or Local()) as staff, Ledger(ledger) as kept:
-        paths = find_runs(traces)
-        facts: list[RunFacts] = []
-        broken: list[TraceError] = []
-        for done, run in enumerate(staff.map(Describe(path) for path in paths), start=1):
-            progress("reading", done, len(paths))
-            if isinstance(run, TraceError):
-                broken.append(run)
-            elif run is not None:
-                facts.append(run)
-        if broken and not (skip_broken and facts):
-            raise broken[0] if len(paths) == 1 else BrokenRunsError(broken, len(paths))
+    with closing(workers or Local()) as executor, Ledger(ledger) as measured:
+        facts, broken = _described(executor, find_runs(traces), skip_broken, progress)
         records = ((run.run_id, run.telemetry_digest) for run in facts)
         refuse_repeats(records, TuneError, "one could choose what the other judges")
         if not anyway:
@@ -186,7 +178,7 @@ def tune(
             # in candidates: nobody wants to read of a thousand million steps
             progress("tuning", min(candidates, round(candidates * worked / whole)), candidates)
 
-        dispatcher = Dispatcher(space, staff, kept, flights, own, report)
+        dispatcher = Dispatcher(space, executor, measured, flights, own, report)
         rule = Rule(false_alarms_per_10k, HARM_LIMIT)
         values, tally, flown, tried = _searched(dispatcher, looking, rule, runs, stops)
         found = tally.objectives(flown)
@@ -194,18 +186,13 @@ def tune(
         dispatcher.report = lambda steps: None
         chosen, chosen_found = _simplified(dispatcher, rule, runs, values[order[0]], found.take(order[:1]), progress)
         spec = space.start.with_changes(space.changes(chosen), name)
-        names = ["tuned", "start", "never"]
-        sides: dict[str, list[JudgedRun]] = {}
-        for side, members in (("held out", parted.held_out), ("tuning", parted.tuning)):
-            tasks = [Judge((spec.to_toml(), space.start.to_toml()), run.path, own) for run in members]
-            sides[side] = []
-            for verdict in staff.map(tasks):
-                sides[side].append(verdict)
-                progress("judging", sum(map(len, sides.values())), len(facts))
-    rows = {side: _rows(names, verdicts, seed) for side, verdicts in sides.items()}
-    energy = {
-        one: (_energy(sides["held out"], i), _energy(sides["tuning"], i)) for i, one in enumerate(names)
-    }  # fmt: skip
+        guards = (spec.to_toml(), space.start.to_toml())
+        judged = []
+        for run in executor.map(Judge(guards, run.path, own) for run in (*parted.held_out, *parted.tuning)):
+            judged.append(run)
+            progress("judging", len(judged), len(facts))
+    out, chose = judged[: len(parted.held_out)], judged[len(parted.held_out) :]
+    held_out_rows, tuning_rows = _rows(out, seed), _rows(chose, seed)
     simulated = None if flights is None else _simulated([spec, space.start, GuardSpec.load("never")], flights, seed)
     return Tuned(
         spec=spec,
@@ -214,14 +201,14 @@ def tune(
         split=parted,
         candidates=len(values),
         tried=tried,
-        held_out=rows["held out"],
-        tuning=rows["tuning"],
-        energy=energy,
+        held_out=held_out_rows,
+        tuning=tuning_rows,
+        energy={name: (_energy(out, place), _energy(chose, place)) for place, name in enumerate(JUDGED)},
         simulated=simulated,
         warnings=(
             *warnings_of(
-                rows["held out"],
-                rows["tuning"],
+                held_out_rows,
+                tuning_rows,
                 rule,
                 kept=bool(rule.keeps(chosen_found)[0]),
                 unchanged=spec.fingerprint == space.start.fingerprint,
@@ -246,6 +233,23 @@ def prepare(start: GuardSpec, flights: Flights | None) -> None:
         plants = [PlantSpec.from_toml(text) for text in flights.plants]
         rollouts(plants, [start] * 2, {n: np.array(r) for n, r in short.schedules}, drawn_noise(2, 1), threads=1,
                  engine="compiled")  # fmt: skip
+
+
+def _described(
+    executor: Executor, paths: Sequence[str], skip_broken: bool, progress: Progress
+) -> tuple[list[RunFacts], list[TraceError]]:
+    """The runs that hold rows, and what is wrong with those that cannot be read. Raises TraceError; see `tune`."""
+    facts: list[RunFacts] = []
+    broken: list[TraceError] = []
+    for done, run in enumerate(executor.map(Describe(path) for path in paths), start=1):
+        progress("reading", done, len(paths))
+        if isinstance(run, TraceError):
+            broken.append(run)
+        elif run is not None:
+            facts.append(run)
+    if broken and not (skip_broken and facts):
+        raise broken[0] if len(paths) == 1 else BrokenRunsError(broken, len(paths))
+    return facts, broken
 
 
 def _flights(
@@ -364,10 +368,10 @@ def _simulated(guards: Sequence[GuardSpec], flights: Flights, seed: int) -> Simu
     )
 
 
-def _rows(names: Sequence[str], judged: Sequence[JudgedRun], seed: int) -> list[dict[str, object]]:
+def _rows(judged: Sequence[JudgedRun], seed: int) -> list[dict[str, object]]:
     scores: dict[str, Sequence[RunScore]] = {
-        name: [run.scores[place] for run in judged] for place, name in enumerate(names)
-    }  # fmt: skip
+        name: [run.scores[place] for run in judged] for place, name in enumerate(JUDGED)
+    }
     return detection_rows(scores, seed=seed)
 
 

@@ -254,6 +254,7 @@ def test_an_analyzer_dropped_into_a_folder_is_listed_checked_replayed_and_scored
     assert "30 rows" in verified
     refused = lbw("verify", out, code=2).stderr
     assert "no analyzer named 'above_limit'" in refused, "without the plugin the guard cannot be rebuilt"
+    assert json.loads(lbw("show", out, "--json").stdout)[0]["guard"] == "above", "but its run can be looked at"
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from lbw_sim.guard import Guard, GuardSpec
-from lbw_sim.live import Snapshots, attach, live_guard, mailbox, probing, snapshots
+from lbw_sim.live import Snapshots, attach, hooks, live_guard, mailbox, probing, snapshots
 from lbw_sim.live.actuator import Actuator
 from lbw_sim.trace import Recorder, read_trace
 
@@ -39,9 +39,10 @@ PARTS = [
     (Snapshots, "take"), (Snapshots, "roll_back"),
     (probing.Probes, "before_step"), (probing.Probes, "after_step"), (StubbornProbe, "before_step"),
     (StubbornProbe, "after_step"),
-    (live_guard.LiveGuard, "_begin"), (live_guard.LiveGuard, "_decide"), (live_guard.LiveGuard, "_decided"),
-    (live_guard.LiveGuard, "_end"), (live_guard.LiveGuard, "_settle"), (live_guard.LiveGuard, "_filled"),
-    (live_guard.LiveGuard, "_restore"), (snapshots, "_put_back"),
+    (live_guard.LiveGuard, "_begin_step"), (live_guard.LiveGuard, "_decided"), (live_guard.LiveGuard, "_end_step"),
+    (live_guard.LiveGuard, "_settle"), (live_guard, "telemetry_of"),
+    (hooks.StepHooks, "_take_part"), (hooks.StepHooks, "_join"), (hooks.StepHooks, "_count_out"),
+    (hooks.StepHooks, "restore"), (hooks.StepHooks, "remove"), (snapshots, "_put_back"),
 ]  # fmt: skip
 
 

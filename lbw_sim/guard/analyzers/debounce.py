@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from lbw_sim.guard.analyzers.threshold import Threshold
 from lbw_sim.guard.guard import Analyzer
 from lbw_sim.params import analyzer, param, part
-from lbw_sim.values import Assessment, Regime, Signals
+from lbw_sim.values import Assessment, Regime, Signals, is_unsafe
 
 
 class DebounceState(NamedTuple):
@@ -41,7 +41,7 @@ class Debounce:
         """Ask the inner analyzer, count, and pass on or hold back."""
         inner, assessment = self.inner.step(state.inner, signals)
         regime = assessment.regime
-        unsafe = regime != Regime.WARMUP and regime != Regime.STABLE and regime != Regime.RECOVERY
+        unsafe = is_unsafe(regime)
         insisted = min(state.insisted + 1, self.steps) if unsafe else 0
         if unsafe and insisted < self.steps and regime != Regime.NONFINITE:
             regime = int(Regime.STABLE)

@@ -8,7 +8,7 @@ from lbw_sim.guard.analyzers import GRAD_NORM
 from lbw_sim.guard.analyzers.window_outlier import WindowOutlier
 from lbw_sim.guard.guard import Analyzer
 from lbw_sim.params import analyzer, part
-from lbw_sim.values import Assessment, Regime, Signals
+from lbw_sim.values import Assessment, Regime, Signals, is_unsafe
 
 
 class EitherState(NamedTuple):
@@ -46,8 +46,7 @@ class Either:
         first, one = self.first.step(state.first, signals)
         second, other = self.second.step(state.second, signals)
         regime, evidence = one.regime, one.evidence
-        safe = regime == Regime.WARMUP or regime == Regime.STABLE or regime == Regime.RECOVERY
-        other_safe = other.regime == Regime.WARMUP or other.regime == Regime.STABLE or other.regime == Regime.RECOVERY
-        if other.regime == Regime.NONFINITE or (safe and not other_safe) or regime == Regime.WARMUP:
+        overruled = not is_unsafe(regime) and is_unsafe(other.regime)
+        if other.regime == Regime.NONFINITE or overruled or regime == Regime.WARMUP:
             regime, evidence = other.regime, other.evidence
         return EitherState(first, second), Assessment(regime, evidence)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from lbw_sim.params import param, policy
-from lbw_sim.values import Assessment, Posture, Regime, Request
+from lbw_sim.values import Assessment, Posture, Request, is_unsafe
 
 # keeps the product from underflow; the envelope's floor is far above
 LEAST = 1e-9
@@ -40,8 +40,8 @@ class CutForGood:
 
     def step(self, state: CutForGoodState, assessment: Assessment, scale: float) -> tuple[CutForGoodState, Request]:
         """One regime."""
-        regime, left = assessment.regime, state.left
-        unsafe = 1 if regime != Regime.WARMUP and regime != Regime.STABLE and regime != Regime.RECOVERY else 0
+        left = state.left
+        unsafe = 1 if is_unsafe(assessment.regime) else 0
         if unsafe > state.unsafe:
             left = max(LEAST, left * self.cut)
         posture = int(Posture.DAMP) if left < 1.0 else int(Posture.HOLD)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from lbw_sim.params import param, policy
-from lbw_sim.values import Assessment, Posture, Regime, Request
+from lbw_sim.values import Assessment, Posture, Request, is_unsafe
 
 
 class RewindState(NamedTuple):
@@ -36,8 +36,7 @@ class Rewind:
 
     def step(self, state: RewindState, assessment: Assessment, scale: float) -> tuple[RewindState, Request]:
         """One regime."""
-        regime = assessment.regime
-        unsafe = 1 if regime != Regime.WARMUP and regime != Regime.STABLE and regime != Regime.RECOVERY else 0
+        unsafe = 1 if is_unsafe(assessment.regime) else 0
         if unsafe > state.unsafe:
             return RewindState(unsafe), Request(int(Posture.ROLLBACK), 1.0, self.rollback_steps)
         return RewindState(unsafe), Request(int(Posture.HOLD), 1.0)

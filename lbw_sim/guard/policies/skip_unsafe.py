@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lbw_sim.guard.policies.hold import HoldState
 from lbw_sim.params import policy
-from lbw_sim.values import Assessment, Posture, Regime, Request
+from lbw_sim.values import Assessment, Posture, Request, is_unsafe
 
 
 @policy(version=1)
@@ -24,7 +24,6 @@ class SkipUnsafe:
 
     def step(self, state: HoldState, assessment: Assessment, scale: float) -> tuple[HoldState, Request]:
         """One regime."""
-        regime = assessment.regime
-        if regime != Regime.WARMUP and regime != Regime.STABLE and regime != Regime.RECOVERY:
+        if is_unsafe(assessment.regime):
             return state, Request(int(Posture.SKIP), 1.0)
         return state, Request(int(Posture.HOLD), 1.0)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from lbw_sim.guard.guard import Policy
 from lbw_sim.guard.policies.roll_back import RollBack
 from lbw_sim.params import param, part, policy
-from lbw_sim.values import Assessment, Posture, Regime, Request
+from lbw_sim.values import Assessment, Posture, Request, is_unsafe
 
 
 class SlowStartState(NamedTuple):
@@ -27,7 +27,7 @@ class SlowStart:
     for a learning rate that needs it and for one that does not: what the latter loses is the price.
 
     >>> rule = SlowStart(start_scale=0.1, growth=1.5)
-    >>> state, request = rule.step(rule.init(), Assessment(Regime.STABLE), 1.0)
+    >>> state, request = rule.step(rule.init(), Assessment(1), 1.0)
     >>> request.scale
     0.1
     """
@@ -46,7 +46,7 @@ class SlowStart:
         inner, request = self.inner.step(state.inner, assessment, min(scale, ramp))
         if ramp >= 1.0 or request.posture == Posture.DAMP or request.posture == Posture.ROLLBACK:
             return SlowStartState(inner, 1.0), request
-        regime = assessment.regime
-        safe = regime == Regime.WARMUP or regime == Regime.STABLE or regime == Regime.RECOVERY
         posture = int(Posture.SKIP) if request.posture == Posture.SKIP else int(Posture.DAMP)
-        return SlowStartState(inner, min(1.0, ramp * self.growth) if safe else ramp), Request(posture, ramp)
+        return SlowStartState(inner, ramp if is_unsafe(assessment.regime) else min(1.0, ramp * self.growth)), Request(
+            posture, ramp
+        )

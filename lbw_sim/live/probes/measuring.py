@@ -1,4 +1,7 @@
-"""What several probes need: look at a model without leaving a trace on it, and at tensors that ranks share."""
+"""What several probes need: to look at a model without leaving a trace on it, and at tensors that ranks share.
+
+It decides neither what is measured nor when.
+"""
 
 from __future__ import annotations
 

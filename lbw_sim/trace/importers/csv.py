@@ -36,6 +36,7 @@ from lbw_sim.trace.importers.logged import (
     run_id_from,
     steps_only,
 )
+from lbw_sim.trace.provenance import Provenance
 
 SUFFIXES = {
     ".csv": "csv",
@@ -83,7 +84,7 @@ def open_runs(path: Path, columns: Mapping[str, str]) -> Iterator[LoggedRun]:
     if panels := {} if columns else _panels(there):
         for title, mapping in panels.items():
             rows = partial(read_rows, path, kind, mapping)
-            facts: dict[str, str | int | float | None] = {"sampled": int(any(n.endswith("__MIN") for n in there))}
+            facts: Provenance = {"sampled": int(any(n.endswith("__MIN") for n in there))}
             yield LoggedRun(run_id_from(title), path.name, mapping, rows, facts=facts, files=[path])
         return
     mapping = find_columns(there, columns, path)

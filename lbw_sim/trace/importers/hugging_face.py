@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from lbw_sim.errors import TraceError
-from lbw_sim.trace.importers.logged import MOST_NAMES, Importer, LoggedRun, find_columns, rows_of, run_id_from
+from lbw_sim.trace.importers.logged import Importer, LoggedRun, find_columns, names_in, rows_of, run_id_from
+from lbw_sim.trace.provenance import Provenance
 
 MAX_BYTES = 64 << 20
 _WINDOW = 1 << 18
@@ -97,14 +98,9 @@ def _runs(files: Sequence[Path], columns: Mapping[str, str]) -> Iterator[LoggedR
     text, start = _text(path)
     lost: list[str] = []
     history = partial(entries, text, start, str(path), lost)
-    names: dict[str, None] = {}
-    for entry in history():
-        names |= dict.fromkeys(entry)
-        if len(names) > MOST_NAMES:
-            raise TraceError(f"{path}: more than {MOST_NAMES} different names were logged")
-    mapping = find_columns(list(names), columns, path)
+    mapping = find_columns(names_in(history(), path), columns, path)
     every = _LOGGING_STEPS.search(text)
-    facts: dict[str, str | int | float | None] = {
+    facts: Provenance = {
         "loss_is": "step" if every is not None and float(every[1]) == 1.0 else "window_mean",
         "nan_filtered": 1,
         "grad_norm_is": "before_clipping",

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lbw_sim.errors import TraceError, unknown_name
+from lbw_sim.trace.provenance import Provenance
 
 SYNONYMS: dict[str, tuple[str, ...]] = {
     "step": ("step", "global_step", "trainer_global_step", "train_global_step", "train_step", "steps", "iteration",
@@ -68,7 +69,7 @@ class LoggedRun:
     """Trace column -> what the source calls it."""
     rows: Callable[[], Iterator[Rows]]
     """Reads the run from its start; called more than once. Raises TraceError."""
-    facts: dict[str, str | int | float | None] = field(default_factory=dict)
+    facts: Provenance = field(default_factory=dict)
     """Provenance: what the format is known to do to numbers; see `limitations`."""
     lost: list[str] = field(default_factory=list)
     """What could not be read, in words; complete once `rows` has come to its end."""
@@ -150,6 +151,30 @@ def find_columns(
     if problems:
         raise TraceError(f"{where}: {'; '.join(problems)}")
     return mapping
+
+
+def find_series(there: Iterable[str], wanted: Mapping[str, str], where: object) -> dict[str, str]:
+    """As `find_columns`, where each number brings its own step and time: these are no columns of their own.
+
+    >>> find_series(["train/loss", "wall_time"], {}, "events")
+    {'loss': 'train/loss'}
+    """
+    mapping = find_columns(["step", *there], wanted, where)
+    return {name: column for name, column in mapping.items() if name not in ("step", "elapsed_s")}
+
+
+def names_in(history: Iterable[Mapping[str, Any]], where: object) -> list[str]:
+    """Every name that occurs in rows which need not hold the same ones, in the order of appearance. Raises TraceError.
+
+    >>> names_in([{"step": 1, "loss": 2.5}, {"step": 1, "lr": 0.1}], "run")
+    ['step', 'loss', 'lr']
+    """
+    names: dict[str, None] = {}
+    for row in history:
+        names |= dict.fromkeys(row)
+        if len(names) > MOST_NAMES:
+            raise TraceError(f"{where}: more than {MOST_NAMES} different names were logged")
+    return list(names)
 
 
 def number(cell: Any, where: str) -> float | None:
@@ -316,11 +341,12 @@ class Series:
 
 
 def rows_by_step(series: Mapping[str, Series], where: str) -> Rows:
-    """Series of several names, joined: one row per segment, attempt and step.
+    """Series of several names, joined: one row per segment, attempt and step. An empty series counts for nothing.
 
     A step that falls within a series starts a new attempt of it. The row's time is the earliest of its numbers. Raises
     TraceError.
     """
+    series = {name: one for name, one in series.items() if len(one)}
     attempts = {name: _attempts(one) for name, one in series.items()}
     sizes = [(max(one.segment) + 1, int(attempts[name].max()) + 1, max(one.step) + 1) for name, one in series.items()]
     if not sizes:

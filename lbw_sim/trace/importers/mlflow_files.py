@@ -16,7 +16,7 @@ from lbw_sim.trace.importers.logged import (
     Importer,
     LoggedRun,
     Series,
-    find_columns,
+    find_series,
     pieces,
     rows_by_step,
     run_id_from,
@@ -43,12 +43,10 @@ def _runs(files: Sequence[Path], columns: Mapping[str, str]) -> Iterator[LoggedR
     if folder is None:
         raise TraceError(f"{files[0]}: does not lie in the metrics folder of an MLflow run")
     tags = {str(path.relative_to(folder / "metrics")): path for path in sorted(files)[:MOST_NAMES]}
-    mapping = find_columns(["step", *tags], columns, folder.name)
-    del mapping["step"]
-    mapping.pop("elapsed_s", None)
+    mapping = find_series(tags, columns, folder.name)
     lost: list[str] = []
     series = {name: _read(tags[tag], lost) for name, tag in mapping.items()}
-    rows = rows_by_step({name: one for name, one in series.items() if len(one)}, folder.name)
+    rows = rows_by_step(series, folder.name)
     used = [tags[tag] for tag in mapping.values()]
     yield LoggedRun(run_id_from(folder), folder.name, mapping, lambda: pieces(rows), lost=lost, files=used)
 

@@ -28,6 +28,8 @@ from lbw_sim.trace.importers.logged import (
     LoggedRun,
     Series,
     find_columns,
+    find_series,
+    names_in,
     pieces,
     rows_by_step,
     rows_of,
@@ -113,9 +115,7 @@ def _mlflow_run(path: Path, run_uuid: str, name: str | None, columns: Mapping[st
     lost: list[str] = []
     with opened(path) as connection:
         keys = connection.execute("SELECT DISTINCT key FROM metrics WHERE run_uuid = ?", (run_uuid,))
-        mapping = find_columns(["step", *(str(key) for (key,) in keys.fetchmany(MOST_NAMES))], columns, where)
-        del mapping["step"]
-        mapping.pop("elapsed_s", None)
+        mapping = find_series((str(key) for (key,) in keys.fetchmany(MOST_NAMES)), columns, where)
         series = {}
         points = 0
         for trace_name, key in mapping.items():
@@ -132,7 +132,7 @@ def _mlflow_run(path: Path, run_uuid: str, name: str | None, columns: Mapping[st
                     lost.append("values that are no numbers, or have no step")
                     continue
                 one.add(0, step, _mlflow_value(float(value), bool(is_nan)), _seconds(at))
-    rows = rows_by_step({name: one for name, one in series.items() if len(one)}, where)
+    rows = rows_by_step(series, where)
     run_id = run_id_from(str(name)[:100] if name else run_uuid)
     lost[:] = dict.fromkeys(lost)
     return LoggedRun(run_id, path.name, mapping, lambda: pieces(rows), lost=lost, files=[path])
@@ -160,12 +160,7 @@ def _trackio_runs(files: Sequence[Path], columns: Mapping[str, str]) -> Iterator
             history = partial(_trackio_history, path, there, project_name, run_name)
             where = f"{path.name}, run {str(run_name)[:60]}"
             try:
-                names: dict[str, None] = {}
-                for row in history():
-                    names |= dict.fromkeys(row)
-                    if len(names) > MOST_NAMES:
-                        raise TraceError(f"{where}: more than {MOST_NAMES} different names were logged")
-                mapping = find_columns(list(names), columns, where)
+                mapping = find_columns(names_in(history(), where), columns, where)
             except TraceError as error:
                 problems.append(str(error))
                 continue

@@ -24,13 +24,14 @@ from lbw_sim.trace.importers.logged import (
     Importer,
     LoggedRun,
     Series,
-    find_columns,
+    find_series,
     pieces,
     plain,
     rows_by_step,
     run_id_from,
 )
 from lbw_sim.trace.importers.wire import WireError, fields, masked_crc32c, signed, varint
+from lbw_sim.trace.provenance import Provenance
 
 _HEAD = struct.Struct("<QI")
 _CRC = struct.Struct("<I")
@@ -287,19 +288,17 @@ def _runs(files: Sequence[Path], columns: Mapping[str, str]) -> Iterator[LoggedR
     reader = _Reader(columns)
     for segment, path in enumerate(files):
         reader.read(path, segment)
-    mapping = find_columns(["step", *reader.names], columns, folder)
-    del mapping["step"]
-    mapping.pop("elapsed_s", None)
+    mapping = find_series(reader.names, columns, folder)
     series = {name: reader.series[tag] for name, tag in mapping.items() if len(reader.series[tag])}
     _join_writers(series)
     rows = rows_by_step(series, folder)
-    facts: dict[str, str | int | float | None] = {"source_scalars": reader.scalars}
+    facts: Provenance = {"source_scalars": reader.scalars}
     if {"train/loss", "train/epoch"} <= reader.names.keys():
         # the tags of the Hugging Face Trainer
         facts |= {"loss_is": "window_mean", "nan_filtered": 1, "grad_norm_is": "before_clipping"}
     yield LoggedRun(
         run_id_from(folder), folder, mapping, lambda: pieces(rows), facts=facts, lost=reader.lost, files=files
-    )  # fmt: skip
+    )
 
 
 TENSORBOARD = Importer(

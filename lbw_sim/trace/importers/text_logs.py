@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from lbw_sim.errors import TraceError
 from lbw_sim.trace.importers.logged import Importer, LoggedRun, rows_of, run_id_from
+from lbw_sim.trace.provenance import Fact
 
 LONGEST_LINE = 1 << 16
 _COLOURS = re.compile(r"\x1b\[[0-9;]{0,16}m")
@@ -43,7 +44,7 @@ class TextLog:
     """Trace column -> pattern with a group of that name, searched in the lines of the step."""
     block: bool = False
     """A step goes over several lines, until the next start."""
-    facts: Mapping[str, str | int | float | None] = field(default_factory=dict)
+    facts: Mapping[str, Fact] = field(default_factory=dict)
 
 
 TEXT_LOGS = (

@@ -19,11 +19,11 @@ import pyarrow.parquet as pq
 from lbw_sim.errors import TraceError
 from lbw_sim.trace.importers.csv import read_rows
 from lbw_sim.trace.importers.logged import (
-    MOST_NAMES,
     MOST_POINTS,
     Importer,
     LoggedRun,
     find_columns,
+    names_in,
     rows_of,
     run_id_from,
 )
@@ -151,26 +151,18 @@ def _about(data: bytes) -> dict[str, Any]:
 def _offline(path: Path, columns: Mapping[str, str]) -> LoggedRun:
     lost: list[str] = []
     about: dict[str, Any] = {}
-    names: dict[str, None] = {}
-    for row in _history(path, lost, about):
-        names |= dict.fromkeys(row)
-        if len(names) > MOST_NAMES:
-            raise TraceError(f"{path}: more than {MOST_NAMES} different names were logged")
-    facts: dict[str, str | int | float | None] = {}
+    names = names_in(_history(path, lost, about), path)
     if about.get("resumed") or about.get("starting_step"):
         lost.append(f"the run was resumed at step {about.get('starting_step', 0)}: earlier rows lie in another file")
-    names.pop("_runtime", None)
-    mapping = find_columns(list(names), columns, path)
-    run = LoggedRun(run_id_from(path), path.name, mapping, lambda: iter(()), facts=facts, lost=lost, files=[path])
-    run.rows = partial(rows_of, partial(_history, path), mapping, path.name)
-    return run
+    mapping = find_columns([name for name in names if name != "_runtime"], columns, path)
+    rows = partial(rows_of, partial(_history, path), mapping, path.name)
+    return LoggedRun(run_id_from(path), path.name, mapping, rows, lost=lost, files=[path])
 
 
 def _export(path: Path, columns: Mapping[str, str]) -> LoggedRun:
     mapping = find_columns(list(pq.ParquetFile(path).schema_arrow.names), columns, path)
-    return LoggedRun(
-        run_id_from(path), path.name, mapping, partial(read_rows, path, "parquet", mapping), files=[path]
-    )  # fmt: skip
+    rows = partial(read_rows, path, "parquet", mapping)
+    return LoggedRun(run_id_from(path), path.name, mapping, rows, files=[path])
 
 
 def _server(address: Path, columns: Mapping[str, str]) -> LoggedRun:
@@ -197,12 +189,9 @@ def _server(address: Path, columns: Mapping[str, str]) -> LoggedRun:
     except Exception as error:
         # the library's errors have no common base, and all of them mean the same here
         raise TraceError(f"{where} cannot be read: {' '.join(str(error).split())[:300]}") from None
-    names = list(dict.fromkeys(name for row in history for name in row))
-    mapping = find_columns(names, columns, where)
-    facts: dict[str, str | int | float | None] = {"sampled": 0}
-    found = LoggedRun(run_id_from(run.name or address.name), where, mapping, lambda: iter(()), facts=facts)
-    found.rows = partial(rows_of, lambda: iter(history), mapping, where)
-    return found
+    mapping = find_columns(names_in(history, where), columns, where)
+    rows = partial(rows_of, lambda: history, mapping, where)
+    return LoggedRun(run_id_from(run.name or address.name), where, mapping, rows, facts={"sampled": 0})
 
 
 def _runs(files: Sequence[Path], columns: Mapping[str, str]) -> Iterator[LoggedRun]:
