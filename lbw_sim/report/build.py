@@ -356,6 +356,7 @@ def _run_section(
                     mode="shadow" if run.view == "replayed" else run.mode,
                     width=width,
                     judge=run.judged,
+                    given_up=run.given_up,
                     rules={rule.name: rule.alarms for rule in run.rules if rule.alarms},
                 ),
                 prefix,
