@@ -174,7 +174,9 @@ def test_a_step_that_does_not_rise_starts_a_new_attempt_and_the_last_one_counts(
 
 
 def test_steps_that_begin_anew_in_each_epoch_are_told(tmp_path: Path) -> None:
-    rows = "".join(f"{epoch},{step},{epoch * 20 + step},{math.sqrt(2.0 + step)}\n" for epoch in range(3) for step in range(20))
+    rows = "".join(
+        f"{epoch},{step},{epoch * 20 + step},{math.sqrt(2.0 + step)}\n" for epoch in range(3) for step in range(20)
+    )
     file = write(tmp_path / "run.csv", "epoch,step,count,loss\n" + rows)
     (said,) = import_csv(file, tmp_path / "out").suspicions
     assert said.startswith("the step does not rise at row 21: step 19 -> 0 (2 in all)")
