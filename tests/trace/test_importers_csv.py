@@ -275,7 +275,7 @@ def test_a_unix_time_becomes_time_since_the_first_row_and_a_token_total_is_told(
         ("run.csv", "step,loss\n-1,2\n", "row 1: step -1.0 is not a whole number from 0 on"),
         ("run.csv", "step,loss\nnan,2\n", "row 1: step nan is not a whole number"),
         ("run.csv", "step,loss\n1e300,2\n", "step 1e\\+300 is not a whole number"),
-        ("run.csv", "step,loss\n,2\n", "row 1: step None is not a whole number"),
+        ("run.csv", "step,loss\n,2\n", "row 1: no step there. If another column counts steps"),
         ("run.csv", "step,loss\n1,2\n1,2,3\n", "cannot be read: CSV parse error"),
         ("run.csv", "step,loss,loss\n1,2,3\n", "column 'loss' is there 2 times"),
         ("run.jsonl", '{"step": 1, "loss": 2}\n{"step": 2,\n', "line 2 is not JSON"),

@@ -27,9 +27,11 @@ from lbw_sim.trace.importers.logged import (
     COMPRESSED,
     STEP_CHANNELS,
     SYNONYMS,
+    Facts,
     Importer,
     LoggedRun,
     Rows,
+    facts_of_tags,
     find_columns,
     joined,
     number,
@@ -38,7 +40,6 @@ from lbw_sim.trace.importers.logged import (
     steps_only,
 )
 
-Facts = dict[str, str | int | float | None]
 SUFFIXES = {
     ".csv": "csv",
     ".tsv": "tsv",
@@ -99,7 +100,8 @@ def open_runs(path: Path, columns: Mapping[str, str]) -> Iterator[LoggedRun]:
     names = _distinct(path, kind, by) if by is not None else []
     for name in names if by is not None and len(names) > 1 else [None]:
         only = training if by is None or name is None else {**training, by: name}
-        yield run_of(path, kind, mapping, run_id_from(path if name is None else name.replace("/", "-")), only=only)
+        run_id = run_id_from(path if name is None else name.replace("/", "-"))
+        yield run_of(path, kind, mapping, run_id, only=only, facts=facts_of_tags(there))
 
 
 def run_of(

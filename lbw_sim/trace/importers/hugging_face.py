@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lbw_sim.errors import TraceError
-from lbw_sim.trace.importers.logged import MOST_NAMES, Importer, LoggedRun, find_columns, rows_of, run_id_from
+from lbw_sim.trace.importers.logged import MOST_NAMES, Facts, Importer, LoggedRun, find_columns, rows_of, run_id_from
 
 MAX_BYTES = 64 << 20
 _WINDOW = 1 << 18
@@ -104,7 +104,7 @@ def _runs(files: Sequence[Path], columns: Mapping[str, str]) -> Iterator[LoggedR
             raise TraceError(f"{path}: more than {MOST_NAMES} different names were logged")
     mapping = find_columns(list(names), columns, path)
     every = _LOGGING_STEPS.search(text)
-    facts: dict[str, str | int | float | None] = {
+    facts: Facts = {
         "loss_is": "step" if every is not None and float(every[1]) == 1.0 else "window_mean",
         "nan_filtered": 1,
         "grad_norm_is": "before_clipping",

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from lbw_sim.trace.importers.csv import names_of, run_of
-from lbw_sim.trace.importers.logged import Importer, LoggedRun, find_columns, run_id_from
+from lbw_sim.trace.importers.logged import Facts, Importer, LoggedRun, find_columns, run_id_from
 
 
 def _recognises(path: Path, head: bytes) -> bool:
@@ -22,7 +22,7 @@ def _runs(files: Sequence[Path], columns: Mapping[str, str]) -> Iterator[LoggedR
     for path in files:
         names = names_of(path, "csv")
         mapping = find_columns(names, columns, path)
-        facts: dict[str, str | int | float | None] = {}
+        facts: Facts = {}
         if mapping["loss"].endswith("_epoch") or (
             mapping["loss"] == "train_loss" and "train_loss_epoch" in names and "train_loss_step" not in names
         ):

@@ -27,6 +27,7 @@ from lbw_sim.trace.importers.logged import (
     Importer,
     LoggedRun,
     Series,
+    facts_of_tags,
     find_columns,
     pieces,
     rows_by_step,
@@ -171,7 +172,7 @@ def _trackio_runs(files: Sequence[Path], columns: Mapping[str, str]) -> Iterator
                 continue
             rows = partial(rows_of, history, mapping, where)
             run_id = run_id_from(str(run_name).replace("/", "-"))
-            yield LoggedRun(run_id, path.name, mapping, rows, files=[path])
+            yield LoggedRun(run_id, path.name, mapping, rows, facts=facts_of_tags(names), files=[path])
         if problems or not found:
             raise TraceError("; ".join(problems[:3]) or f"{path.name}: its table of metrics is empty")
 

@@ -17,12 +17,14 @@ from zlib import crc32
 import pyarrow.parquet as pq
 
 from lbw_sim.errors import TraceError
-from lbw_sim.trace.importers.csv import read_rows
+from lbw_sim.trace.importers.csv import run_of
 from lbw_sim.trace.importers.logged import (
     MOST_NAMES,
     MOST_POINTS,
+    Facts,
     Importer,
     LoggedRun,
+    facts_of_tags,
     find_columns,
     rows_of,
     run_id_from,
@@ -156,21 +158,19 @@ def _offline(path: Path, columns: Mapping[str, str]) -> LoggedRun:
         names |= dict.fromkeys(row)
         if len(names) > MOST_NAMES:
             raise TraceError(f"{path}: more than {MOST_NAMES} different names were logged")
-    facts: dict[str, str | int | float | None] = {}
     if about.get("resumed") or about.get("starting_step"):
         lost.append(f"the run was resumed at step {about.get('starting_step', 0)}: earlier rows lie in another file")
     names.pop("_runtime", None)
     mapping = find_columns(list(names), columns, path)
+    facts = facts_of_tags(names)
     run = LoggedRun(run_id_from(path), path.name, mapping, lambda: iter(()), facts=facts, lost=lost, files=[path])
     run.rows = partial(rows_of, partial(_history, path), mapping, path.name)
     return run
 
 
 def _export(path: Path, columns: Mapping[str, str]) -> LoggedRun:
-    mapping = find_columns(list(pq.ParquetFile(path).schema_arrow.names), columns, path)
-    return LoggedRun(
-        run_id_from(path), path.name, mapping, partial(read_rows, path, "parquet", mapping), files=[path]
-    )  # fmt: skip
+    names = list(pq.ParquetFile(path).schema_arrow.names)
+    return run_of(path, "parquet", find_columns(names, columns, path), run_id_from(path), facts=facts_of_tags(names))
 
 
 def _server(address: Path, columns: Mapping[str, str]) -> LoggedRun:
@@ -199,7 +199,7 @@ def _server(address: Path, columns: Mapping[str, str]) -> LoggedRun:
         raise TraceError(f"{where} cannot be read: {' '.join(str(error).split())[:300]}") from None
     names = list(dict.fromkeys(name for row in history for name in row))
     mapping = find_columns(names, columns, where)
-    facts: dict[str, str | int | float | None] = {"sampled": 0}
+    facts: Facts = {"sampled": 0, **facts_of_tags(names)}
     found = LoggedRun(run_id_from(run.name or address.name), where, mapping, lambda: iter(()), facts=facts)
     found.rows = partial(rows_of, lambda: iter(history), mapping, where)
     return found
