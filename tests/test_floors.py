@@ -16,17 +16,19 @@ MAY_IMPORT = {
     "errors": set(),
     "notebook": set(),
     "ledger": set(),
+    "whole_file": set(),
     "wording": set(),
     "values": {"notebook"},
     "params": {"errors", "values"},
-    "guard": {"errors", "notebook", "values", "params"},
-    "trace": {"errors", "wording", "notebook", "values", "params", "guard"},
+    "guard": {"errors", "whole_file", "notebook", "values", "params"},
+    "trace": {"errors", "whole_file", "wording", "notebook", "values", "params", "guard"},
     "replay": {"errors", "wording", "notebook", "values", "params", "guard", "trace"},
-    "simulate": {"errors", "wording", "values", "params", "guard", "trace", "replay"},
-    "score": {"errors", "wording", "notebook", "values", "trace"},
+    "simulate": {"errors", "whole_file", "wording", "values", "params", "guard", "trace", "replay"},
+    "score": {"errors", "whole_file", "wording", "notebook", "values", "trace"},
     "backtest": {"errors", "wording", "values", "params", "guard", "trace", "replay", "simulate", "score"},
     "tune": {
         "errors",
+        "whole_file",
         "wording",
         "ledger",
         "values",
@@ -42,11 +44,12 @@ MAY_IMPORT = {
     "live": {"errors", "wording", "notebook", "values", "guard", "trace"},
     "stress": {"errors", "wording", "ledger", "values", "guard", "trace", "replay", "score", "live"},
     "plots": {"errors", "wording", "values", "trace", "score"},
-    "report": {"errors", "wording", "values", "guard", "trace", "replay", "score", "plots"},
+    "report": {"errors", "whole_file", "wording", "values", "guard", "trace", "replay", "score", "plots"},
     "demo": {"errors", "values", "guard", "trace", "replay", "score", "stress", "plots"},
     "cli": {
         "demo",
         "errors",
+        "whole_file",
         "wording",
         "values",
         "params",
@@ -70,7 +73,7 @@ UPWARD = {
     "trace/store.py": {"lbw_sim.plots"},
 }
 HEAVY = {"torch": {"live", "stress"}, "matplotlib": {"plots"}}
-STANDARD_LIBRARY_ONLY = {"errors", "notebook", "ledger", "wording", "values", "params", "guard"}
+STANDARD_LIBRARY_ONLY = {"errors", "notebook", "ledger", "whole_file", "wording", "values", "params", "guard"}
 ALLOWED_BESIDES = {"guard": {"tomli_w"}}
 
 

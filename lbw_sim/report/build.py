@@ -42,6 +42,7 @@ from lbw_sim.score import RunScore
 from lbw_sim.score.detection import family_of
 from lbw_sim.score.learning_rates import GridRun, grids, place_in_grid
 from lbw_sim.trace import Trace
+from lbw_sim.whole_file import write_whole
 
 MOST_STAMPS = 120
 MOST_COMPARED = 10
@@ -165,7 +166,7 @@ def write_report(report: Report, path: str | Path) -> Path:
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(report.html, encoding="utf-8", errors="replace")
+        write_whole(path, report.html, errors="replace")
     except OSError as error:
         raise ScoreError(f"cannot write the report {path}: {error}") from None
     return path
