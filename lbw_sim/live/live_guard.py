@@ -630,8 +630,8 @@ class LiveGuard:
         self._ranks, self._alone = None, True
         self.ground(
             LiveError(
-                f"the {ranks.size} ranks are inside of a join(), where they may take unequally many steps, and to decide "
-                "together takes equally many. Attach with process_group=None, so that each rank decides alone"
+                f"the {ranks.size} ranks are inside of a join(), where they may take unequally many steps, and to "
+                "decide together takes equally many. Attach with process_group=None, so that each rank decides alone"
             )
         )
 

@@ -323,6 +323,21 @@ def test_an_import_that_fails_half_way_leaves_no_run(tmp_path: Path) -> None:
     assert import_csv(file, tmp_path / "out", labels=[Label(1, 1, "spike")]).rows == 1
 
 
+def test_a_run_that_another_import_made_meanwhile_is_left_alone(tmp_path: Path) -> None:
+    file = write(tmp_path / "run.csv", "step,loss\n1,2\n")
+    rows = Rows(np.array([1]), {"loss": np.array([2.0])}, {"loss": np.array([True])})
+
+    def while_another_imports() -> Iterator[Rows]:
+        if not (tmp_path / "out").exists():
+            import_csv(file, tmp_path / "out")
+        yield rows
+
+    mine = LoggedRun("run", "run.csv", {"loss": "loss"}, while_another_imports)
+    with pytest.raises(TraceError, match="run 'run' is in .* already"):
+        record(mine, tmp_path / "out", importer="csv")
+    assert columns(tmp_path / "out")["loss"] == [2.0]
+
+
 def test_a_file_name_becomes_an_id_that_stays_in_its_folder() -> None:
     assert run_id_from("a b/gptL_adamw_0.0001.csv") == "gptL_adamw_0.0001"
     assert run_id_from("x/Läufe (2).jsonl.gz") == "L-ufe-2"

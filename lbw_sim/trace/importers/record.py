@@ -66,10 +66,11 @@ def record(
     """
     run_id = run.run_id if run_id is None else run_id
     folder = local_path(out, "runs are imported") / run_folder_name(run_id)
+    there_already = TraceError(
+        f"{run.source}: run {run_id!r} is in {out} already; remove {folder} or import into another folder"
+    )
     if folder.exists():
-        raise TraceError(
-            f"{run.source}: run {run_id!r} is in {out} already; remove {folder} or import into another folder"
-        )
+        raise there_already
     survey = _Survey()
     for rows in run.rows():
         survey.see(rows)
@@ -102,6 +103,12 @@ def record(
     path = folder / segment_name(0)
     try:
         folder.mkdir(parents=True)
+    except FileExistsError:
+        # somebody else's since the first reading began: not ours to take away
+        raise there_already from None
+    except OSError as error:
+        raise TraceError(f"{run.source} cannot be imported into {out}: {error}") from None
+    try:
         write_segment(rows_source, path, {"ended": "closed", "lost_rows": 0, "failure": None, "damage": None})
         if rows_source.written != survey.rows:
             raise TraceError(
