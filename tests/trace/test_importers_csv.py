@@ -333,7 +333,7 @@ def test_a_run_that_another_import_made_meanwhile_is_left_alone(tmp_path: Path) 
         yield rows
 
     mine = LoggedRun("run", "run.csv", {"loss": "loss"}, while_another_imports)
-    with pytest.raises(TraceError, match="run 'run' is in .* already"):
+    with pytest.raises(TraceError, match=r"run 'run' is in .* already"):
         record(mine, tmp_path / "out", importer="csv")
     assert columns(tmp_path / "out")["loss"] == [2.0]
 
