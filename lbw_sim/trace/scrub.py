@@ -23,8 +23,8 @@ KEPT = frozenset(
     {
         "lbw_sim", "python", "numpy", "torch", "seed", "world_size", "device", "optimizer", "imported", "importer",
         "source_scalars", "rows", "cadence_steps", "cadence", "first_step", "attempts", "first_fall", "restarts",
-        "loss_decimals", "loss_precision", "finite_losses", "nonfinite_losses", "missing_losses", "zero_losses", "repeated_losses",
-        "tokens_are", "loss_is", "nan_filtered", "sampled", "grad_norm_is",
+        "loss_decimals", "loss_precision", "finite_losses", "nonfinite_losses", "missing_losses", "zero_losses",
+        "repeated_losses", "tokens_are", "loss_is", "nan_filtered", "sampled", "grad_norm_is",
         "forked_from", "forked_at_step", "fork_branch",
     }
 )  # fmt: skip
