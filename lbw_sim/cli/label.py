@@ -97,10 +97,13 @@ def label(
         if labels != list(trace.labels):
             write_labels(_folder_of(traces, trace.run_id), labels)
         if figure is not None:
-            from lbw_sim.plots import run_figure, save
+            from lbw_sim.plots import run_figure, save, stretches_given_up
 
-            drawn = run_figure(trace.to_numpy(), [*labels, *proposals], trace.run_id, mode=trace.meta.mode)
-            save(drawn, figure)
+            given_up = stretches_given_up(trace.to_numpy("all"))
+            drawn = [*labels, *proposals]
+            save(
+                run_figure(trace.to_numpy(), drawn, trace.run_id, mode=trace.meta.mode, given_up=given_up), figure
+            )  # fmt: skip
         shown += [
             {"run": trace.run_id, "number": number, **item._asdict()}
             for number, item in [*enumerate(labels, start=1), *((None, item) for item in proposals)]

@@ -24,7 +24,7 @@ def plot(
 ) -> None:
     """Draw one figure per run (loss, regimes, scale, control energy, events) and one that compares them."""
     from lbw_sim.errors import LbwError, unknown_name
-    from lbw_sim.plots import comparison_figure, run_figure, save
+    from lbw_sim.plots import comparison_figure, run_figure, save, stretches_given_up
     from lbw_sim.replay import replay as replay_trace
 
     if file_format not in ("svg", "png", "pdf"):
@@ -34,14 +34,16 @@ def plot(
     chosen, _ = load_by_id([traces], run, skip_broken)
     drawn = {}
     for trace in watched(list(chosen.values()), "drawing"):
-        columns = trace.to_numpy()
+        columns, given_up = trace.to_numpy(), stretches_given_up(trace.to_numpy("all"))
         title = f"{trace.run_id}: guard {trace.meta.guard_name}"
         if spec is not None:
             columns = columns | replay_trace(trace, spec).columns
             title = f"{trace.run_id}: guard {spec.name}, replayed"
+            given_up = ()  # the recorded acts are not this guard's
         mode = trace.meta.mode if spec is None else "shadow"
         drawn[trace.run_id] = columns
-        save(run_figure(columns, trace.labels, title, mode=mode), out / f"{trace.run_id}.{file_format}")
+        figure = run_figure(columns, trace.labels, title, mode=mode, given_up=given_up)
+        save(figure, out / f"{trace.run_id}.{file_format}")
     if len(drawn) > 1:
         save(comparison_figure(drawn), out / f"comparison.{file_format}")
     typer.echo(f"{counted(len(drawn) + (len(drawn) > 1), 'figure')} in {out}")

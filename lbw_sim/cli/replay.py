@@ -25,6 +25,7 @@ from lbw_sim.cli.options import (
     until_interrupted,
 )
 from lbw_sim.errors import LbwError
+from lbw_sim.whole_file import write_whole
 
 
 def replay(
@@ -79,7 +80,7 @@ def replay(
                 }
             )
     if alarms is not None:
-        alarms.write_text(json.dumps(spans, indent=1) + "\n", encoding="utf-8")
+        write_whole(alarms, json.dumps(spans, indent=1) + "\n")
     if as_json:
         print_json(rows)
         return

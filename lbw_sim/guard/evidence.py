@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
 from lbw_sim.errors import EvidenceError, LbwError
 from lbw_sim.guard.spec import GuardSpec
+from lbw_sim.whole_file import write_whole
 
 FORMAT = 2
 """Format 1 has no simulated effects; it is still read, and still counts as it did."""
@@ -199,7 +200,7 @@ class BacktestReport(NamedTuple):
                 f"than {MAX_BYTES}; back-test fewer runs at once"
             )
         try:
-            Path(path).write_text(text, encoding="utf-8")
+            write_whole(path, text)
         except OSError as error:
             raise EvidenceError(f"{path}: the report cannot be written: {error}") from None
 

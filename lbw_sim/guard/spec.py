@@ -22,6 +22,7 @@ from lbw_sim.guard.guard import Guard
 from lbw_sim.guard.registry import component
 from lbw_sim.notebook import facts
 from lbw_sim.params import build, meta, params_of, parts_of
+from lbw_sim.whole_file import write_whole
 
 FORMAT = 1
 _TABLES = ("sensor", "analyzer", "policy", "envelope")
@@ -101,7 +102,7 @@ class GuardSpec:
 
     def save(self, path: str | Path) -> None:
         """Write the TOML file, replacing what was there."""
-        Path(path).write_text(self.to_toml(), encoding="utf-8")
+        write_whole(path, self.to_toml())
 
     def build(self) -> Guard:
         """The guard itself. Raises SpecError when a component is unknown here, or of another version."""

@@ -130,6 +130,8 @@ class LiveGuard:
         self._unknown: set[str] = set()
         self._started_s = time.perf_counter()
         self._fault_reason = int(Reason.GUARD_FAULT)
+        self._alone = False
+        """The ranks stopped deciding together; what this one measures is not what they would have seen."""
         self._closed = False
         self._folder = Path(trace) if trace is not None and (self._ranks is None or self._ranks.records) else None
         first = self._optimizers[0].param_groups[0]["params"][0]
@@ -337,6 +339,10 @@ class LiveGuard:
             mail.post(FOUND_INF, found_inf)
         batch, self._batch = self._batch, None
         event, self._event = self._event, ""
+        if self._ranks is not None and self._ranks.joining():
+            self._part(self._ranks)
+        if self._alone:
+            mail = Mail()
         if self._probes.channels:
             for channel, value in self._probes.before_step(self.step, batch).items():
                 mail.post(channel, value)
@@ -469,6 +475,17 @@ class LiveGuard:
         if numbers.get(DISAGREEMENT, 0.0) != 0.0:
             self.ground(LiveError("the ranks decided differently"), everywhere=False)
         return numbers
+
+    def _part(self, ranks: Ranks) -> None:
+        """Stop deciding with the other ranks, which do the same here."""
+        self._settle_safely()
+        self._ranks, self._alone = None, True
+        self.ground(
+            LiveError(
+                f"the {ranks.size} ranks are inside of a join(), where they may take unequally many steps, and to "
+                "decide together takes equally many. Attach with process_group=None, so that each rank decides alone"
+            )
+        )
 
     def _open_recorder(self, folder: Path) -> Recorder:
         recorder = Recorder.open(

@@ -113,14 +113,14 @@ def telemetry_of(step: int, lr: float, numbers: Mapping[str, float], channels: S
 def _number(value: SupportsFloat) -> Number:
     if not isinstance(value, torch.Tensor):
         return float(value)
-    if type(value) is torch.Tensor and value.is_cpu:
+    if type(value) is torch.Tensor and value.is_cpu and value.numel() == 1:
         # not float(value.detach()): a tensor made for it costs more than all the rest of a measurement
         return float(value.item())
     # over shards, a DTensor is not yet the number of the whole
     number: torch.Tensor = value.full_tensor() if hasattr(value, "full_tensor") else value
     number = number.detach()
     if number.numel() != 1:
-        raise ValueError(f"a channel is one number, not a tensor of shape {tuple(number.shape)}")
+        raise ValueError(f"loss and channels are one number each, not a tensor of shape {tuple(number.shape)}")
     # in double precision from here: a mean of bfloat16 losses is no bfloat16
     if number.device.type == "cpu":
         return float(number)

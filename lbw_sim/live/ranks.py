@@ -7,8 +7,11 @@ for a rank that the training itself would not wait for.
 
 from __future__ import annotations
 
+import gc
 import math
 import struct
+import sys
+import weakref
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
@@ -83,9 +86,22 @@ class Ranks:
         self.trouble = False
         """Set when this rank's guard cannot go on; all ranks hear of it with the next step's numbers."""
         self._agreed = 0
+        self._joinables: list[weakref.ref[Any]] | None = None
+        """Models and optimizers with a `join()`; None: not looked for yet."""
         backend = distributed.get_backend(group)
         # gloo takes numbers from the host; nccl and its kind from the device
         self._device = torch.device("cpu") if "gloo" in backend or "mpi" in backend else _current_device()
+
+    def joining(self) -> bool:
+        """Whether a `join()` is under way, of DDP or a sharded optimizer, for ranks with unequally many batches: one
+        that has run out answers the all-reduces of that model there, and would take one of ours for one of them.
+        """
+        if self._joinables is None:
+            # nobody keeps a list of them; once, so that a step costs no such search
+            found = getattr(sys.modules.get("torch.distributed.algorithms.join"), "Joinable", None)
+            self._joinables = [weakref.ref(thing) for thing in gc.get_objects() if found in type(thing).__mro__]
+        there = (joinable() for joinable in self._joinables)
+        return any(thing is not None and thing._join_config.enable for thing in there)
 
     def agree(self, decision: Decision) -> None:
         """Take this rank's decision into the checksum that goes along with the next step's numbers."""

@@ -7,9 +7,11 @@ unless asked to travel in one.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import io
 import logging
+import os
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
@@ -21,6 +23,10 @@ from lbw_sim.errors import LiveError
 from lbw_sim.wording import counted
 
 logger = logging.getLogger("lbw_sim")
+
+_MEMORY_1 = ("memory.limit_in_bytes", "memory.usage_in_bytes")
+_MEMORY_2 = ("memory.max", "memory.current")
+"""Files of a control group, version 1 and 2: limit and use."""
 
 
 class Stateful(Protocol):
@@ -103,7 +109,8 @@ class Snapshots:
         """What the ring will cost in memory and time, before it costs it, on this rank.
 
         An optimizer that has not stepped yet is taken to keep two numbers for each weight, as AdamW does. Raises
-        LiveError when that is more than the memory that is free now.
+        LiveError when that is more than the memory that is free now, within the limits of a container or job; all ranks
+        of this machine, as many as `LOCAL_WORLD_SIZE` says, share its CPU memory.
         """
         parameters = list(_parameters(optimizers))
         weights = sum(_bytes(local(p)) for p in parameters)
@@ -117,7 +124,11 @@ class Snapshots:
             f"{counted(self.keep, 'snapshot')} of {_size(one)} each, one every {counted(self.every_steps, 'step')}: "
             f"{_size(one * self.keep)} in all, in {where}; taking one about {took_ms:.2g} ms"
         )
-        free = _free_bytes(None if not self._same_device else local(parameters[0]).device)
+        device = local(parameters[0]).device if self._same_device else torch.device("cpu")
+        if device.type == "cpu" and (ranks := _ranks_here()) > 1:
+            told += f"; {ranks} ranks share this memory"
+            one *= ranks
+        free = _free_bytes(device)
         if free is not None and one * self.keep > 0.9 * free:
             raise LiveError(f"{told}; only {_size(free)} are free. Lower keep")
         return told
@@ -299,12 +310,55 @@ def _size(size: float) -> str:
     return f"{size:.1f} TiB"
 
 
-def _free_bytes(device: torch.device | None) -> int | None:
+def _ranks_here() -> int:
+    """Processes of this run on this machine, as torchrun tells them; 1 where nobody does."""
+    told = os.environ.get("LOCAL_WORLD_SIZE", "")
+    return int(told) if told.isdecimal() else 1
+
+
+def _free_bytes(device: torch.device) -> int | None:
     """Memory that could be had now; None when nobody says."""
-    if device is not None and device.type == "cuda":
+    if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
+    found = [
+        _available_bytes(Path("/proc/meminfo")),
+        _group_free_bytes(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")),
+    ]
+    return min((free for free in found if free is not None), default=None)
+
+
+def _available_bytes(meminfo: Path) -> int | None:
+    """Of the whole machine."""
     try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        lines = meminfo.read_text(encoding="ascii").splitlines()
     except OSError:
         return None
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
+
+
+def _group_free_bytes(membership: Path, mount: Path) -> int | None:
+    """What the limits of a container or a batch job leave this process; None where there are none. Going beyond them
+    ends the process, however much the machine has.
+
+    `membership`: of this process in control groups; `mount`: where their files are.
+    """
+    found: list[int] = []
+    with contextlib.suppress(OSError, ValueError):
+        for line in membership.read_text(encoding="utf-8").splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers and "memory" not in controllers.split(","):
+                continue
+            top, files = (mount / "memory", _MEMORY_1) if controllers else (mount, _MEMORY_2)
+            here = top / path.lstrip("/")
+            # a container may see its own group at the top, whatever the path says
+            for group in {here, *(parent for parent in here.parents if top in (parent, *parent.parents)), top}:
+                with contextlib.suppress(OSError, ValueError):  # `max`: no limit
+                    limit, used = (int((group / name).read_text(encoding="ascii")) for name in files)
+                    found.append(limit - used + _reclaimable(group / "memory.stat"))
+    return min(found, default=None)
+
+
+def _reclaimable(stat: Path) -> int:
+    """File cache counts as used, and is given up before anything else is."""
+    words = stat.read_text(encoding="ascii").split()
+    return int(dict(zip(words[::2], words[1::2], strict=True)).get("inactive_file", "0"))

@@ -10,10 +10,11 @@ from lbw_sim.plots.inline import colour_variables, inline_svg
 from lbw_sim.plots.moment import moment_figure, moment_info
 from lbw_sim.plots.multiples import stamp_figure, stamp_info
 from lbw_sim.plots.outcome import outcome_figure
-from lbw_sim.plots.run import plot_trace, run_figure
+from lbw_sim.plots.run import GivenUp, plot_trace, run_figure, stretches_given_up
 
 __all__ = [
     "PHONE_WIDTH",
+    "GivenUp",
     "Picture",
     "check_name",
     "colour_variables",
@@ -28,4 +29,5 @@ __all__ = [
     "save",
     "stamp_figure",
     "stamp_info",
+    "stretches_given_up",
 ]

@@ -41,6 +41,7 @@ from lbw_sim.plots.thinning import BUCKETS, NARROW_BUCKETS, apart, changes, merg
 from lbw_sim.score.detection import JudgedAlarm, find_alarms, score_regimes, unsafe_rows
 from lbw_sim.trace import Trace
 from lbw_sim.trace.labels import EVENT_KINDS, Label
+from lbw_sim.trace.parquet import final_rows
 from lbw_sim.values import Posture, Regime
 from lbw_sim.wording import counted
 
@@ -60,8 +61,7 @@ REGIME_COLOURS = {
 """Second to position: every regime has its own named lane."""
 
 COLUMNS = (
-    "step", "loss", "lr", "effective_lr", "nonfinite", "regime", "posture", "scale", "energy", "skipped",
-    "rolled_back_to", "event",
+    "step", "loss", "lr", "effective_lr", "nonfinite", "regime", "posture", "scale", "energy", "skipped", "event",
 )  # fmt: skip
 LONGEST_NAME = 32
 MODES = ("active", "shadow")
@@ -89,6 +89,14 @@ class EventMark(NamedTuple):
     """Of low confidence."""
 
 
+class GivenUp(NamedTuple):
+    """Rows that a rollback took back; the last of them is the one that went back."""
+
+    steps: NDArray[Any]
+    loss: Values
+    """As recorded; nan where it is not finite."""
+
+
 class RunInfo(NamedTuple):
     """Everything that the figure of one run shows."""
 
@@ -105,6 +113,8 @@ class RunInfo(NamedTuple):
     """Steps whose loss lies above, below the frame."""
     steps_nonfinite: NDArray[Any]
     """Steps whose loss or gradient was measured and is not finite."""
+    given_up: tuple[GivenUp, ...]
+    """Drawn beside the loss; they are part of no other panel."""
     bands: tuple[tuple[int, float, float], ...]
     """(regime, from step, to step), in order, without gaps."""
     events: tuple[EventMark, ...]
@@ -119,6 +129,28 @@ class RunInfo(NamedTuple):
     """Alarms of other guards along the same record."""
 
 
+def stretches_given_up(everything: Mapping[str, NDArray[Any]]) -> tuple[GivenUp, ...]:
+    """What each rollback of a run took back, in order. `everything`: the columns of lineage `all`.
+
+    >>> columns = {"step": np.array([0, 1, 2, 3, 2, 3]), "loss": np.ones(6)}
+    >>> columns |= {"rolled_back_to": np.array([-1, -1, -1, 2, -1, -1])}
+    >>> [g.steps.tolist() for g in stretches_given_up(columns)]
+    [[2, 3]]
+    """
+    steps, loss = np.asarray(everything["step"]), _finite(everything["loss"])
+    back_to = np.asarray(everything["rolled_back_to"])
+    overtaken = ~final_rows(steps)
+    falls = np.flatnonzero(np.diff(steps) <= 0)
+    found = []
+    for last in np.flatnonzero(back_to >= 0):
+        place = int(np.searchsorted(falls, last))
+        rows = np.arange(falls[place - 1] + 1 if place else 0, last + 1)
+        # a run that ended right there has no rows that overtook them
+        rows = rows[overtaken[rows] | (steps[rows] >= min(back_to[last], steps[last]))]
+        found.append(GivenUp(steps[rows], loss[rows]))
+    return tuple(found)
+
+
 def run_info(
     columns: Mapping[str, NDArray[Any]],
     labels: Iterable[Label] = (),
@@ -127,13 +159,15 @@ def run_info(
     mode: str = "active",
     rules: Mapping[str, Sequence[tuple[int, int]]] | None = None,
     judge: bool = True,
+    given_up: Sequence[GivenUp] = (),
 ) -> RunInfo:
     """Prepare the figure of one lineage of a trace. Raises ScoreError.
 
     `columns`: as `Trace.to_numpy()` gives; `labels`: of the run, any order. Alarms are judged by the labels as
     `lbw_sim.score.detection` does, and left unjudged without any. `mode`: that of the trace; in shadow mode the figure
     says that the scale was not applied. `rules`: name -> (first row, last row) of each alarm of another guard.
-    `judge`: False leaves alarms unjudged all the same.
+    `judge`: False leaves alarms unjudged all the same. `given_up`: as
+    `stretches_given_up` gives it.
     """
     missing = [name for name in COLUMNS if name not in columns]
     if missing:
@@ -147,10 +181,11 @@ def run_info(
         raise ScoreError(f"run figure {title!r}: the trace holds no rows")
     # score_regimes also refuses steps that fall
     alarms = score_regimes(regimes, labels, steps, title).alarms
-    loss = np.asarray(columns["loss"], dtype=float)
-    infinite = np.isinf(loss)
-    loss = np.where(infinite, np.nan, loss)
-    axis = loss_axis([loss])
+    loss = _finite(columns["loss"])
+    infinite = np.isinf(np.asarray(columns["loss"], dtype=float))
+    every_step = np.concatenate([steps, *(stretch.steps for stretch in given_up)])
+    every_loss = np.concatenate([loss, *(stretch.loss for stretch in given_up)])
+    axis = loss_axis([every_loss])
     scale, lr = np.asarray(columns["scale"], dtype=float), np.asarray(columns["lr"], dtype=float)
     starts = np.flatnonzero(np.diff(regimes, prepend=-1))
     after = _row_ends(steps)
@@ -167,9 +202,10 @@ def run_info(
         loss_median=running_median(loss, window),
         median_rows=window,
         axis=axis,
-        steps_above=steps[loss > axis.high],
-        steps_below=steps[loss < axis.low],
+        steps_above=np.unique(every_step[every_loss > axis.high]),
+        steps_below=np.unique(every_step[every_loss < axis.low]),
         steps_nonfinite=steps[(np.asarray(columns["nonfinite"]) == 1.0) | infinite],
+        given_up=tuple(given_up),
         bands=bands,
         events=tuple(
             EventMark(_words(label.kind), float(label.start_step), float(label.end_step), label.confidence == "low")
@@ -182,6 +218,7 @@ def run_info(
             *_alarm_lanes(steps, after, alarms, judged=judge and bool(labels), regimes=regimes),
             *_regime_lanes(bands, regimes),
             *_act_lanes(columns, steps, after, mode),
+            *_rollback_lanes(given_up),
         ),
         scale=scale,
         lr=lr,
@@ -202,13 +239,14 @@ def run_figure(
     mode: str = "active",
     rules: Mapping[str, Sequence[tuple[int, int]]] | None = None,
     judge: bool = True,
+    given_up: Sequence[GivenUp] = (),
     width: float = WIDTH,
 ) -> Figure:
     """Loss, timeline, scale, learning rate and control energy of one run over its steps. Raises ScoreError.
 
     `width`: in inches. The others are as in `run_info`. Long runs are thinned out, extremes kept.
     """
-    info = run_info(columns, labels, title, mode=mode, rules=rules, judge=judge)
+    info = run_info(columns, labels, title, mode=mode, rules=rules, judge=judge, given_up=given_up)
     panels: list[tuple[float, Callable[[RunInfo, Axes], None]]] = [
         (3.4 if width >= WIDTH else 2.6, draw_loss),
         (0.2 * len(info.lanes) + 0.1, draw_timeline),
@@ -226,7 +264,7 @@ def run_figure(
     # places by hand: to find them out, everything would have to be drawn twice
     names = [len(lane.name) for lane in (*info.lanes, *info.rules)]
     left = max(0.75, 0.15 + 0.067 * min(LONGEST_NAME if width > PHONE_WIDTH else LONGEST_NARROW_NAME, max(names)))
-    more_lines_of_legend = 0 if width >= WIDTH else 1 if width > PHONE_WIDTH else 3
+    more_lines_of_legend = 0 if width >= WIDTH else (1 if width > PHONE_WIDTH else 3) + bool(info.given_up)
     top = (0.35 if info.title else 0.0) + (0.45 if info.events else 0.28) + 0.17 * more_lines_of_legend
     gap, bottom = 0.13, 0.45
     height = sum(heights) + gap * (len(heights) - 1) + top + bottom
@@ -239,13 +277,15 @@ def run_figure(
     for (_, draw), ax in zip(panels, axes, strict=True):
         draw(info, ax)
     axes[-1].set_xlabel("step", fontsize=TEXT)
-    axes[-1].set_xlim(float(info.steps[0]), float(_row_ends(info.steps)[-1]))
+    ends = [_row_ends(steps)[-1] for steps in (info.steps, *(stretch.steps for stretch in info.given_up))]
+    axes[-1].set_xlim(float(info.steps[0]), float(max(ends)))
     return figure
 
 
 def plot_trace(trace: Trace) -> Picture:
     """The figure of a recorded run, as it was recorded; `Trace.plot` is the same. Raises TraceError, ScoreError."""
-    return Picture(run_figure(trace.to_numpy(), trace.labels, trace.run_id, mode=trace.meta.mode))
+    given_up = stretches_given_up(trace.to_numpy("all"))
+    return Picture(run_figure(trace.to_numpy(), trace.labels, trace.run_id, mode=trace.meta.mode, given_up=given_up))
 
 
 def draw_loss(info: RunInfo, ax: Axes) -> None:
@@ -262,6 +302,11 @@ def draw_loss(info: RunInfo, ax: Axes) -> None:
     rows = thin_rows(info.loss_median, buckets)
     name = f"running median, {counted(info.median_rows, 'row')}"
     ax.plot(info.steps[rows], info.loss_median[rows], color=BLACK, linewidth=1.3, label=name)
+    name_once: str | None = "rolled back"
+    for stretch in info.given_up:
+        rows = thin_rows(stretch.loss, max(20, buckets // len(info.given_up)))
+        ax.plot(stretch.steps[rows], stretch.loss[rows], color=VERMILLION, linewidth=0.8, alpha=0.8, label=name_once)
+        name_once = None
     edge = ax.get_xaxis_transform()
     cut = info.axis.cut or None
     for outside, height, marker in ((info.steps_above, 0.985, "^"), (info.steps_below, 0.015, "v")):
@@ -285,7 +330,7 @@ def draw_loss(info: RunInfo, ax: Axes) -> None:
     # above the frame and the event names, where it covers no line
     ax.legend(
         loc="lower left", bbox_to_anchor=(-0.01, 1.075 if info.events else 1.0), fontsize=TEXT - 1, frameon=False,
-        ncols=4 if _wide(ax) else 1 if narrow(ax) else 2, borderpad=0.1, borderaxespad=0.1, columnspacing=1.5,
+        ncols=5 if _wide(ax) else 1 if narrow(ax) else 2, borderpad=0.1, borderaxespad=0.1, columnspacing=1.5,
     )  # fmt: skip
     title = info.title + (" · shadow: scale not applied" if info.mode == "shadow" and info.title else "")
     ax.set_title(plain(title), loc="left", fontsize=TEXT + 2, pad=38 if info.events else 20)
@@ -437,15 +482,27 @@ def _regime_lanes(bands: tuple[tuple[int, float, float], ...], regimes: NDArray[
 def _act_lanes(
     columns: Mapping[str, NDArray[Any]], steps: NDArray[Any], after: NDArray[Any], mode: str
 ) -> list[Lane]:  # fmt: skip
-    """Skips that the guard granted, and rollbacks that were done."""
-    skips = np.asarray(columns["posture"]) == Posture.SKIP
-    rollbacks = np.asarray(columns["rolled_back_to"]) >= 0
-    lanes = [("skip, not applied" if mode == "shadow" else "skip", skips), ("rollback", rollbacks)]
+    """Skips that the guard granted; in shadow mode rollbacks, too, of which none was done."""
+    asked, shadow = np.asarray(columns["posture"]), mode == "shadow"
+    lanes = [("skip, not applied" if shadow else "skip", asked == Posture.SKIP)]
+    lanes += [("rollback, not applied", asked == Posture.ROLLBACK)] * shadow
     return [
-        Lane(name, f"{int(mask.sum())}", _spans_of(mask, steps, after), VERMILLION, hollow=mode == "shadow")
+        Lane(name, f"{int(mask.sum())}", _spans_of(mask, steps, after), VERMILLION, hollow=shadow)
         for name, mask in lanes
         if mask.any()
     ]
+
+
+def _rollback_lanes(given_up: Sequence[GivenUp]) -> list[Lane]:
+    """From the step that each rollback went back to, to the one that it came from."""
+    spans = tuple((float(stretch.steps[0]), float(_row_ends(stretch.steps)[-1])) for stretch in given_up)
+    return [Lane("rollback", f"{len(spans)}", spans, VERMILLION)] if spans else []
+
+
+def _finite(loss: NDArray[Any]) -> Values:
+    """With nan in the place of infinity."""
+    values = np.asarray(loss, dtype=float)
+    return np.where(np.isinf(values), np.nan, values)
 
 
 def _spans_of(mask: NDArray[np.bool_], steps: NDArray[Any], after: NDArray[Any]) -> tuple[tuple[float, float], ...]:

@@ -43,6 +43,7 @@ from lbw_sim.score import RunScore
 from lbw_sim.score.detection import family_of
 from lbw_sim.score.learning_rates import GridRun, grids, place_in_grid
 from lbw_sim.trace import Trace
+from lbw_sim.whole_file import write_whole
 
 MOST_STAMPS = 120
 MOST_COMPARED = 10
@@ -163,7 +164,7 @@ def write_report(report: Report, path: str | Path) -> Path:
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(report.html, encoding="utf-8", errors="replace")
+        write_whole(path, report.html, errors="replace")
     except OSError as error:
         raise ScoreError(f"cannot write the report {path}: {error}") from None
     return path
@@ -345,6 +346,7 @@ def _run_section(
         run.labels,
         mode="shadow" if run.view == "replayed" else run.mode,
         judge=run.judged,
+        given_up=run.given_up,
         rules={rule.name: rule.alarms for rule in run.rules if rule.alarms},
     )
     words = f"loss, labels, alarms, regimes, rules and scale of {run.run_id} over its steps"

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from lbw_sim.errors import LbwError
 from lbw_sim.guard import GuardSpec
+from lbw_sim.plots import GivenUp, stretches_given_up
 from lbw_sim.replay import replay_many
 from lbw_sim.replay.ahead import compile_ahead
 from lbw_sim.replay.compiled import WORTH_COMPILING, Engine
@@ -112,6 +113,8 @@ class RunFindings(NamedTuple):
     """(first step, last step) of each of these alarms."""
     first_regime: str
     """As what the first one began; empty without alarm."""
+    given_up: tuple[GivenUp, ...]
+    """What rollbacks of a run took back; empty where a guard is replayed."""
     control: ControlSummary
     budgets: tuple[Budget, ...]
     """Empty when the guard's components are not installed here."""
@@ -320,6 +323,7 @@ def _findings(
         score=match(alarms, trace.labels if scorable(trace) else (), steps, trace.run_id),
         alarm_steps=tuple((int(steps[alarm.start_row]), int(steps[alarm.end_row])) for alarm in alarms),
         first_regime=Regime(int(columns["regime"][alarms[0].start_row])).name if alarms else "",
+        given_up=stretches_given_up(everything),
         control=control_summary(columns, everything),
         budgets=_budgets(meta, spec, columns, everything),
         rules=rules,

@@ -19,6 +19,7 @@ from lbw_sim.report.sections import figure, table
 from lbw_sim.score.stress_judgement import Judgement, judge
 from lbw_sim.score.stress_page import Section, markdown_page, page
 from lbw_sim.score.stress_results import Suite
+from lbw_sim.whole_file import write_whole
 from lbw_sim.wording import counted
 
 TABLE = "table.md"
@@ -51,7 +52,7 @@ def write_suite_pages(suite: Suite, folder: Path) -> list[Path]:
     text = markdown_page(page(judgement), _title(suite), [], FIGURES)
     try:
         for name, content in ((TABLE, text), (REPORT, _page(judgement, drawn, ""))):
-            (folder / name).write_text(content, encoding="utf-8", errors="replace")
+            write_whole(folder / name, content, errors="replace")
             written.append(folder / name)
     except OSError as error:
         raise ScoreError(f"cannot write the pages of a stress suite to {folder}: {error}") from None

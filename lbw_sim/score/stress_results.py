@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
 
 from lbw_sim.errors import ScoreError
+from lbw_sim.whole_file import write_whole
 
 RESULTS = "results.csv"
 FACTS = "suite.json"
@@ -164,10 +165,7 @@ def write_suite(suite: Suite, folder: Path) -> None:
     facts = {"format": FORMAT, **dataclasses.asdict(suite.facts)}
     try:
         for name, text in ((RESULTS, csv_text(suite.runs)), (FACTS, json.dumps(facts, indent=1, ensure_ascii=False))):
-            # a reader, or a kill, must not meet half a file
-            partial = folder / f".{name}.partial"
-            partial.write_text(text, encoding="utf-8")
-            partial.replace(folder / name)
+            write_whole(folder / name, text)
     except OSError as error:
         raise ScoreError(f"cannot write the results of a stress suite to {folder}: {error}") from None
 

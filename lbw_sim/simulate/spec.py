@@ -18,6 +18,7 @@ from lbw_sim.errors import LbwError, SimulateError
 from lbw_sim.guard.document import fingerprint_of, tables_of, text_of
 from lbw_sim.guard.registry import component, components
 from lbw_sim.params import build, meta, params_of
+from lbw_sim.whole_file import write_whole
 
 FORMAT = 1
 
@@ -155,7 +156,7 @@ class PlantSpec:
 
     def save(self, path: str | Path) -> None:
         """Write the TOML file, replacing what was there."""
-        Path(path).write_text(self.to_toml(), encoding="utf-8")
+        write_whole(path, self.to_toml())
 
     def build(self) -> Any:
         """The plant itself. Raises SimulateError when its component is unknown here, or of another version."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from lbw_sim.errors import StressError
@@ -104,9 +105,10 @@ class Workload:
         return self.tokens_per_step * (4.0 * self.parameters + 2.0 * self.trained_parameters)
 
     def session(
-        self, seed: int, device: str = "cpu", *, data: Path | None = None, random_weights: bool = False
+        self, seed: int, device: str | torch.device = "cpu", *, data: Path | None = None, random_weights: bool = False
     ) -> Session:
         """Build model and data of one run. Raises StressError when they cannot be had."""
+        device = str(device)
         if device != "cpu" and not self.on_gpu:
             raise StressError(f"workload {self.name!r} runs on cpu, not on {device}: it is too small for anything else")
         if random_weights and not self.loads_weights:

@@ -6,15 +6,14 @@ set by hand or found with hindsight; it never says what a guard should have done
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lbw_sim.errors import TraceError, unknown_name
 from lbw_sim.trace.layout import LABELS
+from lbw_sim.whole_file import write_whole
 
 FORMAT = 1
 MAX_BYTES = 16 << 20
@@ -64,16 +63,9 @@ def write_labels(run_folder: str | Path, labels: Iterable[Label]) -> None:
     labels = [Label(*label) for label in labels]
     _refuse_bad(labels, str(path))
     text = json.dumps({"lbw_labels": FORMAT, "labels": [label._asdict() for label in labels]}, indent=1)
-    fresh = path.with_name(f"{LABELS}.{os.getpid()}.tmp")
     try:
-        with open(fresh, "w", encoding="utf-8") as file:
-            file.write(text + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(fresh, path)
+        write_whole(path, text + "\n")
     except OSError as error:
-        with contextlib.suppress(OSError):
-            fresh.unlink()
         raise TraceError(f"{path}: labels cannot be written: {error}") from None
 
 

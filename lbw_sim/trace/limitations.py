@@ -121,7 +121,13 @@ def _found(facts: Mapping[str, Fact]) -> Iterator[Limitation]:
     if (falls := count("attempts") - 1) > 0:
         yield Limitation(
             "resumed",
-            f"the step does not rise at {facts.get('first_fall')} ({falls} in all): the last row of a step counts",
+            f"the step does not rise at {facts.get('first_fall')} ({falls} in all): the last row of a step counts"
+            + (
+                "; it begins anew each time, so if that is an epoch and no resumption, all epochs but the last are out "
+                "of sight: name a column that counts on by --step"
+                if falls > 1 and count("restarts") == falls
+                else ""
+            ),
         )
     if isinstance(decimals, (int, float)) and decimals <= COARSE_DECIMALS and rows - count("missing_losses") >= 20:
         yield Limitation("rounded", f"losses have at most {decimals:g} decimals: noise below that is rounding")

@@ -79,6 +79,7 @@ class Place:
 
     def kind(self) -> Kind:
         """What is there. Raises TraceError when nobody can tell."""
+        self._refuse_bytes()
         try:
             return _KINDS.get(self.system.get_file_info(self.path).type, "nothing")
         except _ERRORS as error:
@@ -94,6 +95,11 @@ class Place:
     def listing(self) -> tuple[list[str], list[str]]:
         """Names of the files and of the folders here. Raises TraceError."""
         try:
+            if self.local:
+                # pyarrow falls over a name that is no text, whosever file it is
+                with os.scandir(self.path) as entries:
+                    there = [(entry.name, entry.is_file(), entry.is_dir()) for entry in entries]
+                return [name for name, file, _ in there if file], [name for name, _, folder in there if folder]
             found = self.system.get_file_info(arrow_fs.FileSelector(self.path))
         except _ERRORS as error:
             _refuse(self, "listed", error)
@@ -102,6 +108,7 @@ class Place:
 
     def open(self) -> IO[bytes]:
         """Raises FileNotFoundError, for a file may be finished and gone; TraceError otherwise."""
+        self._refuse_bytes()
         try:
             file: IO[bytes] = self.system.open_input_file(self.path)
         except FileNotFoundError:
@@ -119,6 +126,16 @@ class Place:
             raise
         except _ERRORS as error:
             _refuse(self, "read", error)
+
+    def _refuse_bytes(self) -> None:
+        """Python reads any name that a disk may hold, pyarrow only text."""
+        try:
+            self.path.encode()
+        except UnicodeEncodeError:
+            raise TraceError(
+                f"{self.path!r}: a name that is no UTF-8 here cannot be opened: rename it, or run under a locale of "
+                f"UTF-8 (LC_ALL=C.UTF-8)"
+            ) from None
 
     def __str__(self) -> str:
         return f"{self.scheme}{self.path}"

@@ -6,6 +6,7 @@ bit, and the copy verifies like the original. It does not hide what the numbers 
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,9 +22,9 @@ from lbw_sim.trace.store import Trace
 KEPT = frozenset(
     {
         "lbw_sim", "python", "numpy", "torch", "seed", "world_size", "device", "optimizer", "imported", "importer",
-        "source_scalars", "rows", "cadence_steps", "cadence", "first_step", "attempts", "first_fall", "loss_decimals",
-        "loss_precision", "finite_losses", "nonfinite_losses", "missing_losses", "zero_losses", "repeated_losses",
-        "tokens_are", "loss_is", "nan_filtered", "sampled", "grad_norm_is",
+        "source_scalars", "rows", "cadence_steps", "cadence", "first_step", "attempts", "first_fall", "restarts",
+        "loss_decimals", "loss_precision", "finite_losses", "nonfinite_losses", "missing_losses", "zero_losses",
+        "repeated_losses", "tokens_are", "loss_is", "nan_filtered", "sampled", "grad_norm_is",
         "forked_from", "forked_at_step", "fork_branch",
     }
 )  # fmt: skip
@@ -42,8 +43,8 @@ class Scrubbed(NamedTuple):
 def scrub(trace: Trace, out: str | Path, *, keep: Iterable[str] = ()) -> Scrubbed:
     """Copy a run into the folder of traces `out` without what identifies its maker; `keep` names keys to keep as well.
 
-    Notes of labels go, except those of injected faults. Raises TraceError; nothing is written when the run is in `out`
-    already.
+    Notes of labels go, except those of injected faults. Raises TraceError, and leaves nothing then; a run that is in
+    `out` already stays as it is.
     """
     folder = local_path(out, "copies are written") / run_folder_name(trace.run_id)
     if folder.exists():
@@ -53,6 +54,9 @@ def scrub(trace: Trace, out: str | Path, *, keep: Iterable[str] = ()) -> Scrubbe
     rows = 0
     try:
         folder.mkdir(parents=True)
+    except OSError as error:
+        raise TraceError(f"run {trace.run_id!r} cannot be written to {out}: {error}") from None
+    try:
         for segment in trace.segments:
             meta = segment.meta
             provenance = {key: value for key, value in meta.provenance.items() if key in kept}
@@ -66,8 +70,12 @@ def scrub(trace: Trace, out: str | Path, *, keep: Iterable[str] = ()) -> Scrubbe
             rows += segment.rows
         if trace.labels:
             write_labels(folder, [_plain(label) for label in trace.labels])
-    except OSError as error:
-        raise TraceError(f"run {trace.run_id!r} cannot be written to {out}: {error}") from None
+    except BaseException as error:
+        # part of a run would look like a whole one
+        shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise TraceError(f"run {trace.run_id!r} cannot be written to {out}: {error}") from None
+        raise
     return Scrubbed(trace.run_id, rows, tuple(removed))
 
 

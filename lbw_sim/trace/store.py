@@ -268,12 +268,15 @@ def _run_folders(top: Place) -> list[Place]:
     """Where runs lie, in a folder or anywhere below it. Raises TraceError."""
     if top.kind() == "nothing":
         raise TraceError(f"{top}: {top.nothing()}; name a folder of traces, one run's folder or a Parquet file")
-    found, waiting = [], [top]
+    found, waiting, looked_into = [], [top], set()
     while waiting:
         here = waiting.pop()
+        # a link may lead back to a folder that it lies in
+        real = os.path.realpath(here.path) if here.local else here.path
         if run_id_of(here.name):
             found.append(here)
-        else:
+        elif real not in looked_into:
+            looked_into.add(real)
             waiting += [here.below(name) for name in here.listing()[1]]
     return found
 

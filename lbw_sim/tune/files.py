@@ -18,6 +18,7 @@ import lbw_sim
 from lbw_sim.errors import TuneError
 from lbw_sim.score import Column, jsonable
 from lbw_sim.tune.tuning import Tuned
+from lbw_sim.whole_file import write_whole
 from lbw_sim.wording import counted, some
 
 
@@ -49,9 +50,9 @@ def write(tuned: Tuned, out: Path, *, command: str, about: Mapping[str, Any]) ->
     lines = [part for line in header(tuned, command, made) for part in textwrap.wrap(line, 116, subsequent_indent="  ")]
     text = "".join(f"# {line}\n" for line in lines)
     try:
-        made.facts.write_text(json.dumps(jsonable(facts(tuned, command, about)), indent=1) + "\n", encoding="utf-8")
-        made.front.write_text(front_csv(tuned.front), encoding="utf-8")
-        made.guard.write_text(text + tuned.spec.to_toml(), encoding="utf-8")
+        write_whole(made.facts, json.dumps(jsonable(facts(tuned, command, about)), indent=1) + "\n")
+        write_whole(made.front, front_csv(tuned.front))
+        write_whole(made.guard, text + tuned.spec.to_toml())
     except OSError as error:
         raise TuneError(f"{error.filename}: cannot be written: {error.strerror}") from None
     return made

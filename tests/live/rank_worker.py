@@ -217,6 +217,30 @@ def resumption() -> dict[str, Any]:
     return {"scenario": "resumption", "words": words}
 
 
+def join() -> dict[str, Any]:
+    """Epochs of unequally many batches: even without `join()`, then uneven within it, guarded and not."""
+    weights, words = [], []
+    for guarded in (False, True):
+        net = DistributedDataParallel(model())
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        live = attach(optimizer, "default", trace=folder, run_id="join") if guarded else None
+        for within, steps in ((False, 5), (True, 12 if rank else 20)):
+            with net.join(enable=within):
+                for step in range(steps):
+                    x, y = batch(step)
+                    optimizer.zero_grad()
+                    loss = (net(x) - y).square().mean()
+                    loss.backward()
+                    if live is not None:
+                        live.observe(loss)
+                    optimizer.step()
+        if live is not None:
+            words.append(live.grounded)
+            live.close()
+        weights.append([float(p.detach().double().sum()) for p in net.parameters()])
+    return {"scenario": "join", "weights": weights, "words": words}
+
+
 LATE = {"delay_steps": 1}
 SCENARIOS: dict[str, Callable[[], dict[str, Any]]] = {
     "ddp": lambda: fly("ddp", EAGER, fault=spike, at=slow_last_rank, tokens=lambda: 100.0 * (rank + 1)),
@@ -237,6 +261,7 @@ SCENARIOS: dict[str, Callable[[], dict[str, Any]]] = {
     "norms": norms,
     "refusal": refusal,
     "resumption": resumption,
+    "join": join,
     "death": lambda: fly("death", EAGER, fault=spike, at=die),
 }
 

@@ -123,3 +123,10 @@ def test_a_channel_that_nobody_declared_is_left_out_and_said_once(caplog: pytest
 def test_a_guard_whose_probe_was_forgotten_says_so_before_training(caplog: pytest.LogCaptureFixture) -> None:
     with attach(make_run().optimizer, GuardSpec.load("paired_rollback")):
         assert "'paired_rollback' reads probe_gain, and no probe delivers that" in caplog.text
+
+
+def test_a_loss_that_nobody_averaged_grounds_the_guard_with_its_shape(caplog: pytest.LogCaptureFixture) -> None:
+    run = make_run()
+    with attach(run.optimizer, EAGER) as live:
+        live.observe(torch.ones(32, 1))
+        assert "one number each, not a tensor of shape (32, 1)" in str(live.grounded)

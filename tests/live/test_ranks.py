@@ -49,7 +49,7 @@ def told(size: int, folder: Path, *scenarios: str) -> list[dict[str, dict[str, A
 
 WHOLE = ("ddp", "ddp_late", "nan", "nan_late", "rollback", "fsdp", "fsdp_late", "fsdp_rollback")
 """Scenarios in which nothing of ours breaks."""
-OTHERS = ("broken", "broken_late", "disagreement", "recorder", "different", "refusal", "resumption", "norms")
+OTHERS = ("broken", "broken_late", "disagreement", "recorder", "different", "refusal", "resumption", "norms", "join")
 
 
 @pytest.fixture(scope="module")
@@ -186,3 +186,17 @@ def test_a_rank_that_is_killed_leaves_a_whole_trace_and_one_that_is_stopped_only
     assert len(steps) >= 40
     assert Reason.GUARD_FAULT not in trace.to_numpy()["reason"].tolist()[:40], "three ranks agreed to the end"
     assert verify(trace).rows == len(steps)
+
+
+def test_inside_of_a_join_the_guard_is_grounded_and_training_is_what_it_was(
+    two: list[dict[str, dict[str, Any]]], folder: Path
+) -> None:
+    for rank in two:
+        assert "error" not in rank["join"], rank["join"]
+        without, guarded = rank["join"]["weights"]
+        assert guarded == without
+        assert "the 2 ranks are inside of a join()" in rank["join"]["words"][0]
+        assert "process_group=None" in rank["join"]["words"][0]
+    columns = read_trace(folder / "traces", "join").to_numpy()
+    assert columns["step"].tolist() == list(range(25))
+    assert [math.isfinite(loss) for loss in columns["loss"]] == [True] * 5 + [False] * 20, "no rank's own loss"

@@ -18,6 +18,7 @@ from lbw_sim.guard.envelope import Envelope
 from lbw_sim.guard.policies.rewind import Rewind
 from lbw_sim.guard.sensors.robust_loss import RobustLoss
 from lbw_sim.live import Snapshots, attach
+from lbw_sim.live.snapshots import _free_bytes, _group_free_bytes
 from lbw_sim.replay import verify
 from lbw_sim.report.findings import examine
 from lbw_sim.trace import read_trace
@@ -228,6 +229,46 @@ def test_a_ring_that_does_not_fit_into_memory_is_refused_before_training() -> No
         Snapshots(keep=10**10).plan([make_run().optimizer])
     with pytest.raises(LiveError, match=r"every_steps=0 is below 1; keep=-1 .*a list has no state_dict"):
         Snapshots(every_steps=0, keep=-1, also=[[]])  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize(
+    ("line", "below", "names"),
+    [
+        ("0::/job/7", "", ("memory.max", "memory.current")),
+        ("4:cpu,memory:/job/7", "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes")),
+    ],
+)
+def test_free_memory_is_what_the_tightest_control_group_leaves(
+    line: str, below: str, names: tuple[str, str], tmp_path: Path
+) -> None:
+    membership, mount = tmp_path / "cgroup", tmp_path / "mount"
+    membership.write_text(f"1:name=systemd:/\n{line}\n")
+    assert _group_free_bytes(membership, mount) is None, "nothing is limited here"
+    for folder, limit in (("job/7", "max" if not below else str(2**63 - 4096)), ("job", "5000")):
+        group = mount / below / folder
+        group.mkdir(parents=True, exist_ok=True)
+        for name, value in zip(names, (limit, "4000"), strict=True):
+            (group / name).write_text(f"{value}\n")
+        (group / "memory.stat").write_text("anon 3000\ninactive_file 700\n")
+    assert _group_free_bytes(membership, mount) == 5000 - 4000 + 700
+    # inside a container the path may lead nowhere, and the top is its own group
+    (mount / below / "job").rename(mount / below / "other")
+    for name, value in zip(names, ("900", "400"), strict=True):
+        (mount / below / name).write_text(value)
+    (mount / below / "memory.stat").write_text("")
+    assert _group_free_bytes(membership, mount) == 500
+
+
+def test_ranks_of_one_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run()
+    free = _free_bytes(torch.device("cpu"))
+    assert free is not None
+    one = sum(p.numel() * 4 for p in run.model.parameters()) * 3
+    ring = Snapshots(keep=int(0.5 * free / one))
+    assert "ranks" not in ring.plan([run.optimizer])
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    with pytest.raises(LiveError, match=r"8 ranks share this memory; only .* are free. Lower keep"):
+        ring.plan([run.optimizer])
 
 
 def test_parameters_added_since_a_snapshot_make_it_unfit() -> None:

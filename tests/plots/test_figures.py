@@ -6,15 +6,27 @@ import threading
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from typer.testing import CliRunner
 
-from lbw_sim import GuardSpec, Posture, Regime, Telemetry
+from lbw_sim import Decision, GuardSpec, Posture, Regime, Telemetry
+from lbw_sim.cli.app import app
 from lbw_sim.errors import ScoreError
-from lbw_sim.plots import comparison_figure, detection_figure, outcome_figure, run_figure, save
+from lbw_sim.plots import (
+    comparison_figure,
+    detection_figure,
+    outcome_figure,
+    plot_trace,
+    run_figure,
+    save,
+    stretches_given_up,
+)  # fmt: skip
+from lbw_sim.plots.canvas import VERMILLION
 from lbw_sim.plots.comparison import NAMED_RUNS, comparison_info
 from lbw_sim.plots.detection import detection_info, draw_detection
 from lbw_sim.plots.loss_axis import LossAxis, loss_axis, loss_ticks, running_median, spread
 from lbw_sim.plots.outcome import MethodLine, outcome_info
 from lbw_sim.plots.run import Lane, run_info
+from lbw_sim.report import ReportOptions, build_report
 from lbw_sim.score.detection import DetectionCounts, RunScore
 from lbw_sim.trace import Label, Recorder, read_trace
 
@@ -61,7 +73,7 @@ def texts(ax):
 
 def test_a_run_becomes_named_lanes_from_labels_to_regimes():
     labels = [Label(5, 7, "spike"), Label(2, 2, "benign_outlier"), Label(0, 1, "spike", "low")]
-    info = run_info(planted(rolled_back_to=[-1] * 8 + [3] + [-1] * 3), labels, "run 7")
+    info = run_info(planted(), labels, "run 7")
     # the second alarm starts within 10 rows after the event, so it is no false one
     assert [(lane.name, lane.note, lane.spans, lane.hollow) for lane in info.lanes] == [
         ("label: spike", "1", ((5, 7),), False),
@@ -74,7 +86,6 @@ def test_a_run_becomes_named_lanes_from_labels_to_regimes():
         ("regime: spike", "33.3%", ((5, 8), (10, 11)), False),
         ("regime: recovery", "8.3%", ((8, 9),), False),
         ("skip", "1", ((5, 6),), False),
-        ("rollback", "1", ((8, 9),), False),
     ]
     assert [(event.name, event.start_step, event.hollow) for event in info.events] == [
         ("spike", 0, True),
@@ -82,6 +93,53 @@ def test_a_run_becomes_named_lanes_from_labels_to_regimes():
     ]
     assert info.bands[0] == (Regime.WARMUP, 0, 2)
     assert [band[1] for band in info.bands[1:]] == [band[2] for band in info.bands[:-1]]
+
+
+def test_what_rollbacks_took_back_is_drawn_beside_what_came_of_it():
+    steps = [0, 1, 2, 3, 4, 5, 2, 3, 4, 1, 2, 3]
+    everything = {
+        "step": np.array(steps),
+        "loss": np.array([3, 2, 1, 1, 9, np.inf, 1, 1, 7, 2, 1, 1.0]),
+        "rolled_back_to": np.array([-1] * 5 + [2, -1, -1, 1, -1, -1, -1]),
+    }
+    given_up = stretches_given_up(everything)
+    assert [stretch.steps.tolist() for stretch in given_up] == [[1, 2, 3, 4, 5], [2, 3, 4]]
+    np.testing.assert_array_equal(given_up[0].loss, [2, 1, 1, 9, nan])
+    final = columns(4, loss=[3.0, 2.0, 1.0, 1.0])
+    assert run_info(final, given_up=given_up).lanes[-1][:3] == ("rollback", "2", ((1, 6), (2, 5)))
+    figure = run_figure(final, given_up=given_up)
+    assert figure.axes[-1].get_xlim() == (0.0, 6.0), "the frame reaches to where the run had been"
+    drawn = [line.get_xdata().tolist() for line in figure.axes[0].lines if line.get_color() == VERMILLION]
+    assert [1, 2, 3, 4, 5] in drawn
+    assert [2, 3, 4] in drawn
+
+
+def test_a_rollback_with_which_a_run_ended_took_back_what_nothing_overtook():
+    everything = {"step": np.arange(5), "loss": np.ones(5), "rolled_back_to": np.array([-1, -1, -1, -1, 2])}
+    assert [stretch.steps.tolist() for stretch in stretches_given_up(everything)] == [[2, 3, 4]]
+
+
+def test_the_figure_of_a_recorded_run_shows_its_rollback(tmp_path):
+    spec = GuardSpec.load("palm_rewind")
+    hold = Decision(int(Regime.STABLE), int(Posture.HOLD), 1.0, 0.0, 0)
+    with Recorder.open(tmp_path, "back", spec=spec, mode="active") as recorder:
+        for attempt, step in [(0, s) for s in range(6)] + [(1, s) for s in range(2, 9)]:
+            went = 2 if (attempt, step) == (0, 5) else -1
+            seen = Telemetry(step, 3.0 + attempt, 1e-3, nonfinite=0.0)
+            recorder.append(seen, hold, elapsed_s=0.0, effective_lr=1e-3, rolled_back_to=went, attempt=attempt)
+    trace = read_trace(tmp_path)
+    figure = plot_trace(trace).figure
+    assert [label.get_text() for label in figure.axes[1].get_yticklabels()][-1] == "rollback"
+    result = CliRunner().invoke(app, ["plot", str(tmp_path), "-o", str(tmp_path / "figures")])
+    assert result.exit_code == 0, result.output
+    assert "<!-- rollback -->" in (tmp_path / "figures" / "back.svg").read_text()
+    assert ">rolled back<" in build_report([trace], ReportOptions()).html
+
+
+def test_rollbacks_that_were_asked_for_in_shadow_are_shown_as_not_applied():
+    posture = np.zeros(12, dtype=np.int8)
+    posture[6] = Posture.ROLLBACK
+    assert run_info(columns(posture=posture), mode="shadow").lanes[-1][:3] == ("rollback, not applied", "1", ((6, 7),))
 
 
 def test_alarms_are_judged_by_the_labels_and_left_unjudged_without_any():

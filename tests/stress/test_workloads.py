@@ -117,6 +117,7 @@ def test_what_a_workload_cannot_do_is_refused_before_anything_runs(tmp_path: Pat
         workload("post_lm")
     with pytest.raises(StressError, match="runs on cpu, not on cuda"):
         workload("lstm").session(0, "cuda")
+    assert workload("mixer").session(0, torch.device("cpu")).unit == "image", "a device says the same as its name"
     with pytest.raises(StressError, match="loads no weights"):
         workload("lstm").session(0, random_weights=True)
     with pytest.raises(StressError, match="draws its own pictures"):

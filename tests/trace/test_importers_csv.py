@@ -173,6 +173,55 @@ def test_a_step_that_does_not_rise_starts_a_new_attempt_and_the_last_one_counts(
     assert verify(read_trace(tmp_path / "out")).rows == 5
 
 
+def test_steps_that_begin_anew_in_each_epoch_are_told(tmp_path: Path) -> None:
+    rows = "".join(
+        f"{epoch},{step},{epoch * 20 + step},{math.sqrt(2.0 + step)}\n" for epoch in range(3) for step in range(20)
+    )
+    file = write(tmp_path / "run.csv", "epoch,step,count,loss\n" + rows)
+    (said,) = import_csv(file, tmp_path / "out").suspicions
+    assert said.startswith("the step does not rise at row 21: step 19 -> 0 (2 in all)")
+    assert "all epochs but the last are out of sight: name a column that counts on by --step" in said
+    counted = import_csv(file, tmp_path / "counted", columns={"step": "count"})
+    assert (counted.suspicions, len(columns(tmp_path / "counted")["step"])) == ((), 60)
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "jsonl.gz"])
+def test_a_last_line_that_was_cut_short_is_left_out_and_told(ending: str, tmp_path: Path) -> None:
+    text = "step,loss,lr\n1,3.0,0.1\n2,2.5,0.1\n3,2.2"
+    if ending != "csv":
+        text = '{"step": 1, "loss": 3.0}\n{"step": 2, "loss": 2.5}\n{"step": 3, "lo'
+    file = tmp_path / f"run.{ending}"
+    file.write_bytes(gzip.compress(text.encode()) if ending.endswith("gz") else text.encode())
+    imported = import_csv(file, tmp_path / "out")
+    assert columns(tmp_path / "out")["loss"] == [3.0, 2.5]
+    assert imported.suspicions == ("not all could be read: the last line was cut short",)
+
+
+def test_rows_of_another_split_than_training_are_left_out(tmp_path: Path) -> None:
+    rows = [f"{run},{step},{split},{loss}" for run in "ab" for step in (1, 2) for split, loss in
+            (("train", step + 1.0), ("val", step + 9.0))]  # fmt: skip
+    write(tmp_path / "both.csv", "run,step,Split,loss\n" + "\n".join(rows) + "\n")
+    import_path(tmp_path / "both.csv", tmp_path / "out")
+    assert columns(tmp_path / "out", "a")["loss"] == columns(tmp_path / "out", "b")["loss"] == [2.0, 3.0]
+    # a column of that name that tells no training from anything
+    write(tmp_path / "run.csv", "step,mode,loss\n1,fast,2.0\n2,slow,1.5\n")
+    import_csv(tmp_path / "run.csv", tmp_path / "one")
+    assert columns(tmp_path / "one")["loss"] == [2.0, 1.5]
+
+
+def test_a_json_array_is_not_taken_for_a_csv(tmp_path: Path) -> None:
+    file = write(tmp_path / "run.json", '[{"step": 1, "loss": 3.0}, {"step": 2, "loss": 2.5}]')
+    with pytest.raises(TraceError, match="not recognised as any of"):
+        import_path(file, tmp_path / "out")
+
+
+def test_a_run_whose_chosen_columns_are_empty_says_which_they_were(tmp_path: Path) -> None:
+    file = write(tmp_path / "run.csv", "step,loss,my_loss\n1,,3.0\n2,,2.5\n")
+    with pytest.raises(TraceError, match="Read were 'step' as step, 'loss' as loss: where another column"):
+        import_csv(file, tmp_path / "out")
+    import_csv(file, tmp_path / "out", columns={"loss": "my_loss"})
+
+
 def test_attempts_go_on_over_the_edges_of_chunks(tmp_path: Path) -> None:
     def rows() -> Iterator[Rows]:
         for step, loss in ((1, 5.0), (2, 4.0), (2, 3.5), (1, 3.0), (2, 2.5)):
@@ -226,10 +275,10 @@ def test_a_unix_time_becomes_time_since_the_first_row_and_a_token_total_is_told(
         ("run.csv", "step,loss\n-1,2\n", "row 1: step -1.0 is not a whole number from 0 on"),
         ("run.csv", "step,loss\nnan,2\n", "row 1: step nan is not a whole number"),
         ("run.csv", "step,loss\n1e300,2\n", "step 1e\\+300 is not a whole number"),
-        ("run.csv", "step,loss\n,2\n", "row 1: step None is not a whole number"),
+        ("run.csv", "step,loss\n,2\n", "row 1: no step there. If another column counts steps"),
         ("run.csv", "step,loss\n1,2\n1,2,3\n", "cannot be read: CSV parse error"),
         ("run.csv", "step,loss,loss\n1,2,3\n", "column 'loss' is there 2 times"),
-        ("run.jsonl", '{"step": 1, "loss": 2}\n{"step": 2,', "line 2 is not JSON"),
+        ("run.jsonl", '{"step": 1, "loss": 2}\n{"step": 2,\n', "line 2 is not JSON"),
         ("run.jsonl", "[1, 2]\n", "line 1: a JSON object is needed"),
         ("run.jsonl", '{"step": 1, "loss": true}', "column 'loss': 'True' is not a number"),
         ("run.jsonl", '{"step": 1, "loss": [2]}', r"column 'loss': '\[2\]' is not a number"),
@@ -272,6 +321,21 @@ def test_an_import_that_fails_half_way_leaves_no_run(tmp_path: Path) -> None:
         import_csv(file, tmp_path / "out", labels=[Label(5, 2, "spike")])
     assert list((tmp_path / "out").iterdir()) == []
     assert import_csv(file, tmp_path / "out", labels=[Label(1, 1, "spike")]).rows == 1
+
+
+def test_a_run_that_another_import_made_meanwhile_is_left_alone(tmp_path: Path) -> None:
+    file = write(tmp_path / "run.csv", "step,loss\n1,2\n")
+    rows = Rows(np.array([1]), {"loss": np.array([2.0])}, {"loss": np.array([True])})
+
+    def while_another_imports() -> Iterator[Rows]:
+        if not (tmp_path / "out").exists():
+            import_csv(file, tmp_path / "out")
+        yield rows
+
+    mine = LoggedRun("run", "run.csv", {"loss": "loss"}, while_another_imports)
+    with pytest.raises(TraceError, match=r"run 'run' is in .* already"):
+        record(mine, tmp_path / "out", importer="csv")
+    assert columns(tmp_path / "out")["loss"] == [2.0]
 
 
 def test_a_file_name_becomes_an_id_that_stays_in_its_folder() -> None:

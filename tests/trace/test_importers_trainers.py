@@ -114,6 +114,33 @@ def test_an_export_of_wandb_is_known_and_a_sample_of_500_rows_suspected(tmp_path
     assert any("exactly 500 rows, as the sampled history of W&B has" in text for text in run.suspicions)
 
 
+@pytest.mark.parametrize("ending", ["parquet", "csv"])
+def test_the_step_of_the_trainer_goes_before_the_count_of_log_calls(ending: str, tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.csv
+    import pyarrow.parquet as pq
+
+    # as the Hugging Face Trainer logs to W&B: a mean over 10 steps each, and an evaluation after every second one
+    rows: dict[str, list[float | None]] = {name: [] for name in ("_step", "_timestamp", "train/loss", "eval/loss")}
+    rows |= {"train/global_step": [], "train/epoch": []}
+    for call in range(30):
+        evaluation = call % 3 == 2
+        step = 10 * (2 * (call // 3) + min(1 + call % 3, 2))
+        loss = 3.0 - math.sqrt(step) / 30.0
+        for name, value in zip(
+            rows, (call, 1.7e9 + call, None if evaluation else loss, loss if evaluation else None, step, step / 100),
+            strict=True,
+        ):  # fmt: skip
+            rows[name].append(value)
+    table, file = pa.table(rows), tmp_path / f"export.{ending}"
+    pq.write_table(table, file) if ending == "parquet" else pyarrow.csv.write_csv(table, file)
+    (run,) = import_path(file, tmp_path / "out").runs
+    assert read_trace(tmp_path / "out").to_numpy()["step"].tolist() == list(range(10, 210, 10))
+    assert run.suspicions[0].startswith("each loss is the mean of the 10 steps since the row before")
+    (counted,) = import_path(file, tmp_path / "counted", columns={"step": "_step"}).runs
+    assert counted.rows == 20
+
+
 def test_an_address_that_leads_nowhere_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TraceError, match="expected wandb://entity/project/run"):
         import_path("wandb://only/two", tmp_path / "out")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -9,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from lbw_sim import Decision, GuardSpec, Telemetry
 from lbw_sim.errors import TraceError
-from lbw_sim.trace import Recorder, read_traces, run_paths
+from lbw_sim.trace import Recorder, open_traces, read_traces, run_paths
 from lbw_sim.trace.place import Place
 from lbw_sim.watch import find_run
 
@@ -72,3 +74,29 @@ def test_a_file_is_a_run_by_path_and_by_uri() -> None:
     for path in (str(file), file.as_uri()):
         assert run_paths(path) == [path]
         assert len(read_traces(path)) == 1
+
+
+def test_a_link_that_leads_back_is_followed_once(tmp_path: Path) -> None:
+    spec = GuardSpec.load("never")
+    for run_id in ("one", "two"):
+        with Recorder.open(tmp_path / run_id, run_id, spec=spec, mode="shadow") as recorder:
+            recorder.append(Telemetry(0, loss=1.0), Decision(1, 0, 1.0, 0.0, 0), elapsed_s=0.0, effective_lr=1.0)
+    (tmp_path / "one" / "back").symlink_to(tmp_path)
+    (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
+    assert [trace.run_id for trace in read_traces(tmp_path)] == ["one", "two"]
+    assert len(run_paths(tmp_path)) == 2
+
+
+def test_names_that_are_no_utf_8_harm_no_other_run_and_are_named(tmp_path: Path) -> None:
+    spec = GuardSpec.load("never")
+    # as bytes: what Python makes of such a name is no text
+    strange = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")
+    for folder in (tmp_path, strange):
+        with Recorder.open(folder, "run" if folder == tmp_path else "lost", spec=spec, mode="shadow") as recorder:
+            recorder.append(Telemetry(0, loss=1.0), Decision(1, 0, 1.0, 0.0, 0), elapsed_s=0.0, effective_lr=1.0)
+    Path(strange + ".txt").touch()
+    found, broken = open_traces(tmp_path)
+    assert [trace.run_id for trace in found] == ["run"]
+    assert ["a name that is no UTF-8 here cannot be opened: rename it" in str(error) for error in broken] == [True]
+    with pytest.raises(TraceError, match="run under a locale of UTF-8"):
+        read_traces(strange)

@@ -51,6 +51,14 @@ def test_rows_checksums_guard_and_labels_stay_and_what_identifies_goes(tmp_path:
     assert any(SECRET.encode() in file.read_bytes() for file in (tmp_path / "traces").rglob("*.parquet"))
 
 
+def test_a_copy_that_fails_half_way_is_not_left_as_a_shorter_run(tmp_path: Path) -> None:
+    trace = read_trace(record(tmp_path / "traces"))
+    (tmp_path / "traces" / "run_id=run" / "segment-001.parquet").unlink()
+    with pytest.raises(TraceError, match="was there and is gone"):
+        scrub(trace, tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
 def test_the_command_keeps_what_it_is_told_to_and_never_writes_over_a_run(tmp_path: Path) -> None:
     record(tmp_path / "traces")
     arguments = ["scrub", str(tmp_path / "traces"), "-o", str(tmp_path / "out"), "--keep", "note"]

@@ -1,7 +1,8 @@
 """Imports logged runs: CSV, TSV, JSON lines or Parquet, one file per run, or several told apart by a column `run_name`.
 
 An empty cell is "not measured", `nan` is a loss that was nan. Rows without loss, learning rate and norms (an
-evaluation, say) are left out, and lines that share a step and no value become one row. It does not repair a log.
+evaluation, say) are left out, as are those that a column `split` keeps apart from training, and lines that share a step
+and no value become one row. It does not repair a log.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from lbw_sim.trace.importers.logged import (
     Importer,
     LoggedRun,
     Rows,
+    facts_of_tags,
     find_columns,
     joined,
     number,
@@ -48,7 +50,11 @@ SUFFIXES = {
 }
 RUN_COLUMNS = ("run_name", "run_id", "run_uuid", "run")
 """Columns by which a file tells several runs apart."""
+SPLIT_COLUMNS = ("split", "phase", "stage", "mode", "subset")
+"""Columns by which a file tells training from evaluation."""
+TRAINING = ("train", "training")
 MOST_RUNS = 1000
+TORN = "the last line was cut short"
 _ROWS_AT_ONCE = 65_536
 _LONGEST_LINE = 1 << 20
 _LONGEST_HEADER = 1 << 16
@@ -63,7 +69,7 @@ def kind_of(path: Path, head: bytes) -> str:
     if head[:4] == b"PAR1":
         return "parquet"
     first = head.removeprefix(b"\xef\xbb\xbf").lstrip()[:_LONGEST_HEADER].split(b"\n", 1)[0].strip()
-    if b"\0" in head[:4096]:
+    if b"\0" in head[:4096] or first[:1] == b"[":
         return ""
     if first[:1] == b"{" and first[-1:] == b"}":
         # other programs write their messages as JSON lines
@@ -83,38 +89,62 @@ def open_runs(path: Path, columns: Mapping[str, str]) -> Iterator[LoggedRun]:
     there = names_of(path, kind)
     if panels := {} if columns else _panels(there):
         for title, mapping in panels.items():
-            rows = partial(read_rows, path, kind, mapping)
             facts: Provenance = {"sampled": int(any(n.endswith("__MIN") for n in there))}
-            yield LoggedRun(run_id_from(title), path.name, mapping, rows, facts=facts, files=[path])
+            yield run_of(path, kind, mapping, run_id_from(title), facts=facts)
         return
     mapping = find_columns(there, columns, path)
-    by = next((name for name in there if plain(name) in RUN_COLUMNS and there.count(name) == 1), None)
+    training: dict[str, str] = {}
+    if (split := _one_of(there, SPLIT_COLUMNS)) is not None and split not in mapping.values():
+        training.update((split, text) for text in _distinct(path, kind, split) if plain(text) in TRAINING)
+    by = _one_of(there, RUN_COLUMNS)
     names = _distinct(path, kind, by) if by is not None else []
-    if by is None or len(names) < 2:
-        rows = partial(read_rows, path, kind, mapping)
-        yield LoggedRun(run_id_from(path), path.name, mapping, rows, files=[path])
-        return
-    for name in names:
-        rows = partial(read_rows, path, kind, mapping, only=(by, name))
-        yield LoggedRun(run_id_from(name.replace("/", "-")), path.name, mapping, rows, files=[path])
+    for name in names if by is not None and len(names) > 1 else [None]:
+        only = training if by is None or name is None else {**training, by: name}
+        run_id = run_id_from(path if name is None else name.replace("/", "-"))
+        yield run_of(path, kind, mapping, run_id, only=only, facts=facts_of_tags(there))
 
 
-def read_rows(path: Path, kind: str, mapping: Mapping[str, str], only: tuple[str, str] | None = None) -> Iterator[Rows]:
-    """The rows of a file; `only` those whose column (first) holds the text (second). Raises TraceError."""
-    wanted = list(mapping.values()) + ([only[0]] if only is not None else [])
+def run_of(
+    path: Path, kind: str, mapping: Mapping[str, str], run_id: str, *, only: Mapping[str, str] | None = None,
+    facts: Provenance | None = None,
+) -> LoggedRun:  # fmt: skip
+    """The run whose rows `read_rows` reads."""
+    lost: list[str] = []
+    rows = partial(read_rows, path, kind, mapping, only=only, lost=lost)
+    return LoggedRun(run_id, path.name, mapping, rows, facts=facts or {}, lost=lost, files=[path])
+
+
+def _one_of(there: Sequence[str], known: Sequence[str]) -> str | None:
+    """The first column that has one of the known names, and is there once."""
+    return next((name for name in there if plain(name) in known and there.count(name) == 1), None)
+
+
+def read_rows(
+    path: Path,
+    kind: str,
+    mapping: Mapping[str, str],
+    *,
+    only: Mapping[str, str] | None = None,
+    lost: list[str] | None = None,
+) -> Iterator[Rows]:
+    """The rows of a file; `only` those in which each of these columns holds that text. A last line that was cut short
+    is told in `lost`. Raises TraceError."""
+    only, lost = only or {}, [] if lost is None else lost
+    lost.clear()
+    wanted = [*mapping.values(), *only]
 
     def each() -> Iterator[Rows]:
         row = 1
-        for cells in _batches(path, kind, wanted):
+        for cells in _batches(path, kind, wanted, lost):
             values, measured = {}, {}
             for name, column in mapping.items():
                 read = _times if name == "elapsed_s" else _numbers
                 values[name], measured[name] = read(cells(column), str(path), row, column)
             size = len(values["step"])
-            if only is not None:
-                mine = np.array([text == only[1] for text in _texts(cells(only[0]))], bool)
-                values = {name: column[mine] for name, column in values.items()}
-                measured = {name: column[mine] for name, column in measured.items()}
+            for column, held in only.items():
+                # in the place of rows left out: no step, so that they are dropped with the evaluations
+                mine = np.array([text == held for text in _texts(cells(column))], bool)
+                measured = {name: there & mine for name, there in measured.items()}
             yield steps_only(values, measured, str(path), row)
             row += size
 
@@ -140,7 +170,7 @@ def _panels(there: Sequence[str]) -> dict[str, dict[str, str]]:
 def _distinct(path: Path, kind: str, column: str) -> list[str]:
     """The texts in a column, in the order of appearance; too many of them are no names of runs."""
     found: dict[str, None] = {}
-    for cells in _batches(path, kind, [column]):
+    for cells in _batches(path, kind, [column], []):
         found |= dict.fromkeys(_texts(cells(column)))
         if len(found) > MOST_RUNS:
             return []
@@ -209,14 +239,33 @@ def _delimiter(header: bytes) -> str:
     return next((d for d in (",", ";", "\t") if d.encode() in header), ",")
 
 
-def _csv(path: Path, kind: str, convert: arrow_csv.ConvertOptions | None) -> arrow_csv.CSVStreamingReader:
+def _torn_line(path: Path) -> str:
+    """What stands after the last line break of a file; a writer that died has left it. Empty in a compressed one."""
+    if path.suffix in COMPRESSED:
+        return ""
+    with open(path, "rb") as file:
+        file.seek(max(0, path.stat().st_size - _LONGEST_HEADER))
+        return file.read().rpartition(b"\n")[2].decode("utf-8", "replace")
+
+
+def _csv(
+    path: Path, kind: str, convert: arrow_csv.ConvertOptions | None, lost: list[str]
+) -> arrow_csv.CSVStreamingReader:
     delimiter = "\t"
     if kind == "csv":
         with pa.input_stream(str(path), compression="detect") as stream:
             delimiter = _delimiter(stream.read(_LONGEST_HEADER).split(b"\n", 1)[0])
+    torn = _torn_line(path)
+
+    def wrong_width(row: Any) -> str:
+        if row.text != torn:
+            return "error"
+        lost.append(TORN)
+        return "skip"
+
     return arrow_csv.open_csv(
         pa.input_stream(str(path), compression="detect"),
-        parse_options=arrow_csv.ParseOptions(delimiter=delimiter),
+        parse_options=arrow_csv.ParseOptions(delimiter=delimiter, invalid_row_handler=wrong_width),
         convert_options=convert,
     )
 
@@ -225,7 +274,7 @@ def names_of(path: Path, kind: str) -> list[str]:
     """What the columns are called. Raises TraceError."""
     if kind == "jsonl":
         names: dict[str, None] = {}
-        for number_, record in enumerate(_records(path)):
+        for number_, record in enumerate(_records(path, [])):
             names |= dict.fromkeys(record)
             # evaluations and summaries have other keys than steps
             if number_ == 1000:
@@ -234,14 +283,14 @@ def names_of(path: Path, kind: str) -> list[str]:
     if kind == "parquet":
         return list(pq.ParquetFile(path).schema_arrow.names)
     # everything as text: a column that we do not want may be anything
-    return list(_csv(path, kind, None).schema.names)
+    return list(_csv(path, kind, None, []).schema.names)
 
 
-def _batches(path: Path, kind: str, names: list[str]) -> Iterator[Callable[[str], Any]]:
+def _batches(path: Path, kind: str, names: list[str], lost: list[str]) -> Iterator[Callable[[str], Any]]:
     """Chunks of rows, each a function from column to cells."""
     if kind == "jsonl":
         cells: dict[str, list[Any]] = {name: [] for name in names}
-        for record in _records(path):
+        for record in _records(path, lost):
             for name in names:
                 cells[name].append(record.get(name))
             if len(cells[names[0]]) == _ROWS_AT_ONCE:
@@ -256,13 +305,13 @@ def _batches(path: Path, kind: str, names: list[str]) -> Iterator[Callable[[str]
         convert = arrow_csv.ConvertOptions(
             include_columns=names, column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False
         )
-        source = _csv(path, kind, convert)
+        source = _csv(path, kind, convert, lost)
     for batch in source:
         yield batch.column
 
 
-def _records(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a file of JSON lines."""
+def _records(path: Path, lost: list[str]) -> Iterator[dict[str, Any]]:
+    """The objects of a file of JSON lines; without the last line where that was cut short."""
     with pa.input_stream(str(path), compression="detect") as raw:
         pending, line_number = b"", 0
         while True:
@@ -272,13 +321,16 @@ def _records(path: Path) -> Iterator[dict[str, Any]]:
                 lines.append(pending)
             if len(pending) > _LONGEST_LINE:
                 raise TraceError(f"{path} line {line_number + len(lines) + 1}: longer than {_LONGEST_LINE} bytes")
-            for line in lines:
+            for place, line in enumerate(lines, start=1):
                 line_number += 1
                 if not line.strip():
                     continue
                 try:
                     record = json.loads(line)
                 except (ValueError, RecursionError) as error:
+                    if not block and place == len(lines) and line_number > 1:
+                        lost.append(TORN)
+                        return
                     raise TraceError(f"{path} line {line_number} is not JSON: {str(error)[:200]}") from None
                 if not isinstance(record, dict):
                     raise TraceError(f"{path} line {line_number}: a JSON object is needed")

@@ -7,10 +7,9 @@ as long as the step's own loss is there.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 
-from lbw_sim.trace.importers.csv import names_of, read_rows
+from lbw_sim.trace.importers.csv import names_of, run_of
 from lbw_sim.trace.importers.logged import Importer, LoggedRun, find_columns, run_id_from
 from lbw_sim.trace.provenance import Provenance
 
@@ -32,8 +31,7 @@ def _runs(files: Sequence[Path], columns: Mapping[str, str]) -> Iterator[LoggedR
         # the file is always called metrics.csv: its folder is version_0, that one's is the name of the experiment
         version = path.resolve().parent
         run_id = run_id_from(f"{version.parent.name}-{version.name}")
-        rows = partial(read_rows, path, "csv", mapping)
-        yield LoggedRun(run_id, path.name, mapping, rows, facts=facts, files=[path])
+        yield run_of(path, "csv", mapping, run_id, facts=facts)
 
 
 LIGHTNING = Importer(

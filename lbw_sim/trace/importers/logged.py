@@ -20,7 +20,8 @@ from lbw_sim.errors import TraceError, unknown_name
 from lbw_sim.trace.provenance import Provenance
 
 SYNONYMS: dict[str, tuple[str, ...]] = {
-    "step": ("step", "global_step", "trainer_global_step", "train_global_step", "train_step", "steps", "iteration",
+    # first what trainers write beside a dashboard's own step, which counts calls of its log
+    "step": ("train_global_step", "trainer_global_step", "step", "global_step", "train_step", "steps", "iteration",
              "iterations", "iter", "num_updates", "update"),
     "loss": ("loss", "train_loss", "training_loss", "train_loss_step", "lm_loss", "train_ce_loss", "ce_loss",
              "loss_train", "losses_train", "loss_metrics_global_avg_loss", "global_avg_loss", "train_step_loss",
@@ -123,6 +124,17 @@ def plain(name: str) -> str:
     'train_learning_rate'
     """
     return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
+
+
+def facts_of_tags(names: Iterable[str]) -> Provenance:
+    """What the names tell of who logged: those of the Hugging Face Trainer stand over means of `logging_steps`.
+
+    >>> facts_of_tags(["train/loss", "train/epoch", "train/global_step"])["loss_is"]
+    'window_mean'
+    """
+    if {"train/loss", "train/epoch"} <= set(names):
+        return {"loss_is": "window_mean", "nan_filtered": 1, "grad_norm_is": "before_clipping"}
+    return {}
 
 
 def find_columns(
@@ -251,8 +263,10 @@ def steps_only(
         bad = keep & ~(there & (step >= 0.0) & (step < 2.0**53) & (step == np.floor(step)))
     if bad.any():
         row = int(np.flatnonzero(bad)[0])
-        shown = float(step[row]) if there[row] else None
-        raise TraceError(f"{where} row {first_row + row}: step {shown} is not a whole number from 0 on")
+        at = f"{where} row {first_row + row}"
+        if not there[row]:
+            raise TraceError(f"{at}: no step there. If another column counts steps, name it by --step")
+        raise TraceError(f"{at}: step {float(step[row])} is not a whole number from 0 on")
     others = [name for name in values if name != "step"]
     if keep.all():
         return Rows(step.astype(np.int64), {n: values[n] for n in others}, {n: measured[n] for n in others})

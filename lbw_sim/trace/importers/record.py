@@ -66,10 +66,11 @@ def record(
     """
     run_id = run.run_id if run_id is None else run_id
     folder = local_path(out, "runs are imported") / run_folder_name(run_id)
+    there_already = TraceError(
+        f"{run.source}: run {run_id!r} is in {out} already; remove {folder} or import into another folder"
+    )
     if folder.exists():
-        raise TraceError(
-            f"{run.source}: run {run_id!r} is in {out} already; remove {folder} or import into another folder"
-        )
+        raise there_already
     survey = _Survey()
     for rows in run.rows():
         survey.see(rows)
@@ -77,6 +78,8 @@ def record(
         raise TraceError(
             f"{run.source}: holds no row with a loss, a learning rate or a norm"
             + (f" ({'; '.join(run.lost)})" if run.lost else "")
+            + f". Read were {', '.join(f'{column!r} as {name}' for name, column in run.columns.items())}: where "
+            f"another column holds it, name that one by --loss, --lr or --grad-norm"
         )
     if survey.falls > max(MOST_FALLS, 0.01 * survey.rows):
         raise TraceError(
@@ -100,6 +103,12 @@ def record(
     path = folder / segment_name(0)
     try:
         folder.mkdir(parents=True)
+    except FileExistsError:
+        # somebody else's since the first reading began: not ours to take away
+        raise there_already from None
+    except OSError as error:
+        raise TraceError(f"{run.source} cannot be imported into {out}: {error}") from None
+    try:
         write_segment(rows_source, path, {"ended": "closed", "lost_rows": 0, "failure": None, "damage": None})
         if rows_source.written != survey.rows:
             raise TraceError(
@@ -207,6 +216,8 @@ class _Survey:
     decimals_of_single: int = 0
     falls: int = 0
     """Rows whose step does not lie after the one before."""
+    restarts: int = 0
+    """Of these, the ones that go back to the run's first step."""
     first_fall: str = ""
     tokens_rise: bool = True
     first_s: float = nan
@@ -230,6 +241,7 @@ class _Survey:
                 before = self.step if at == 0 else int(rows.step[at - 1])
                 self.first_fall = f"row {self.rows + at + 1}: step {before} -> {int(rows.step[at])}"
             self.falls += len(falls)
+            self.restarts += int((rows.step[falls + (self.rows == 0)] <= self.first_step).sum())
         for one, times in zip(*np.unique(distance[distance > 0], return_counts=True), strict=True):
             if len(self.distances) < _MOST_DISTANCES or int(one) in self.distances:
                 self.distances[int(one)] += int(times)
@@ -297,6 +309,7 @@ class _Survey:
             "first_step": self.first_step,
             "attempts": self.falls + 1,
             "first_fall": self.first_fall or None,
+            "restarts": self.restarts or None,
             "loss_decimals": self.loss_decimals,
             "loss_precision": "bfloat16" if rounded else None,
             "finite_losses": self.finite_losses,

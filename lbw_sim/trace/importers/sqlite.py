@@ -27,6 +27,7 @@ from lbw_sim.trace.importers.logged import (
     Importer,
     LoggedRun,
     Series,
+    facts_of_tags,
     find_columns,
     find_series,
     names_in,
@@ -160,13 +161,14 @@ def _trackio_runs(files: Sequence[Path], columns: Mapping[str, str]) -> Iterator
             history = partial(_trackio_history, path, there, project_name, run_name)
             where = f"{path.name}, run {str(run_name)[:60]}"
             try:
-                mapping = find_columns(names_in(history(), where), columns, where)
+                names = names_in(history(), where)
+                mapping = find_columns(names, columns, where)
             except TraceError as error:
                 problems.append(str(error))
                 continue
             rows = partial(rows_of, history, mapping, where)
             run_id = run_id_from(str(run_name).replace("/", "-"))
-            yield LoggedRun(run_id, path.name, mapping, rows, files=[path])
+            yield LoggedRun(run_id, path.name, mapping, rows, facts=facts_of_tags(names), files=[path])
         if problems or not found:
             raise TraceError("; ".join(problems[:3]) or f"{path.name}: its table of metrics is empty")
 

@@ -24,6 +24,7 @@ from lbw_sim.trace.importers.logged import (
     Importer,
     LoggedRun,
     Series,
+    facts_of_tags,
     find_series,
     pieces,
     plain,
@@ -292,10 +293,7 @@ def _runs(files: Sequence[Path], columns: Mapping[str, str]) -> Iterator[LoggedR
     series = {name: reader.series[tag] for name, tag in mapping.items() if len(reader.series[tag])}
     _join_writers(series)
     rows = rows_by_step(series, folder)
-    facts: Provenance = {"source_scalars": reader.scalars}
-    if {"train/loss", "train/epoch"} <= reader.names.keys():
-        # the tags of the Hugging Face Trainer
-        facts |= {"loss_is": "window_mean", "nan_filtered": 1, "grad_norm_is": "before_clipping"}
+    facts: Provenance = {"source_scalars": reader.scalars, **facts_of_tags(reader.names)}
     yield LoggedRun(
         run_id_from(folder), folder, mapping, lambda: pieces(rows), facts=facts, lost=reader.lost, files=files
     )

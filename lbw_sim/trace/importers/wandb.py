@@ -17,17 +17,19 @@ from zlib import crc32
 import pyarrow.parquet as pq
 
 from lbw_sim.errors import TraceError
-from lbw_sim.trace.importers.csv import read_rows
+from lbw_sim.trace.importers.csv import run_of
 from lbw_sim.trace.importers.logged import (
     MOST_POINTS,
     Importer,
     LoggedRun,
+    facts_of_tags,
     find_columns,
     names_in,
     rows_of,
     run_id_from,
 )
 from lbw_sim.trace.importers.wire import WireError, fields, signed
+from lbw_sim.trace.provenance import Provenance
 
 _MAGIC = b":W&B"
 _HEADER = struct.Struct("<4sHB")
@@ -155,14 +157,15 @@ def _offline(path: Path, columns: Mapping[str, str]) -> LoggedRun:
     if about.get("resumed") or about.get("starting_step"):
         lost.append(f"the run was resumed at step {about.get('starting_step', 0)}: earlier rows lie in another file")
     mapping = find_columns([name for name in names if name != "_runtime"], columns, path)
-    rows = partial(rows_of, partial(_history, path), mapping, path.name)
-    return LoggedRun(run_id_from(path), path.name, mapping, rows, lost=lost, files=[path])
+    facts = facts_of_tags(names)
+    run = LoggedRun(run_id_from(path), path.name, mapping, lambda: iter(()), facts=facts, lost=lost, files=[path])
+    run.rows = partial(rows_of, partial(_history, path), mapping, path.name)
+    return run
 
 
 def _export(path: Path, columns: Mapping[str, str]) -> LoggedRun:
-    mapping = find_columns(list(pq.ParquetFile(path).schema_arrow.names), columns, path)
-    rows = partial(read_rows, path, "parquet", mapping)
-    return LoggedRun(run_id_from(path), path.name, mapping, rows, files=[path])
+    names = list(pq.ParquetFile(path).schema_arrow.names)
+    return run_of(path, "parquet", find_columns(names, columns, path), run_id_from(path), facts=facts_of_tags(names))
 
 
 def _server(address: Path, columns: Mapping[str, str]) -> LoggedRun:
@@ -189,9 +192,12 @@ def _server(address: Path, columns: Mapping[str, str]) -> LoggedRun:
     except Exception as error:
         # the library's errors have no common base, and all of them mean the same here
         raise TraceError(f"{where} cannot be read: {' '.join(str(error).split())[:300]}") from None
-    mapping = find_columns(names_in(history, where), columns, where)
-    rows = partial(rows_of, lambda: history, mapping, where)
-    return LoggedRun(run_id_from(run.name or address.name), where, mapping, rows, facts={"sampled": 0})
+    names = names_in(history, where)
+    mapping = find_columns(names, columns, where)
+    facts: Provenance = {"sampled": 0, **facts_of_tags(names)}
+    found = LoggedRun(run_id_from(run.name or address.name), where, mapping, lambda: iter(()), facts=facts)
+    found.rows = partial(rows_of, lambda: iter(history), mapping, where)
+    return found
 
 
 def _runs(files: Sequence[Path], columns: Mapping[str, str]) -> Iterator[LoggedRun]:

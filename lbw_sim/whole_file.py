@@ -1,0 +1,37 @@
+"""Text files that are there whole or not at all: a full disk or a kill leaves the one that was there before."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+
+def write_whole(path: str | Path, text: str, *, errors: str = "strict") -> None:
+    """Write a file in UTF-8 at one stroke. Raises OSError, and then nothing is changed.
+
+    A link, and what is no file (`/dev/stdout`, a pipe), is written to where it leads, not replaced. `errors`: as in
+    `open`, for characters that cannot be written.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_whole(Path(folder, "note.txt"), "hello")
+    ...     os.listdir(folder), Path(folder, "note.txt").read_text()
+    (['note.txt'], 'hello')
+    """
+    path = Path(path)
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        path.write_text(text, encoding="utf-8", errors=errors)
+        return
+    partial = path.with_name(f".{os.getpid()}.partial")
+    try:
+        with open(partial, "w", encoding="utf-8", errors=errors) as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        error.filename = str(path)
+        raise
