@@ -4,8 +4,9 @@
 
 Writes docs/results/sim_to_real.md and a figure beside it. Trained runs are kept in the work folder; it can be stopped
 and goes on where it was. Settings were chosen before any plant was flown, to reach different things: early and late,
-strong and weak, with feedback and without. Plants are calibrated on `calibration` and improved on `development` runs;
-`judged` runs share neither seed nor learning rate nor guard setting with them and are looked at once.
+strong and weak, with feedback and without. Plants are calibrated on `calibration` runs and improved on `development`
+and `seen` ones; `seen` is what an earlier judgement looked at. `judged` runs share no seed with any of them. Their
+settings are those of `seen`, so that figures compare, and others that had never been flown; they are looked at once.
 """
 
 # ruff: noqa: E501  (the page is prose: its lines are as long as they are)
@@ -27,23 +28,27 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from scipy.stats import spearmanr
+from scipy.stats import rankdata
 
 from lbw_sim.guard import Guard, GuardSpec
 from lbw_sim.guard.analyzers import LOSS
 from lbw_sim.guard.analyzers.above_start import AboveStart
 from lbw_sim.guard.analyzers.composite import Composite
 from lbw_sim.guard.analyzers.cusum import Cusum
+from lbw_sim.guard.analyzers.debounce import Debounce
 from lbw_sim.guard.analyzers.ema_outlier import EmaOutlier
 from lbw_sim.guard.analyzers.ewma_ratio import EwmaRatio
 from lbw_sim.guard.analyzers.limit import Limit
+from lbw_sim.guard.analyzers.mean_ratio import MeanRatio
 from lbw_sim.guard.analyzers.never import Never
 from lbw_sim.guard.analyzers.no_improvement import NoImprovement
 from lbw_sim.guard.analyzers.threshold import Threshold
+from lbw_sim.guard.analyzers.window_outlier import WindowOutlier
 from lbw_sim.guard.envelope import Envelope
 from lbw_sim.guard.policies.cut_for_good import CutForGood
 from lbw_sim.guard.policies.damp_release import DampRelease
 from lbw_sim.guard.policies.hold import Hold
+from lbw_sim.guard.policies.planned import Planned
 from lbw_sim.guard.policies.scale_by_evidence import ScaleByEvidence
 from lbw_sim.guard.policies.skip_unsafe import SkipUnsafe
 from lbw_sim.guard.policies.slow_start import SlowStart
@@ -62,9 +67,10 @@ ARCHITECTURES = ("post_ln", "pre_ln")
 LRS = {
     "calibration": (3e-3, 1e-2, 2.5e-2, 6e-2, 2e-1),
     "development": (4e-3, 1.2e-2, 3e-2, 8e-2, 2.5e-1),
+    "seen": (5e-3, 1.5e-2, 4e-2, 1e-1, 3e-1),
     "judged": (5e-3, 1.5e-2, 4e-2, 1e-1, 3e-1),
 }
-SEEDS = {"calibration": (40, 41), "development": (60, 61), "judged": (300, 301, 302, 303)}
+SEEDS = {"calibration": (40, 41), "development": (60, 61), "seen": (300, 301), "judged": (710, 711, 712, 713)}
 PARTS = tuple(LRS)
 
 WIDE = Envelope(
@@ -106,7 +112,15 @@ def cusum(limit: float, warmup: int, policy: DampRelease | CutForGood | SlowStar
     )
 
 
-def raw(analyzer: EwmaRatio | EmaOutlier | NoImprovement | AboveStart, policy: object) -> Guard:
+def planned(first: int, last: int, scale: float) -> Guard:
+    """No feedback: one share of the learning rate between two steps, inclusive."""
+    policy = Planned(first_step=first, last_step=last, scale=scale)
+    return Guard(sensor=Raw(), analyzer=Never(), policy=policy, envelope=WIDE)
+
+
+def raw(
+    analyzer: EwmaRatio | EmaOutlier | NoImprovement | AboveStart | MeanRatio | WindowOutlier, policy: object
+) -> Guard:
     return Guard(sensor=Raw(), analyzer=analyzer, policy=policy, envelope=WIDE)  # type: ignore[arg-type]
 
 
@@ -135,7 +149,7 @@ SETTINGS: dict[str, dict[str, Guard]] = {
         "ewma ratio 1.03 cut .5": raw(EwmaRatio(limit=1.03), DampRelease(cut=0.5, hold_steps=5, release=1.02)),
         "start share .65 cut .2": raw(AboveStart(start_steps=15, factor=0.65), DampRelease(cut=0.2, release=1.05)),
     },
-    "judged": {
+    "seen": {
         "hold": HOLD,
         "ramp .05 x1.05": ramp(0.05, 1.05),
         "ramp .02 x1.02": ramp(0.02, 1.02),
@@ -173,6 +187,33 @@ SETTINGS: dict[str, dict[str, Guard]] = {
         "start share .6 cut .3": raw(AboveStart(start_steps=20, factor=0.6), DampRelease(cut=0.3)),
     },
 }
+NEVER_FLOWN: dict[str, Guard] = {
+    "planned 0-40 .1": planned(0, 40, 0.1),
+    "planned 30-150 .2": planned(30, 150, 0.2),
+    "ramp .05 x1.015": ramp(0.05, 1.015),
+    "loss > 2.6 power 3": by_loss(2.6, 3),
+    "loss > 3.2 power 6": by_loss(3.2, 6),
+    "mean ratio .08 cut .3": raw(
+        MeanRatio(window_steps=10, min_count=5, excess=0.08), DampRelease(cut=0.3, release=1.02)
+    ),
+    "window outlier 2 cut .3": raw(
+        WindowOutlier(window_steps=30, min_count=10, limit_sd=2.0), DampRelease(cut=0.3, release=1.01)
+    ),
+    "zscore 1 twice cut .2": Guard(
+        sensor=Ewma(),
+        analyzer=Debounce(inner=Threshold(limit_sd=1.0, warmup_steps=5, hold_steps=1), steps=2),
+        policy=DampRelease(cut=0.2, release=1.02),
+        envelope=WIDE,
+    ),
+    "cusum 3 cut .4 for good": cusum(3.0, 5, CutForGood(cut=0.4), WIDE),
+    "start share .7 cut .2 for good": raw(AboveStart(start_steps=10, factor=0.7), CutForGood(cut=0.2)),
+    "start share .55, half of 10, cut .2": raw(
+        AboveStart(start_steps=20, factor=0.55, window_steps=10, share=0.5), DampRelease(cut=0.2, release=1.03)
+    ),
+    "plateau 20 cut .5 for good": raw(NoImprovement(check_steps=20, patience=0), CutForGood(cut=0.5)),
+}
+"""Chosen before anything was changed after the earlier judgement."""
+SETTINGS["judged"] = SETTINGS["seen"] | NEVER_FLOWN
 PROGRAMS: dict[str, Excitation | tuple[float, ...] | None] = {
     "none": None,
     "bump": Excitation(kind="bump", onset_step=100, length_steps=20, factor=8.0),
@@ -308,6 +349,7 @@ HARM = 0.15
 WORST = 6.0
 """Nats; stands for a rollout that diverged."""
 DRAWS = 2000
+BAR_DRAWS = 500
 SHOWN = {"post_ln": "post-LN", "pre_ln": "pre-LN"}
 TARGET = Path("docs/results/sim_to_real.md")
 FIGURE = Path("docs/figures/sim_to_real.svg")
@@ -433,7 +475,7 @@ def scores(predicted: Matrix, overall: Matrix, really: Matrix) -> Scores:
 
     def correlation(x: Matrix, y: Matrix) -> float:
         # everything alike: no ranking at all
-        return float(spearmanr(x, y).statistic) if np.ptp(x) > 0 and np.ptp(y) > 0 else float("nan")
+        return float(np.corrcoef(rankdata(x), rankdata(y))[0, 1]) if np.ptp(x) > 0 and np.ptp(y) > 0 else float("nan")
 
     rates = range(really.shape[1])
     mean = really.mean(axis=1)
@@ -446,13 +488,19 @@ def scores(predicted: Matrix, overall: Matrix, really: Matrix) -> Scores:
     )
 
 
-def halves(seeds: int) -> list[tuple[list[int], list[int]]]:
-    """Every way to cut the seeds into two halves, each once from either side."""
-    everyone = range(seeds)
-    return [
-        (list(half), [seed for seed in everyone if seed not in half])
-        for half in itertools.combinations(everyone, seeds // 2)
+def halves(drawn: Sequence[int]) -> list[tuple[list[int], list[int]]]:
+    """Every way to cut seeds into two parts as equal as can be, each once from either side.
+
+    A seed that was drawn twice stays on one side: on both it would agree with itself.
+    """
+    distinct = sorted(set(drawn))
+    cuts = [
+        ([seed for seed in drawn if seed in part], [seed for seed in drawn if seed not in part])
+        for size in range(1, len(distinct))
+        for part in itertools.combinations(distinct, size)
     ]
+    fewest = min(abs(len(one) - len(other)) for one, other in cuts)
+    return [(one, other) for one, other in cuts if abs(len(one) - len(other)) == fewest]
 
 
 class Row(NamedTuple):
@@ -468,34 +516,86 @@ class Row(NamedTuple):
     high: Scores
 
 
-def judged_rows(rankings: dict[str, tuple[Matrix, Matrix]], real: Matrix) -> tuple[list[Row], Scores]:
-    """Every ranking against reality, and the ceiling: half of the seeds against the other half."""
+def judged_rows(rankings: dict[str, tuple[Matrix, Matrix]], real: Matrix) -> list[Row]:
+    """Every ranking against reality."""
     rng = np.random.default_rng(0)
     seeds = real.shape[2]
-    drawn = [rng.integers(0, seeds, seeds) for _ in range(DRAWS)]
-    distinct = {tuple(sorted(one)) for one in drawn}
-    means = {key: real[:, :, list(key)].mean(axis=2) for key in distinct}
-    weights = Counter(tuple(sorted(one)) for one in drawn)
-    cuts = halves(seeds)
+    weights = Counter(tuple(sorted(rng.integers(0, seeds, seeds).tolist())) for _ in range(DRAWS))
+    means = [real[:, :, list(drawn)].mean(axis=2) for drawn in weights]
     rows = []
     for name, (predicted, overall) in rankings.items():
-        resampled = np.repeat(
-            [scores(predicted, overall, means[key]) for key in weights], list(weights.values()), axis=0
-        )
+        resampled = np.repeat([scores(predicted, overall, mean) for mean in means], list(weights.values()), axis=0)
         rows.append(
             Row(
                 name,
                 scores(predicted, overall, real.mean(axis=2)),
-                Scores(*np.mean([scores(predicted, overall, real[:, :, one].mean(axis=2)) for one, _ in cuts], axis=0)),
+                against_halves(predicted, overall, real, range(seeds)),
                 Scores(*np.quantile(resampled, 0.025, axis=0)),
                 Scores(*np.quantile(resampled, 0.975, axis=0)),
             )
         )
-    ceiling = []
-    for one, other in cuts:
+    return rows
+
+
+def against_halves(predicted: Matrix, overall: Matrix, real: Matrix, drawn: Sequence[int]) -> Scores:
+    """A ranking against the mean over half of the seeds; mean over halves."""
+    found = [scores(predicted, overall, real[:, :, half].mean(axis=2)) for half, _ in halves(drawn)]
+    return Scores(*np.mean(found, axis=0))
+
+
+def ceilings(real: Matrix, drawn: Sequence[int]) -> list[Scores]:
+    """One half of the seeds against the other, for each way to halve them; mean over both directions."""
+    found: dict[frozenset[tuple[int, ...]], list[Scores]] = {}
+    for one, other in halves(drawn):
         predicted = real[:, :, one].mean(axis=2)
-        ceiling.append(scores(predicted, predicted.mean(axis=1), real[:, :, other].mean(axis=2)))
-    return rows, Scores(*np.mean(ceiling, axis=0))
+        found.setdefault(frozenset((tuple(one), tuple(other))), []).append(
+            scores(predicted, predicted.mean(axis=1), real[:, :, other].mean(axis=2))
+        )
+    return [Scores(*np.mean(both, axis=0)) for both in found.values()]
+
+
+class Bar(NamedTuple):
+    """A group of settings: the headline beside the ceiling. Both against means over half of the seeds."""
+
+    title: str
+    settings: list[int]
+    ours: Scores
+    regret: float
+    """Against the mean over all seeds."""
+    ceilings: list[Scores]
+    """One for each way to halve the seeds; the ceiling is their mean."""
+    ceiling_drawn: Matrix
+    """[2.5 % and 97.5 %, fields], over seeds drawn again."""
+    ratio_drawn: Matrix
+    """The same of ours / ceiling, over seeds and settings drawn again."""
+
+    @property
+    def ceiling(self) -> Scores:
+        return Scores(*np.mean(self.ceilings, axis=0))
+
+
+def bar(title: str, settings: Sequence[int], predicted: Matrix, real: Matrix) -> Bar:
+    """The headline, [settings, rates], and reality, [settings, rates, seeds], on some of the settings."""
+    rng = np.random.default_rng(1)
+    predicted, real = predicted[list(settings)], real[list(settings)]
+    overall = predicted.mean(axis=1)
+    seeds = real.shape[2]
+    alone, ratios = [], []
+    while len(ratios) < BAR_DRAWS:
+        drawn, places = rng.integers(0, seeds, seeds).tolist(), rng.integers(0, len(real), len(real))
+        if len(set(drawn)) < 2:
+            continue
+        alone.append(np.mean(ceilings(real, drawn), axis=0))
+        ours = against_halves(predicted[places], overall[places], real[places], drawn)
+        # no share of a ceiling that is none
+        top = np.mean(ceilings(real[places], drawn), axis=0)
+        ratios.append(np.divide(ours, top, out=np.full(len(top), np.nan), where=top > 0))
+    everyone = range(seeds)
+    return Bar(
+        title, list(settings), against_halves(predicted, overall, real, everyone),
+        scores(predicted, overall, real.mean(axis=2)).regret, ceilings(real, everyone),
+        np.quantile(alone, (0.025, 0.975), axis=0), np.nanquantile(ratios, (0.025, 0.975), axis=0),
+    )  # fmt: skip
 
 
 class Study(NamedTuple):
@@ -506,13 +606,9 @@ class Study(NamedTuple):
     simulated: dict[str, Matrix]
     real: Matrix
     rows: list[Row]
-    ceiling: Scores
+    bars: list[Bar]
+    """All settings first."""
     left_range: dict[str, float]
-    distinct: list[int]
-    """Settings that trained otherwise than every one before them, in some run."""
-    distinct_row: Row
-    """The headline on these alone, and their ceiling."""
-    distinct_ceiling: Scores
 
 
 def study(work: Path, outcomes: dict[Job, Outcome], part: str, architecture: str) -> Study:
@@ -528,14 +624,25 @@ def study(work: Path, outcomes: dict[Job, Outcome], part: str, architecture: str
         title = f"open loop: {name}" if name in overall else name
         rankings[title] = (rows, overall.get(name, rows.mean(axis=1)))
     real = real_losses(outcomes, part, architecture)
-    judged, ceiling = judged_rows(rankings, real)
-    distinct = sorted(np.unique(real.reshape(len(real), -1), axis=0, return_index=True)[1].tolist())
-    finals = flown[HEADLINE][0][distinct]
-    alone, alone_ceiling = judged_rows({HEADLINE: (finals, finals.mean(axis=1))}, real[distinct])
+    groups = groups_of(part, real)
+    bars = [bar(title, settings, flown[HEADLINE][0], real) for title, settings in groups.items()]
     return Study(
-        architecture, plants, {name: finals for name, (finals, _) in flown.items()}, real, judged, ceiling,
-        {name: left for name, (_, left) in flown.items()}, distinct, alone[0], alone_ceiling,
+        architecture, plants, {name: finals for name, (finals, _) in flown.items()}, real,
+        judged_rows(rankings, real), bars, {name: left for name, (_, left) in flown.items()},
     )  # fmt: skip
+
+
+def groups_of(part: str, real: Matrix) -> dict[str, list[int]]:
+    """Settings, by their places, that are judged together."""
+    names = list(SETTINGS[part])
+    # settings that trained otherwise than every one before them, in some run
+    distinct = sorted(np.unique(real.reshape(len(real), -1), axis=0, return_index=True)[1].tolist())
+    groups = {f"all {len(names)}": list(range(len(names))), f"the {len(distinct)} that differ": distinct}
+    if part == "judged":
+        seen = [place for place, name in enumerate(names) if name in SETTINGS["seen"]]
+        new = [place for place, name in enumerate(names) if name in NEVER_FLOWN]
+        groups |= {f"the {len(seen)} of before": seen, f"the {len(new)} never flown": new}
+    return groups
 
 
 def table(study: Study) -> list[str]:
@@ -548,7 +655,7 @@ def table(study: Study) -> list[str]:
         low, high = getattr(row.low, field), getattr(row.high, field)
         return f"{value:.2f} ({low:.2f} to {high:.2f}); {half:.2f}"
 
-    ceiling = study.ceiling
+    ceiling = study.bars[0].ceiling
     lines = [
         "| ranked by | Spearman, all | per rate | of the choice | regret, nats | regret per rate |",
         "|---|---|---|---|---|---|",
@@ -597,24 +704,38 @@ def draw(found: Sequence[Study], path: Path) -> None:
     pyplot.close(figure)
 
 
-def bars(found: Sequence[Study]) -> list[str]:
-    """The two bars, for every way of ranking."""
-    lines = [
-        "| | Spearman, all | per rate | of the choice | regret, nats |",
-        "|---|---|---|---|---|",
-    ]
+FIELDS = ("pooled", "per_rate", "choice")
+
+
+def bars_table(found: Sequence[Study]) -> list[str]:
+    """The two bars, for every group of settings."""
+    lines = ["| | Spearman, all | per rate | of the choice | regret, nats |", "|---|---|---|---|---|"]
     for one in found:
-        everyone = next(row for row in one.rows if row.name == HEADLINE)
-        for name, row, ceiling in (
-            (f"all {len(one.real)}", everyone, one.ceiling),
-            (f"the {len(one.distinct)} that differ", one.distinct_row, one.distinct_ceiling),
-        ):
+        for group in one.bars:
             cells = []
-            for field in ("pooled", "per_rate", "choice"):
-                mine, top = getattr(row.against_halves, field), getattr(ceiling, field)
-                cells.append(f"{mine:.2f} / {top:.2f} = {mine / top:.3f}{'' if mine / top >= 0.9 else ', missed'}")
-            cells.append(f"{row.scores.regret:.3f}{'' if row.scores.regret <= 0.05 else ', missed'}")
-            lines.append(f"| {SHOWN[one.architecture]}, {name} | " + " | ".join(cells) + " |")
+            for field in FIELDS:
+                place = Scores._fields.index(field)
+                ours, top = group.ours[place], group.ceiling[place]
+                low, high = group.ratio_drawn[:, place]
+                missed = "" if ours / top >= 0.9 else ", missed"
+                cells.append(f"{ours:.2f} / {top:.2f} = {ours / top:.3f} ({low:.2f} to {high:.2f}){missed}")
+            cells.append(f"{group.regret:.3f}{'' if group.regret <= 0.05 else ', missed'}")
+            lines.append(f"| {SHOWN[one.architecture]}, {group.title} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def ceilings_table(found: Sequence[Study]) -> list[str]:
+    """How wide the ceiling itself is."""
+    lines = ["| ceiling | Spearman, all | per rate | of the choice |", "|---|---|---|---|"]
+    for one in found:
+        for group in one.bars:
+            cells = []
+            for field in FIELDS:
+                place = Scores._fields.index(field)
+                low, high = group.ceiling_drawn[:, place]
+                cut = ", ".join(f"{value:.2f}" for value in sorted(top[place] for top in group.ceilings))
+                cells.append(f"{cut} ({low:.2f} to {high:.2f})")
+            lines.append(f"| {SHOWN[one.architecture]}, {group.title} | " + " | ".join(cells) + " |")
     return lines
 
 
@@ -674,7 +795,7 @@ def page(found: Sequence[Study], developed: Sequence[Study], trained_min: float)
         "rates and train like `hold` or like the ramp that they wrap, to the bit; the second line of each leaves all but one "
         "of such a group out.",
         "",
-        *bars(found),
+        *bars_table(found),
         "",
         *choices(found),
         "",
