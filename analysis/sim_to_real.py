@@ -839,16 +839,22 @@ def settings_table(found: Sequence[Study]) -> list[str]:
     return lines
 
 
+def earlier_names() -> list[str]:
+    return [name for name in SETTINGS["judged"] if name in EARLIER]
+
+
 def earlier(work: Path, architecture: str) -> tuple[Scores, Scores, Matrix, Matrix]:
     """The headline against what the earlier judgement's settings really reached, mean over rates.
 
-    All of them and those that differ, the choice alone; then simulated and real, [settings].
+    All of them and those that differ, the choice alone; then simulated and real, [settings] as `earlier_names`.
     """
     everything = [Record.of(trace) for trace in calibration_traces(work, architecture).values()]
     records = [record for record in everything if record.effective_lr.max() <= HIGHEST_LR]
     finals, _ = simulated(fitted(PLANTS[HEADLINE], records, architecture, work), records, "judged", work)
-    places = [list(SETTINGS["judged"]).index(name) for name in EARLIER]
-    real = np.array([both[ARCHITECTURES.index(architecture)] for both in EARLIER.values()])
+    # in the order of the settings: of those that trained alike, the first stands for all, `hold` before the rest
+    names = earlier_names()
+    places = [list(SETTINGS["judged"]).index(name) for name in names]
+    real = np.array([EARLIER[name][ARCHITECTURES.index(architecture)] for name in names])
     mean = finals[places].mean(axis=1)
     differ = np.unique(real, return_index=True)[1]
     everyone = scores(mean[:, None], mean, real[:, None])
@@ -864,7 +870,7 @@ def earlier_table(work: Path) -> list[str]:
         lines.append(f"| {SHOWN[architecture]} | {everyone.choice:.2f} | {differ.choice:.2f} | {everyone.regret:.3f} |")
         off = mean - mean.mean() - (real - real.mean())
         worst = np.argsort(-np.abs(off))[:4]
-        told = ", ".join(f"`{list(EARLIER)[place]}` {off[place]:+.2f}" for place in worst)
+        told = ", ".join(f"`{earlier_names()[place]}` {off[place]:+.2f}" for place in worst)
         missed.append(f"Missed most on {SHOWN[architecture]}, simulated less real after one shift: {told}.")
     return [*lines, "", *missed]
 
