@@ -24,7 +24,9 @@ def test_no_rate_seed_or_setting_is_in_two_parts() -> None:
         for part, settings in study.SETTINGS.items()
     }
     assert not prints["development"] & prints["judged"]
-    assert len(prints["judged"]) == len(study.SETTINGS["judged"]) - 1 >= 24
+    assert len(prints["judged"]) == len(study.SETTINGS["judged"]) - 1
+    assert len(study.NEVER_FLOWN) >= 8
+    assert len(prints["judged"]) - len(study.NEVER_FLOWN) >= 24
 
 
 def test_a_ranking_is_scored_by_order_and_its_choice_by_what_it_really_costs() -> None:
@@ -38,13 +40,22 @@ def test_a_ranking_is_scored_by_order_and_its_choice_by_what_it_really_costs() -
 
 
 def test_the_ceiling_judges_seeds_by_other_seeds_only() -> None:
-    cuts = study.halves(4)
+    cuts = study.halves(range(4))
     assert len(cuts) == 6
     assert all(sorted(one + other) == [0, 1, 2, 3] for one, other in cuts)
+    # drawn twice, and yet on one side only
+    assert study.halves([3, 0, 0, 1]) == [([0, 0], [3, 1]), ([3, 1], [0, 0])]
+    assert study.halves([2, 2, 2, 1]) == [([1], [2, 2, 2]), ([2, 2, 2], [1])]
     # two seeds that agree with each other and not with the other two
     setting = np.arange(5.0)[:, None, None]
     real = np.concatenate([setting, setting, -setting, -setting], axis=2).repeat(2, axis=1)
     real += 1e-3 * np.random.default_rng(0).standard_normal(real.shape)
-    rows, ceiling = study.judged_rows({"first": (real[:, :, 0], real[:, :, 0].mean(axis=1))}, real)
-    assert ceiling.per_rate < 0.2
+    by_cut = [one.per_rate for one in study.ceilings(real, range(4))]
+    assert len(by_cut) == 3
+    assert min(by_cut) == pytest.approx(-1.0)
+    found = study.bar("all", range(5), real[:, :, 0], real)
+    assert found.ceiling.per_rate < 0.2
+    # with the two alike drawn, they agree; with one of each kind, they do not
+    assert found.ceiling_drawn[0, 1] < -0.9 < 0.9 < found.ceiling_drawn[1, 1]
+    rows = study.judged_rows({"first": (real[:, :, 0], real[:, :, 0].mean(axis=1))}, real)
     assert rows[0].low.choice < -0.9 < 0.9 < rows[0].high.choice

@@ -38,6 +38,8 @@ FOLDS = 5
 """Groups of runs left out in turn, where there are more runs than that."""
 BLOCKS = 20
 """Stretches, over the longest run, within which what is left over keeps its sign: neighbours are correlated."""
+HALF_WINDOW = 12
+"""Steps before and after a batch whose median loss its difficulty is measured from."""
 FEWEST_RUNS = 6
 """Runs from which on they are resampled; with fewer, uncertainty comes from the curvature of the fit."""
 
@@ -374,16 +376,21 @@ def recorded_noise(spec: PlantSpec, records: Sequence[Record], steps: int) -> ND
     """Difficulty of each batch of recorded runs, in units of the plant's `noise_sd`; [records, steps].
 
     What the loss differs from its own running median of 25 steps by: it belongs to the data order, and runs that share
-    it share these numbers. Steps beyond the record, and those without a loss, are 0.
+    it share these numbers. Towards either end the window shrinks and stays centred, or the first losses, which fall
+    fast, would be taken for hard batches; so next to nothing is known of the first few. Steps beyond the record, and
+    those without a loss, are 0.
     """
     found = np.zeros((len(records), steps))
     sd = float(spec.plant["noise_sd"])
+    distance = np.abs(np.arange(2 * HALF_WINDOW + 1) - HALF_WINDOW)
     for row, record in zip(found, records, strict=True):
         loss = record.loss[:steps]
-        padded = np.pad(loss, 12, constant_values=np.nan)
-        windows = np.lib.stride_tricks.sliding_window_view(padded, 25)
+        padded = np.pad(loss, HALF_WINDOW, constant_values=np.nan)
+        windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * HALF_WINDOW + 1)
+        reach = np.minimum(np.arange(len(loss)), np.arange(len(loss))[::-1])
         with np.errstate(all="ignore"):
-            median = np.array([np.nanmedian(w) if np.isfinite(w).any() else np.nan for w in windows])
+            centred = np.where(distance <= reach[:, None], windows, np.nan)
+            median = np.array([np.nanmedian(w) if np.isfinite(w).any() else np.nan for w in centred])
         row[: len(loss)] = np.clip(np.nan_to_num((loss - median) / sd if sd > 0 else 0.0 * loss), -10.0, 10.0)
     return found
 

@@ -88,6 +88,16 @@ def test_batch_noise_belongs_to_the_data_order_and_outlives_another_learning_rat
     assert (found[:, 300:] == 0.0).all()
 
 
+def test_a_loss_that_falls_fast_at_the_start_is_no_hard_batch() -> None:
+    falling = 2.0 + 3.5 * np.exp(-np.arange(300) / 7.0)
+    falling[[40, 298]] += 0.3
+    run = Record("r", np.full(300, 1e-3), np.zeros(300), falling)
+    found = recorded_noise(PlantSpec.of(LastingDamage(noise_sd=0.1)), [run], 300)[0]
+    assert found[[40, 298]] == pytest.approx([3.0, 3.0], abs=0.3)
+    found[[40, 298]] = 0.0
+    assert np.abs(found).max() < 0.2
+
+
 def test_the_range_is_that_of_steps_really_taken() -> None:
     lr = np.array([1e-3, 2e-3, 0.0, 9.0, 1e-3])
     run = Record("r", lr, np.array([0.0, 0.0, 1.0, 1.0, 0.0]), np.zeros(5), np.array([1.0, 1.0, 1.0, 1.0, 0.5]))
