@@ -351,7 +351,7 @@ def test_ctrl_c_ends_training_at_once_and_keeps_the_rows(tmp_path: Path) -> None
         # a suite started in the background ignores SIGINT, and so would the child
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:  # fmt: skip
-        while process.poll() is None and not any(path.stat().st_size > 50_000 for path in tmp_path.rglob("*.journal")):
+        while process.poll() is None and not any(path.stat().st_size > 5_000 for path in tmp_path.rglob("*.journal")):
             time.sleep(0.1)
         process.send_signal(signal.SIGINT)
         try:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 
-from lbw_sim.guard import GuardSpec
+from lbw_sim.guard import Guard, GuardSpec
 from lbw_sim.guard.analyzers.bad_batch import BadBatch
 from lbw_sim.guard.analyzers.canary_rise import CanaryRise
 from lbw_sim.guard.analyzers.lr_cap import LrCap
@@ -122,14 +123,24 @@ def test_the_cap_is_a_share_of_the_weights_and_a_missing_size_caps_nothing() -> 
     ].evidence == pytest.approx(2.0)
 
 
-def steps_at_full_rate(spec: GuardSpec, extra: tuple[float, ...], steps: int) -> list[int]:
-    """Under telemetry that says the same for ever: the learning rate is far above the cap."""
-    guard = spec.build()
-    state, found = guard.init(), []
-    for step in range(steps):
+def flown_on(guard: Guard, state: Any, steps: range, extra: tuple[float, ...]) -> tuple[Any, list[int]]:
+    """Under telemetry that says the same for ever, a learning rate far above the cap: state, and steps at full rate."""
+    found = []
+    for step in steps:
         state, decision = guard.step(state, Telemetry(step, loss=2.0, lr=10.0, nonfinite=0.0, extra=extra))
         found += [step] if decision.scale == 1.0 else []
-    return found
+    return state, found
+
+
+def extrapolated(before: Any, after: Any, times: int) -> Any:
+    """A state that goes on changing as it did, so many times."""
+    if isinstance(after, tuple):
+        return type(after)(*(extrapolated(one, other, times) for one, other in zip(before, after, strict=True)))
+    return after + times * (after - before)
+
+
+def flat(state: Any) -> list[float]:
+    return [number for part in state for number in flat(part)] if isinstance(state, tuple) else [state]
 
 
 @pytest.mark.parametrize(
@@ -139,9 +150,22 @@ def test_a_cap_outlasts_the_hundred_thousand_steps_after_which_others_are_let_go
     preset: str, extra: tuple[float, ...]
 ) -> None:
     spec = GuardSpec.load(preset)
-    assert steps_at_full_rate(spec, extra, 100_200) == []
+    guard = spec.build()
+    states, full = [guard.init()], []
+    for start in (0, 1000, 2000):
+        state, found = flown_on(guard, states[-1], range(start, start + 1000), extra)
+        states.append(state)
+        full += found
+    assert full == []
+    # nothing but counters of steps has moved, and the energy: so will they in the steps that are passed over
+    assert flat(states[3]) == pytest.approx(flat(extrapolated(states[1], states[2], 1)))
+    later = extrapolated(states[2], states[3], 96)
+    assert flown_on(guard, later, range(99_000, 100_200), extra)[1] == []
+    limited = spec.with_changes({"envelope.max_damped_steps": 100_000}).build()
+    assert flown_on(limited, later, range(99_000, 100_200), extra)[1] == [100_000]
     # what it would do with a limit: one leap to the full rate
-    assert steps_at_full_rate(spec.with_changes({"envelope.max_damped_steps": 500}), extra, 1200) == [500, 1001]
+    limited = spec.with_changes({"envelope.max_damped_steps": 500}).build()
+    assert flown_on(limited, limited.init(), range(1200), extra)[1] == [500, 1001]
 
 
 DAMAGE, CALM = Regime.DIVERGING, Regime.STABLE

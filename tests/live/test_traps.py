@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch._dynamo.testing import CompileCounterWithBackend
 
 from lbw_sim.errors import LiveError
 from lbw_sim.live import GuardedAdamW, attach
@@ -138,6 +137,8 @@ def test_a_skip_of_several_optimizers_leaves_all_their_weights() -> None:
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")
 def test_a_compiled_step_is_scaled_without_being_compiled_anew() -> None:
+    from torch._dynamo.testing import CompileCounterWithBackend  # takes seconds to import
+
     runs = {}
     for name in ("compiled", "plain"):
         run = runs[name] = make_run("tensor lr")

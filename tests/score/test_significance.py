@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 
 from lbw_sim.score.significance import mean_estimate, rank_methods, sign_flip_p, student_quantile, studentized_range
 
-stats = pytest.importorskip("scipy.stats")
+
+@pytest.fixture(scope="module")
+def stats() -> Any:
+    """Takes seconds to import: only where it is used."""
+    return pytest.importorskip("scipy.stats")
 
 
 @pytest.mark.parametrize("degrees", [1, 2, 4, 9, 60])
-def test_students_quantile_is_scipys(degrees: int) -> None:
+def test_students_quantile_is_scipys(stats: Any, degrees: int) -> None:
     assert student_quantile(0.975, degrees) == pytest.approx(stats.t.ppf(0.975, degrees), rel=1e-9)
 
 
 @pytest.mark.parametrize("count", [2, 5, 20])
-def test_the_studentized_range_is_scipys(count: int) -> None:
+def test_the_studentized_range_is_scipys(stats: Any, count: int) -> None:
     assert studentized_range(count) == pytest.approx(stats.studentized_range.ppf(0.95, count, np.inf), rel=1e-4)
 
 
-def test_friedman_is_scipys_with_ties_and_the_critical_difference_is_demsars() -> None:
+def test_friedman_is_scipys_with_ties_and_the_critical_difference_is_demsars(stats: Any) -> None:
     losses = np.random.default_rng(0).normal(size=(14, 4)).round(1) + np.array([0.0, 0.3, 0.5, 0.5])
     ranks = rank_methods(["a", "b", "c", "d"], losses)
     statistic = stats.friedmanchisquare(*losses.T).statistic
@@ -35,7 +40,7 @@ def test_friedman_is_scipys_with_ties_and_the_critical_difference_is_demsars() -
     assert ranks.critical_difference == pytest.approx(1.25, abs=0.005)
 
 
-def test_a_paired_test_flips_whole_blocks_and_is_exact_while_they_are_few() -> None:
+def test_a_paired_test_flips_whole_blocks_and_is_exact_while_they_are_few(stats: Any) -> None:
     sums = [-1.0, -0.5, -2.0, 0.25, -0.75]
     assert sign_flip_p(sums) == 4 / 32
     # drawn instead of tried

@@ -41,7 +41,7 @@ def fits() -> list[Fitted]:
 
 @pytest.mark.parametrize("factor", [0.6, 0.3])
 def test_effect_of_a_cut_that_no_fitted_run_holds(fits: list[Fitted], factor: float) -> None:
-    flat = np.full(STEPS, PEAK)
+    flat = np.full(4_200, PEAK)
     cut = flat.copy()
     cut[3000:] *= factor
     window = slice(3900, 4100)
@@ -64,9 +64,9 @@ def test_the_law_of_the_runs_is_found_and_weighs_more_than_one_that_cannot_bend(
 
 
 def test_no_change_has_no_effect_and_a_noisier_measurement_a_wider_interval(fits: list[Fitted]) -> None:
-    flat = np.full(STEPS, PEAK)
-    assert predicted_effect(fits, flat, flat, PEAK, (5000, 5100)).effect == 0.0
-    narrow, wide = (predicted_effect(fits, 0.5 * flat, flat, PEAK, (5000, 5100), measured_sd=sd) for sd in (0.0, 0.01))
+    flat = np.full(3_100, PEAK)
+    assert predicted_effect(fits, flat, flat, PEAK, (3000, 3100)).effect == 0.0
+    narrow, wide = (predicted_effect(fits, 0.5 * flat, flat, PEAK, (3000, 3100), measured_sd=sd) for sd in (0.0, 0.01))
     assert wide.high - wide.low > narrow.high - narrow.low > 0.0
 
 
