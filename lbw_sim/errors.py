@@ -78,13 +78,22 @@ class ScoreError(LbwError):
     """A run cannot be judged or drawn: rows out of order, a column missing, or a label that no scorer knows."""
 
 
+MOST_NAMES = 50
+"""That an error lists."""
+
+
 def unknown_name(what: str, name: str, known: Iterable[str]) -> str:
     """The sentence for a name that is not there, with the nearest one that is.
 
     >>> unknown_name("analyzer", "cusun", ["cusum", "never"])
     "no analyzer named 'cusun'. Known: cusum, never. Did you mean 'cusum'?"
+    >>> unknown_name("run", "x", map(str, range(1000, 3000)))[-23:]
+    '1049 and 1,950 further.'
     """
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=1)
     hint = f" Did you mean {close[0]!r}?" if close else ""
-    return f"no {what} named {name!r}. Known: {', '.join(names) or 'none'}.{hint}"
+    told = ", ".join(names[:MOST_NAMES]) or "none"
+    # of thousands of runs a screenful would hide the sentence before it
+    more = f" and {len(names) - MOST_NAMES:,} further." if len(names) > MOST_NAMES else "."
+    return f"no {what} named {name!r}. Known: {told}{more}{hint}"

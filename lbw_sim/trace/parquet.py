@@ -214,7 +214,8 @@ def _open(file: IO[bytes], where: str) -> Any:
     try:
         return pq.ParquetFile(file, page_checksum_verification=True)
     except _READ_ERRORS as error:
-        raise TraceError(f"{where}: not a Parquet file, or cut short: {_one_line(error)}") from None
+        log = "" if where.endswith(".parquet") else ". If it is the log of a run, lbw import brings it in"
+        raise TraceError(f"{where}: not a Parquet file, or cut short: {_one_line(error)}{log}") from None
 
 
 def _check(found: Any, where: str) -> tuple[SegmentMeta, int]:

@@ -224,3 +224,9 @@ def test_labels_come_back_as_written_and_bad_ones_are_refused_all_at_once(tmp_pa
         assert text in str(caught.value)
     assert read_labels(tmp_path) == labels
     assert [path.name for path in tmp_path.iterdir()] == ["_labels.json"]
+
+
+def test_a_log_that_was_taken_for_a_trace_is_told_of_the_import(tmp_path: Path) -> None:
+    (tmp_path / "run.csv").write_text("step,loss\n1,2\n")
+    with pytest.raises(TraceError, match="If it is the log of a run, lbw import brings it in"):
+        read_trace(tmp_path / "run.csv")

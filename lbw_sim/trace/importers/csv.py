@@ -239,35 +239,34 @@ def _delimiter(header: bytes) -> str:
     return next((d for d in (",", ";", "\t") if d.encode() in header), ",")
 
 
-def _torn_line(path: Path) -> str:
-    """What stands after the last line break of a file; a writer that died has left it. Empty in a compressed one."""
+def _whole_lines(path: Path, header: bytes, delimiter: str) -> int | None:
+    """Bytes of a file up to the line in which its writer died, one with fewer cells than the header.
+
+    None: there is no such line, or the file is compressed.
+    """
     if path.suffix in COMPRESSED:
-        return ""
+        return None
+    size = path.stat().st_size
     with open(path, "rb") as file:
-        file.seek(max(0, path.stat().st_size - _LONGEST_HEADER))
-        return file.read().rpartition(b"\n")[2].decode("utf-8", "replace")
+        file.seek(max(0, size - _LONGEST_HEADER))
+        last = file.read().rpartition(b"\n")[2]
+    cells = delimiter.encode()
+    return size - len(last) if last and last.count(cells) < header.count(cells) else None
 
 
 def _csv(
     path: Path, kind: str, convert: arrow_csv.ConvertOptions | None, lost: list[str]
 ) -> arrow_csv.CSVStreamingReader:
-    delimiter = "\t"
-    if kind == "csv":
-        with pa.input_stream(str(path), compression="detect") as stream:
-            delimiter = _delimiter(stream.read(_LONGEST_HEADER).split(b"\n", 1)[0])
-    torn = _torn_line(path)
-
-    def wrong_width(row: Any) -> str:
-        if row.text != torn:
-            return "error"
+    with pa.input_stream(str(path), compression="detect") as stream:
+        header = stream.read(_LONGEST_HEADER).split(b"\n", 1)[0]
+    delimiter = _delimiter(header) if kind == "csv" else "\t"
+    source = pa.input_stream(str(path), compression="detect")
+    if whole := _whole_lines(path, header, delimiter):
         lost.append(TORN)
-        return "skip"
-
+        source = pa.BufferReader(pa.memory_map(str(path)).read_buffer(whole))
     return arrow_csv.open_csv(
-        pa.input_stream(str(path), compression="detect"),
-        parse_options=arrow_csv.ParseOptions(delimiter=delimiter, invalid_row_handler=wrong_width),
-        convert_options=convert,
-    )
+        source, parse_options=arrow_csv.ParseOptions(delimiter=delimiter), convert_options=convert
+    )  # fmt: skip
 
 
 def names_of(path: Path, kind: str) -> list[str]:
