@@ -41,6 +41,11 @@ RESULTS = (
     "below_steps", "late_steps", "sudden_steps",
 )  # fmt: skip
 """Fields of `LoopState` that a rollout reports."""
+_WAYS_OUT = ("above", "below", "sudden", "late")
+_OUTSIDE = np.array(
+    [" ".join(why for bit, why in enumerate(_WAYS_OUT) if which >> bit & 1) for which in range(2 ** len(_WAYS_OUT))]
+)
+"""`Rollouts.outside` by the ways out, one bit each."""
 _ROWS = {name: "int8" if name in ("regime", "posture") else "float64" for name in StepOutputs._fields}
 
 
@@ -95,9 +100,11 @@ def drawn_noise(seeds: int, steps: int, first_seed: int = 0) -> Noise:
     >>> bool((drawn_noise(2, 5).batch[1] == drawn_noise(1, 5, first_seed=1).batch[0]).all())
     True
     """
-    both = [np.random.default_rng((5, first_seed + seed)).standard_normal((steps, 2)) for seed in range(seeds)]
-    stacked = np.stack(both) if both else np.empty((0, steps, 2))
-    return Noise(np.ascontiguousarray(stacked[:, :, 0]), np.ascontiguousarray(stacked[:, :, 1]))
+    # seeds side by side in memory, as kernels read them
+    both = np.empty((2, steps, seeds))
+    for seed in range(seeds):
+        both[:, :, seed] = np.random.default_rng((5, first_seed + seed)).standard_normal((steps, 2)).T
+    return Noise(both[0].T, both[1].T)
 
 
 def rollouts(
@@ -180,11 +187,10 @@ def rollouts(
         stop.set()
     table = np.array([one.results for one in found if one]).reshape(*shape, len(RESULTS))
     results = {name: table[..., place] for place, name in enumerate(RESULTS)}
-    counts = {why: results[f"{why}_steps"].astype(np.int64) for why in ("above", "below", "sudden", "late")}
-    outside = np.full(shape, "", dtype="U24")
-    for why, steps in counts.items():
-        outside = np.where(steps > 0, np.char.strip(np.char.add(np.char.add(outside, " "), why)), outside)
-    outside_steps = np.sum(list(counts.values()), axis=0)
+    counts = np.array([results[f"{why}_steps"] for why in _WAYS_OUT]).astype(np.int64)
+    outside_steps = counts.sum(axis=0)
+    which = (1 << np.arange(len(_WAYS_OUT))) @ (counts > 0).reshape(len(_WAYS_OUT), -1)
+    outside = _OUTSIDE[which].reshape(shape)
     for place, spec in enumerate(plants):
         if spec.fitted is None:
             outside[place], outside_steps[place] = "uncalibrated", -1
@@ -278,26 +284,22 @@ def _fly(
     start = kernels.start(layout, [one[0] for one in handed])
     steps = len(handed[0][1])
     outputs = [np.empty(steps * lanes, kind) for kind in (_ROWS.values() if rows else ())]
-    inputs = np.zeros((len(StepInputs._fields), BLOCK_ROWS, lanes))
     # lanes without a candidate repeat the last one
     lane_cells = [cells[cell] for cell in chunk.cells] + [cells[chunk.cells[-1]]] * (lanes - len(handed))
-    _, schedules, seeds = np.array(lane_cells).T
-    flown, lane_rates = np.unique(schedules, return_inverse=True)
-    tables = {
-        "lr": (np.stack([rates[schedule] for schedule in flown]), _chosen(lane_rates)),
-        "batch": (noise.batch, _chosen(seeds)),
-        "walk": (noise.walk, _chosen(seeds)),
-    }
+    _, schedules, seeds = zip(*lane_cells, strict=True)
+    flown = sorted(set(schedules))
+    lr = np.stack([rates[schedule] for schedule in flown])
+    lr_lines = [flown.index(schedule) for schedule in schedules]
+    inputs = [_Input(table, lines) for table, lines in ((lr, lr_lines), (noise.batch, seeds), (noise.walk, seeds))]
+    firsts = np.array([one.first for one in inputs])
     for begin in range(0, steps, BLOCK_ROWS):
         if stop.is_set():
             raise KeyboardInterrupt
-        length = min(BLOCK_ROWS, steps - begin)
-        for name in layout.inputs:
-            table, chosen = tables[name]
-            # a step's numbers of all lanes side by side
-            inputs[StepInputs._fields.index(name), :length] = table[chosen, begin : begin + length].T
+        end = min(begin + BLOCK_ROWS, steps)
+        given = [one.rows(begin, end) for one in inputs]
         kernel(
-            inputs, 0, length, start.buffer, start.win, start.place, *(out[begin * lanes :] for out in outputs)
+            *given, firsts, 0, end - begin, start.buffer, start.win, start.place,
+            *(out[begin * lanes :] for out in outputs),
         )  # fmt: skip
     table = start.buffer.reshape(layout.rows, lanes)
     results = table[list(layout.results)].T.tolist()
@@ -315,12 +317,29 @@ def _fly(
     ]
 
 
-def _chosen(lines: NDArray[np.int64]) -> slice | NDArray[np.int64]:
-    """Lines of a table, one per lane, as a slice where that does: one line for all lanes, or neighbours."""
-    first = int(lines[0])
-    if (lines == first).all():
-        return slice(first, first + 1)
-    return slice(first, first + len(lines)) if (lines == first + np.arange(len(lines))).all() else lines
+class _Input:
+    """One input of all lanes, from a table [line, step] and each lane's line.
+
+    Where neighbouring lines are the lanes' and lie side by side in memory, as drawn noise does, nothing is copied.
+    """
+
+    def __init__(self, table: NDArray[np.float64], lines: Sequence[int]) -> None:
+        first, lanes = lines[0], len(lines)
+        beside = list(lines) == list(range(first, first + lanes))
+        self.first, self._table, self._block = first, table, None
+        if not (beside and table.flags.f_contiguous and table.flags.aligned and table.dtype == np.float64):
+            self.first, self._block = 0, np.empty((BLOCK_ROWS, lanes))
+            if not beside:  # often one for all
+                self._table = table[first : first + 1] if set(lines) == {first} else table[list(lines)]
+            else:
+                self._table = table[first : first + lanes]
+
+    def rows(self, begin: int, end: int) -> NDArray[np.float64]:
+        """Numbers [row, column], lane 0 at column `first`."""
+        if self._block is None:
+            return self._table.T[begin:end]
+        self._block[: end - begin] = self._table[:, begin:end].T
+        return self._block
 
 
 def _reference(

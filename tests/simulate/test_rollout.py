@@ -92,7 +92,8 @@ def test_compiled_powers_have_the_bits_of_plain_python_in_lanes() -> None:
     source = kernels.loop_source(Powers(), Asked, (), dict.fromkeys(Answered._fields, "float64"), lanes)
     start = kernels.start(source.layout, [Powers()])
     outputs = [np.empty(rows * lanes) for _ in Answered._fields]
-    kernels.compiled(source.text)(inputs, 0, rows, start.buffer, start.win, start.place, *outputs)
+    firsts = np.zeros(2, np.int64)
+    kernels.compiled(source.text)(*inputs, firsts, 0, rows, start.buffer, start.win, start.place, *outputs)
     plain = [Powers().step(Nothing(0), Asked(*pair))[1] for pair in inputs.reshape(2, -1).T.tolist()]
     for found, expected in zip(outputs, np.array(plain).T, strict=True):
         assert found.tobytes() == expected.tobytes()
