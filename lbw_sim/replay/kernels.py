@@ -606,7 +606,7 @@ def loop_source(subject: Any, inputs: type, results: Sequence[str], outputs: Map
             inliner.faults.append(inliner.emit(f"not ({found.code} >= 0.0) & ({found.code} <= {LARGEST_CODE}.0)"))
         written[name] = (found.code, kind)
     lane = "0" if lanes == 1 else "lane"
-    loaded = {f"now{i}": f"now{i} = shown{i}[{lane}]" for i in range(len(fields))}
+    loaded = {f"now{i}": f"now{i} = given{i}[row, first{i} + {lane}]" for i in range(len(fields))}
     summary = {"fault": _fault(inliner)}
     made = _in_cache(lanes, lambda lanes: _arranged(read, bounds, lanes, summary, written, wanted, kept, loaded))
     lanes = made.layout.lanes
@@ -621,7 +621,7 @@ def loop_source(subject: Any, inputs: type, results: Sequence[str], outputs: Map
         body=_lane_loops(made.bodies, made.layout.lanes, 8),
         given="".join(f"given{i}, " for i in range(len(fields))),
         given_types="given, " * len(fields),
-        shown="\n".join(f"        shown{i} = given{i}[row, firsts[{i}] :]" for i in read_inputs),
+        firsts="".join(f"    first{i} = firsts[{i}]\n" for i in read_inputs),
         more_arguments="".join(f", {name}" for name in written),
         more_types="".join(f", {kind}[::1]" for kind in outputs.values()),
     )
@@ -704,7 +704,7 @@ _PRELUDE = '''\
 import math
 
 from llvmlite.ir import Instruction
-from numba import boolean, float64, int8, int64, njit, types
+from numba import boolean, float64, int8, int64, njit, types, uint32
 from numba.extending import intrinsic
 from numpy import ceil as round_ceil, floor as round_floor, trunc as round_trunc
 
@@ -794,13 +794,12 @@ given = types.Array(float64, 2, "C", readonly=True)
 
 
 @njit(
-    types.void({given_types}int64[::1], int64, int64, float64[::1], float64[::1], int64[::1]{more_types}),
+    types.void({given_types}uint32[::1], int64, int64, float64[::1], float64[::1], int64[::1]{more_types}),
     cache=True, nogil=True, error_model="numpy",
 )
 def kernel({given}firsts, begin, end, buffer, win, place{more_arguments}):
 {prologue}
-    for row in range(begin, end):
-{shown}
+{firsts}    for row in range(begin, end):
 {body}
 '''
 

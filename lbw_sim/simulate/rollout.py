@@ -147,6 +147,7 @@ def rollouts(
         problems.append(f"noise of shape {noise.batch.shape} does not cover {longest} steps; give [seeds, steps]")
     if problems:
         raise SimulateError("; ".join(problems))
+    noise = Noise(*(np.require(part, np.float64, "A") for part in noise))
     built = [spec.build() for spec in guards]
     loops = []
     for spec in plants:
@@ -291,12 +292,13 @@ def _fly(
     lr = np.stack([rates[schedule] for schedule in flown])
     lr_lines = [flown.index(schedule) for schedule in schedules]
     inputs = [_Input(table, lines) for table, lines in ((lr, lr_lines), (noise.batch, seeds), (noise.walk, seeds))]
-    firsts = np.array([one.first for one in inputs])
+    firsts, unread = np.array([one.first for one in inputs], np.uint32), np.empty((0, 0))
     for begin in range(0, steps, BLOCK_ROWS):
         if stop.is_set():
             raise KeyboardInterrupt
         end = min(begin + BLOCK_ROWS, steps)
-        given = [one.rows(begin, end) for one in inputs]
+        given = [one.rows(begin, end) if name in layout.inputs else unread
+                 for name, one in zip(StepInputs._fields, inputs, strict=True)]  # fmt: skip
         kernel(
             *given, firsts, 0, end - begin, start.buffer, start.win, start.place,
             *(out[begin * lanes :] for out in outputs),
@@ -320,19 +322,22 @@ def _fly(
 class _Input:
     """One input of all lanes, from a table [line, step] and each lane's line.
 
-    Where neighbouring lines are the lanes' and lie side by side in memory, as drawn noise does, nothing is copied.
+    Of neighbouring lines whose numbers of a step lie side by side in memory, as those of drawn noise do, nothing is
+    copied.
     """
 
     def __init__(self, table: NDArray[np.float64], lines: Sequence[int]) -> None:
         first, lanes = lines[0], len(lines)
-        beside = list(lines) == list(range(first, first + lanes))
-        self.first, self._table, self._block = first, table, None
-        if not (beside and table.flags.f_contiguous and table.flags.aligned and table.dtype == np.float64):
-            self.first, self._block = 0, np.empty((BLOCK_ROWS, lanes))
-            if not beside:  # often one for all
-                self._table = table[first : first + 1] if set(lines) == {first} else table[list(lines)]
-            else:
-                self._table = table[first : first + lanes]
+        self.first = 0
+        self._block: NDArray[np.float64] | None = np.empty((BLOCK_ROWS, lanes))
+        if set(lines) == {first}:
+            self._table = table[first : first + 1]
+        elif list(lines) != list(range(first, first + lanes)):
+            self._table = table[list(lines)]
+        elif table.flags.f_contiguous:
+            self.first, self._table, self._block = first, table, None
+        else:
+            self._table = table[first : first + lanes]
 
     def rows(self, begin: int, end: int) -> NDArray[np.float64]:
         """Numbers [row, column], lane 0 at column `first`."""
