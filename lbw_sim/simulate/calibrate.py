@@ -106,7 +106,7 @@ def playback(plants: Sequence[Any], record: Record) -> NDArray[np.float64]:
         group = subjects[first : first + lanes]
         start = kernels.start(layout, group)
         out = np.empty(steps * lanes)
-        kernel(*inputs, np.zeros(2, np.uint32), 0, steps, start.buffer, start.win, start.place, out)
+        kernel(inputs, 0, steps, start.buffer, start.win, start.place, out)
         found[first : first + len(group)] = out.reshape(steps, lanes)[:, : len(group)].T
         row = layout.summary_row("fault") * lanes
         for lane in np.flatnonzero((start.buffer[row : row + lanes] != 0.0) | start.unfit):

@@ -100,11 +100,9 @@ def drawn_noise(seeds: int, steps: int, first_seed: int = 0) -> Noise:
     >>> bool((drawn_noise(2, 5).batch[1] == drawn_noise(1, 5, first_seed=1).batch[0]).all())
     True
     """
-    # seeds side by side in memory, as kernels read them
-    both = np.empty((2, steps, seeds))
-    for seed in range(seeds):
-        both[:, :, seed] = np.random.default_rng((5, first_seed + seed)).standard_normal((steps, 2)).T
-    return Noise(both[0].T, both[1].T)
+    both = [np.random.default_rng((5, first_seed + seed)).standard_normal((steps, 2)) for seed in range(seeds)]
+    stacked = np.stack(both) if both else np.empty((0, steps, 2))
+    return Noise(np.ascontiguousarray(stacked[:, :, 0]), np.ascontiguousarray(stacked[:, :, 1]))
 
 
 def rollouts(
@@ -147,7 +145,6 @@ def rollouts(
         problems.append(f"noise of shape {noise.batch.shape} does not cover {longest} steps; give [seeds, steps]")
     if problems:
         raise SimulateError("; ".join(problems))
-    noise = Noise(*(np.require(part, np.float64, "A") for part in noise))
     built = [spec.build() for spec in guards]
     loops = []
     for spec in plants:
@@ -285,23 +282,26 @@ def _fly(
     start = kernels.start(layout, [one[0] for one in handed])
     steps = len(handed[0][1])
     outputs = [np.empty(steps * lanes, kind) for kind in (_ROWS.values() if rows else ())]
+    inputs = np.zeros((len(StepInputs._fields), BLOCK_ROWS, lanes))
     # lanes without a candidate repeat the last one
     lane_cells = [cells[cell] for cell in chunk.cells] + [cells[chunk.cells[-1]]] * (lanes - len(handed))
-    _, schedules, seeds = zip(*lane_cells, strict=True)
-    flown = sorted(set(schedules))
-    lr = np.stack([rates[schedule] for schedule in flown])
-    lr_lines = [flown.index(schedule) for schedule in schedules]
-    inputs = [_Input(table, lines) for table, lines in ((lr, lr_lines), (noise.batch, seeds), (noise.walk, seeds))]
-    firsts, unread = np.array([one.first for one in inputs], np.uint32), np.empty((0, 0))
+    _, schedules, seeds = np.array(lane_cells).T
+    flown, lane_rates = np.unique(schedules, return_inverse=True)
+    tables = {
+        "lr": (np.stack([rates[schedule] for schedule in flown]), _chosen(lane_rates)),
+        "batch": (noise.batch, _chosen(seeds)),
+        "walk": (noise.walk, _chosen(seeds)),
+    }
     for begin in range(0, steps, BLOCK_ROWS):
         if stop.is_set():
             raise KeyboardInterrupt
-        end = min(begin + BLOCK_ROWS, steps)
-        given = [one.rows(begin, end) if name in layout.inputs else unread
-                 for name, one in zip(StepInputs._fields, inputs, strict=True)]  # fmt: skip
+        length = min(BLOCK_ROWS, steps - begin)
+        for name in layout.inputs:
+            table, chosen = tables[name]
+            # a step's numbers of all lanes side by side
+            inputs[StepInputs._fields.index(name), :length] = table[chosen, begin : begin + length].T
         kernel(
-            *given, firsts, 0, end - begin, start.buffer, start.win, start.place,
-            *(out[begin * lanes :] for out in outputs),
+            inputs, 0, length, start.buffer, start.win, start.place, *(out[begin * lanes :] for out in outputs)
         )  # fmt: skip
     table = start.buffer.reshape(layout.rows, lanes)
     results = table[list(layout.results)].T.tolist()
@@ -319,32 +319,12 @@ def _fly(
     ]
 
 
-class _Input:
-    """One input of all lanes, from a table [line, step] and each lane's line.
-
-    Of neighbouring lines whose numbers of a step lie side by side in memory, as those of drawn noise do, nothing is
-    copied.
-    """
-
-    def __init__(self, table: NDArray[np.float64], lines: Sequence[int]) -> None:
-        first, lanes = lines[0], len(lines)
-        self.first = 0
-        self._block: NDArray[np.float64] | None = np.empty((BLOCK_ROWS, lanes))
-        if set(lines) == {first}:
-            self._table = table[first : first + 1]
-        elif list(lines) != list(range(first, first + lanes)):
-            self._table = table[list(lines)]
-        elif table.flags.f_contiguous:
-            self.first, self._table, self._block = first, table, None
-        else:
-            self._table = table[first : first + lanes]
-
-    def rows(self, begin: int, end: int) -> NDArray[np.float64]:
-        """Numbers [row, column], lane 0 at column `first`."""
-        if self._block is None:
-            return self._table.T[begin:end]
-        self._block[: end - begin] = self._table[:, begin:end].T
-        return self._block
+def _chosen(lines: NDArray[np.int64]) -> slice | NDArray[np.int64]:
+    """Lines of a table, one per lane, as a slice where that does: one line for all lanes, or neighbours."""
+    first = int(lines[0])
+    if (lines == first).all():
+        return slice(first, first + 1)
+    return slice(first, first + len(lines)) if (lines == first + np.arange(len(lines))).all() else lines
 
 
 def _reference(
