@@ -41,6 +41,11 @@ RESULTS = (
     "below_steps", "late_steps", "sudden_steps",
 )  # fmt: skip
 """Fields of `LoopState` that a rollout reports."""
+_WAYS_OUT = ("above", "below", "sudden", "late")
+_OUTSIDE = np.array(
+    [" ".join(why for bit, why in enumerate(_WAYS_OUT) if which >> bit & 1) for which in range(2 ** len(_WAYS_OUT))]
+)
+"""`Rollouts.outside` by the ways out, one bit each."""
 _ROWS = {name: "int8" if name in ("regime", "posture") else "float64" for name in StepOutputs._fields}
 
 
@@ -180,11 +185,10 @@ def rollouts(
         stop.set()
     table = np.array([one.results for one in found if one]).reshape(*shape, len(RESULTS))
     results = {name: table[..., place] for place, name in enumerate(RESULTS)}
-    counts = {why: results[f"{why}_steps"].astype(np.int64) for why in ("above", "below", "sudden", "late")}
-    outside = np.full(shape, "", dtype="U24")
-    for why, steps in counts.items():
-        outside = np.where(steps > 0, np.char.strip(np.char.add(np.char.add(outside, " "), why)), outside)
-    outside_steps = np.sum(list(counts.values()), axis=0)
+    counts = np.array([results[f"{why}_steps"] for why in _WAYS_OUT]).astype(np.int64)
+    outside_steps = counts.sum(axis=0)
+    which = (1 << np.arange(len(_WAYS_OUT))) @ (counts > 0).reshape(len(_WAYS_OUT), -1)
+    outside = _OUTSIDE[which].reshape(shape)
     for place, spec in enumerate(plants):
         if spec.fitted is None:
             outside[place], outside_steps[place] = "uncalibrated", -1
