@@ -52,6 +52,9 @@ def sentences(judgement: Judgement) -> list[str]:
     guards = [label for label in suite.facts.controlled if any(s.label == label for s in judgement.standings)]
     for guard in guards:
         said += _guard(judgement, guard)
+    if not guards:
+        for label in (label for label in suite.labels(controls=False) if label.startswith("guard:")):
+            said += _bars(judgement, label)
     said += _others(judgement, guards)
     said += _ranks(judgement)
     return said

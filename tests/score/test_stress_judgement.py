@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 
@@ -56,6 +57,12 @@ def test_harm_is_the_worst_seed_at_or_below_the_best_learning_rate_and_nowhere_e
     assert found.harm_worst == pytest.approx(0.03)
     assert found.harm_below == found.harm.mean == pytest.approx(0.01)
     assert any("+3.00 % on the worst seed" in text for text in missed(found))
+
+
+def test_a_guard_that_was_flown_without_controls_is_held_against_the_bars_all_the_same() -> None:
+    made = suite([r for r in grid() if not r.control_of])
+    bare = made._replace(facts=dataclasses.replace(made.facts, controlled=()))
+    assert f"`{GUARD}` meets them on tiny." in " ".join(sentences(judge(bare)))
 
 
 def test_a_missed_bar_stands_beside_what_chance_alone_changes_where_that_was_flown() -> None:
