@@ -81,7 +81,7 @@ def lead(suites: list[Suite]) -> list[str]:
     flown = {(place, run.run_id): run.cpu_seconds for place, suite in enumerate(suites) for run in suite.runs}
     return [
         f"Made by `analysis/stress_tiny.py`: {len(flown)} real runs, seeds from {SEEDS[0]} on, which chose nothing and "
-        "had been flown by nobody; looked at once, when all was flown; "
+        "had been flown by nobody; nothing was changed after a look at them; "
         f"{math.fsum(flown.values()) / 60.0:.0f} minutes of CPU time in the training loops, on two cores that others "
         "used as well: wall-clock times and speed-ups say little here, CPU times more. No run was recorded, so AdamW "
         "flew without any guard. All rows are in `stress_tiny/`; `lbw report docs/results/stress_tiny/scratch` shows "
