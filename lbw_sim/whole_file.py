@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 from pathlib import Path
 
 
@@ -23,7 +24,8 @@ def write_whole(path: str | Path, text: str, *, errors: str = "strict") -> None:
     if path.is_symlink() or (path.exists() and not path.is_file()):
         path.write_text(text, encoding="utf-8", errors=errors)
         return
-    partial = path.with_name(f".{os.getpid()}.partial")
+    # short, for the name may be as long as names can be; threads may write beside each other
+    partial = path.with_name(f".{os.getpid()}.{threading.get_ident()}.partial")
     try:
         with open(partial, "w", encoding="utf-8", errors=errors) as file:
             file.write(text)

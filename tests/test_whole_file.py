@@ -6,6 +6,7 @@ import os
 import resource
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -48,3 +49,15 @@ def test_a_link_and_a_pipe_are_written_to_and_not_replaced(tmp_path: Path) -> No
 def test_the_folder_has_to_be_there(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         write_whole(tmp_path / "nowhere" / "x", "new")
+
+
+def test_threads_that_write_side_by_side_write_what_they_were_given(tmp_path: Path) -> None:
+    def write(who: int) -> None:
+        for _ in range(20):
+            write_whole(tmp_path / f"{who}.txt", f"{who}" * 50_000)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, range(8)))
+    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {
+        f"{who}.txt": f"{who}" * 50_000 for who in range(8)
+    }

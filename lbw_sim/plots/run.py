@@ -166,8 +166,7 @@ def run_info(
     `columns`: as `Trace.to_numpy()` gives; `labels`: of the run, any order. Alarms are judged by the labels as
     `lbw_sim.score.detection` does, and left unjudged without any. `mode`: that of the trace; in shadow mode the figure
     says that the scale was not applied. `rules`: name -> (first row, last row) of each alarm of another guard.
-    `judge`: False leaves alarms unjudged all the same. `given_up`: as
-    `stretches_given_up` gives it.
+    `judge`: False leaves alarms unjudged all the same. `given_up`: as `stretches_given_up` gives it.
     """
     missing = [name for name in COLUMNS if name not in columns]
     if missing:
