@@ -17,6 +17,7 @@ import torch
 
 from lbw_sim.stress import RunPlan, RunResult, train
 from lbw_sim.stress.corpus import VOCABULARY, corpus
+from lbw_sim.wording import counted
 
 RATES = (3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
 SEEDS = (10, 11, 12)
@@ -67,8 +68,8 @@ def main() -> None:
         f"Made by `analysis/tiny_lr_grid.py`: {len(keys)} runs of {STEPS} steps, seeds {', '.join(map(str, SEEDS))} "
         f"(seeds 0 and 1 chose initialisation and schedule), nats per byte on held-out prose, mean ± standard "
         f"deviation over seeds. Python {platform.python_version()} (corpus `{corpus('prose').digest}`), "
-        f"torch {torch.__version__}, {platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads: "
-        f"{seconds:.0f} s, {1000 * cpu_seconds / (len(keys) * STEPS):.2f} ms of CPU time per step and run.",
+        f"torch {torch.__version__}, {platform.machine()}, {os.cpu_count()} cores, "
+        f"{counted(torch.get_num_threads(), 'thread')}: {seconds:.0f} s, {1000 * cpu_seconds / (len(keys) * STEPS):.2f} ms of CPU time per step and run.",
         "",
         "Sensitivity: mean over the learning rates of min(loss, ln 128) − the best mean loss of plain AdamW with that "
         "architecture. `guard` is the preset `default`, active. Energy: mean control energy at the three highest "
