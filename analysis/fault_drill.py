@@ -29,6 +29,7 @@ from lbw_sim.stress.faults import Fault
 from lbw_sim.stress.flown import fly
 from lbw_sim.stress.plan import RunPlan
 from lbw_sim.values import Posture
+from lbw_sim.wording import counted
 
 SEEDS = (820, 821, 822)
 METHODS = (
@@ -400,10 +401,11 @@ def page(study: Study, processes: int) -> str:
         "",
         f"Made by `analysis/fault_drill.py`: {count} real runs, seeds {', '.join(map(str, SEEDS))} (seeds below 10 "
         f"chose the guards' parameters), validation loss in nats per byte, mean ± standard deviation over seeds. "
-        f"Faults: {STEPS} steps at peak learning rate {LR:g}, the fault at step {ONSET}. Every guard is active; "
-        f"Canary and paired probe measure every 5 steps, snapshots are taken every 10. Python {platform.python_version()} (corpus `{corpus('prose').digest}`), torch {torch.__version__}, "
-        f"{platform.machine()}, {os.cpu_count()} cores, {processes} processes: {study.seconds() / 60:.0f} minutes of "
-        f"CPU time.",
+        f"Faults: {STEPS} steps at peak learning rate {LR:g}, the fault at step {ONSET}. Every guard is active. "
+        f"Canary and paired probe measure every 5 steps, snapshots are taken every 10. Python "
+        f"{platform.python_version()} (corpus `{corpus('prose').digest}`), torch {torch.__version__}, "
+        f"{platform.machine()}, {os.cpu_count()} cores, {counted(processes, 'process')}: "
+        f"{study.seconds() / 60:.0f} minutes of CPU time.",
         "",
         "One small model, one text, three seeds, runs of a few hundred steps: this says which guard does harm and "
         "which can do good, not what it will gain elsewhere. A short run flatters a lower learning rate.",

@@ -69,7 +69,8 @@ def main() -> None:
         f"(seeds 0 and 1 chose initialisation and schedule), nats per byte on held-out prose, mean ± standard "
         f"deviation over seeds. Python {platform.python_version()} (corpus `{corpus('prose').digest}`), "
         f"torch {torch.__version__}, {platform.machine()}, {os.cpu_count()} cores, "
-        f"{counted(torch.get_num_threads(), 'thread')}: {seconds:.0f} s, {1000 * cpu_seconds / (len(keys) * STEPS):.2f} ms of CPU time per step and run.",
+        f"{counted(torch.get_num_threads(), 'thread')}: {seconds:.0f} s, "
+        f"{1000 * cpu_seconds / (len(keys) * STEPS):.2f} ms of CPU time per step and run.",
         "",
         "Sensitivity: mean over the learning rates of min(loss, ln 128) − the best mean loss of plain AdamW with that "
         "architecture. `guard` is the preset `default`, active. Energy: mean control energy at the three highest "
