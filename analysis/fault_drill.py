@@ -404,7 +404,7 @@ def page(study: Study, processes: int) -> str:
         f"Faults: {STEPS} steps at peak learning rate {LR:g}, the fault at step {ONSET}. Every guard is active. "
         f"Canary and paired probe measure every 5 steps, snapshots are taken every 10. Python "
         f"{platform.python_version()} (corpus `{corpus('prose').digest}`), torch {torch.__version__}, "
-        f"{platform.machine()}, {os.cpu_count()} cores, {counted(processes, 'process')}: "
+        f"{platform.machine()}, {os.cpu_count()} cores, {counted(processes, 'process', 'processes')}: "
         f"{study.seconds() / 60:.0f} minutes of CPU time.",
         "",
         "One small model, one text, three seeds, runs of a few hundred steps: this says which guard does harm and "
