@@ -38,8 +38,9 @@ from lbw_sim.plots.canvas import (
 )  # fmt: skip
 from lbw_sim.plots.loss_axis import LossAxis, loss_axis, median_rows, running_median, set_loss_axis
 from lbw_sim.plots.thinning import BUCKETS, NARROW_BUCKETS, apart, changes, merge_spans, thin_rows
-from lbw_sim.score.detection import JudgedAlarm, find_alarms, score_regimes, unsafe_rows
+from lbw_sim.score.detection import JudgedAlarm, score_regimes
 from lbw_sim.trace import Trace
+from lbw_sim.trace.alarms import stretches, unsafe_rows
 from lbw_sim.trace.labels import EVENT_KINDS, Label
 from lbw_sim.trace.parquet import final_rows
 from lbw_sim.values import Posture, Regime
@@ -454,8 +455,7 @@ def _alarm_lanes(
 ) -> list[Lane]:  # fmt: skip
     """Alarms from start to end, by verdict."""
     if not judged:
-        found = find_alarms(unsafe_rows(regimes))
-        spans = tuple((float(steps[a.start_row]), float(after[a.end_row])) for a in found)
+        spans = _spans_of(unsafe_rows(regimes), steps, after)
         return [Lane("alarm", f"{len(spans)}", spans, VERMILLION)] if spans else []
     lanes: list[Lane] = []
     looks = {"event": ("alarm: on event", GREEN), "ignored": ("alarm: on unsure event", GREY)}
@@ -505,7 +505,7 @@ def _finite(loss: NDArray[Any]) -> Values:
 
 
 def _spans_of(mask: NDArray[np.bool_], steps: NDArray[Any], after: NDArray[Any]) -> tuple[tuple[float, float], ...]:
-    return tuple((float(steps[run.start_row]), float(after[run.end_row])) for run in find_alarms(mask))
+    return tuple((float(steps[first]), float(after[last])) for first, last in stretches(mask).tolist())
 
 
 def _fill(

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from lbw_sim.cores import usable_cores
 from lbw_sim.guard import GuardSpec
 from lbw_sim.replay import kernels
 from lbw_sim.replay.compiled import LANES
@@ -43,7 +44,7 @@ def compile_ahead(
     """
     texts = [kernels.extraction(), *(text for specs, rows in groups for text in kernel_texts(specs, rows=rows))]
     missing = [text for text in dict.fromkeys(texts) if not kernels.kernel_file(text).exists()]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cores()
     if len(missing) < WORTH_A_PROCESS or cores < 2:
         return 0
     count = min(cores, len(missing) // 2)

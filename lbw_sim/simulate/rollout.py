@@ -7,7 +7,6 @@ fitted on. All guards and plants of one seed meet the same noise, so that their 
 
 from __future__ import annotations
 
-import os
 import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +17,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from lbw_sim.cores import usable_cores
 from lbw_sim.errors import SimulateError
 from lbw_sim.guard import GuardSpec
 from lbw_sim.params import meta
@@ -170,7 +170,7 @@ def rollouts(
             if progress is not None:
                 progress(done, total)
 
-    count = threads if threads is not None else len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    count = usable_cores() if threads is None else threads
     try:
         if count > 1 and len(chunks) > 1:
             with ThreadPoolExecutor(count) as pool:
