@@ -29,6 +29,7 @@ from lbw_sim.score import (
 )
 from lbw_sim.stress import FAULTS, METHODS, RunPlan, RunResult, fault, same_mean_lr, train
 from lbw_sim.trace import Trace, read_traces
+from lbw_sim.whole_file import write_whole
 
 CANDIDATES = ("default", "zscore", "cusum", "never")
 """Guard presets that are replayed; `never` is the control."""
@@ -110,7 +111,7 @@ def run(out: Path, progress: Progress) -> Demo:
     draw(out / "figures", runs, flights, scores, grid, progress)
     chosen.save(out / "guard.toml")
     summary = summarise(chosen, detection, len(runs), len(flights), verified_rows, grid, faults)
-    (out / "summary.md").write_text(summary, encoding="utf-8")
+    write_whole(out / "summary.md", summary)
     return Demo(chosen, detection, verified_rows, grid, faults, summary)
 
 
