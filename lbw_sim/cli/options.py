@@ -69,7 +69,7 @@ def load_by_id(paths: Iterable[str], only: Iterable[str] | None, skip_broken: bo
 
     Raises TraceError; LbwError when two runs have one id, or when none has one of `only`.
     """
-    found, broken = _described(paths)
+    found, broken = described(paths)
     named: dict[str, Trace] = {}
     for trace in found:
         if trace.run_id in named:
@@ -86,11 +86,8 @@ def load_by_id(paths: Iterable[str], only: Iterable[str] | None, skip_broken: bo
 
 
 def open_all(paths: Iterable[str]) -> tuple[list[Trace], list[TraceError]]:
-    """Every run at or below these paths or URIs, with its rows, and what is wrong with those that cannot be read.
-
-    Raises TraceError when a path leads to no run.
-    """
-    return _whole(*_described(paths))
+    """The same with the rows."""
+    return _whole(*described(paths))
 
 
 def refusing(found: list[Trace], broken: Sequence[TraceError], skip_broken: bool) -> tuple[list[Trace], int]:
@@ -106,8 +103,11 @@ def refusing(found: list[Trace], broken: Sequence[TraceError], skip_broken: bool
     return found, len(broken)
 
 
-def _described(paths: Iterable[str]) -> tuple[list[Trace], list[TraceError]]:
-    """Without the rows."""
+def described(paths: Iterable[str]) -> tuple[list[Trace], list[TraceError]]:
+    """Every run at or below these paths or URIs, without its rows, and what is wrong with those that cannot be opened.
+
+    Raises TraceError when a path leads to no run.
+    """
     from lbw_sim.trace import open_traces, read_trace
 
     found: list[Trace] = []

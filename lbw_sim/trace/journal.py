@@ -190,7 +190,7 @@ class JournalReader:
         self.meta: SegmentMeta = check_description(self.description, where)
 
     def chunks(self) -> Iterator[NDArray[np.void]]:
-        """Good rows in order, as structured arrays of up to some 100,000; then `damage` says how it ended.
+        """Good rows in order, as structured arrays of `rows_at_once`; then `damage` says how it ended.
 
         Called again, it goes on after the last good row with what was appended since.
         """
@@ -200,7 +200,7 @@ class JournalReader:
         dtype = np.dtype(row_fields(self.meta.extra_channels))
         size = dtype.itemsize
         body = size - _CRC.size
-        at_once = max(1, min(_CHUNK_ROWS, _CHUNK_BYTES // size))
+        at_once = rows_at_once(size)
         self._file.seek(self._start + self.rows * size)
         while True:
             data = _read(self._file, at_once * size)
@@ -224,6 +224,11 @@ class JournalReader:
                 if torn := len(data) - whole * size:
                     self.damage = Damage(self.rows, None, torn)
                 return
+
+
+def rows_at_once(row_bytes: int) -> int:
+    """How many rows are read at a time: some 100,000, fewer where they are wide, so that memory stays bounded."""
+    return max(1, min(_CHUNK_ROWS, _CHUNK_BYTES // row_bytes))
 
 
 def parse_description(text: bytes, where: str) -> Any:
