@@ -143,7 +143,16 @@ def test_an_altered_value_is_refused_and_its_row_named(column: str, row: int, va
         verify(read_trace(run))
 
 
-def test_a_decision_that_was_wrong_when_it_was_recorded_is_named_with_what_the_guard_decides(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("lie", "message"),
+    [
+        ({"scale": 0.5}, "recorded scale=0.5; the recorded guard decides scale=1.0"),
+        ({"regime": 77}, "recorded regime=77, which is none; the recorded guard decides regime=STABLE"),
+    ],
+)
+def test_a_decision_that_was_wrong_when_it_was_recorded_is_named_with_what_the_guard_decides(
+    lie: dict[str, float], message: str, tmp_path: Path
+) -> None:
     spec = GuardSpec.load("default")
     guard = spec.build()
     recorder = Recorder.open(tmp_path, "liar", spec=spec, mode="shadow")
@@ -151,12 +160,10 @@ def test_a_decision_that_was_wrong_when_it_was_recorded_is_named_with_what_the_g
     for now in telemetry():
         state, decision = guard.step(state, guard.seen(now, before))
         before = now
-        told = decision._replace(scale=0.5) if now.step == 42 else decision
+        told = decision._replace(**lie) if now.step == 42 else decision
         recorder.append(now, told, elapsed_s=0.0, effective_lr=now.lr)
     recorder.close()
-    with pytest.raises(
-        VerifyError, match=r"row 42 \(step 42\): recorded scale=0.5; the recorded guard decides scale=1.0"
-    ):
+    with pytest.raises(VerifyError, match=rf"row 42 \(step 42\): {message}"):
         verify(read_trace(tmp_path))
 
 
