@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from lbw_sim.cores import usable_cores
 from lbw_sim.guard import Guard, GuardSpec
 from lbw_sim.notebook import grid, warned
-from lbw_sim.replay import kernels
-from lbw_sim.replay.inlining import CannotInline
+from lbw_sim.replay import kernel_files, kernels
 from lbw_sim.replay.reference import DECIDED, decide
+from lbw_sim.replay.symbolic import CannotInline
 from lbw_sim.trace import Trace
 from lbw_sim.trace.alarms import stretches, unsafe_rows
 from lbw_sim.values import Posture
@@ -205,8 +205,8 @@ def _chunks(guards: Sequence[Guard], row_count: int, rows: bool, engine: Engine)
             try:
                 source = _source(guard, LANES if len(members) > 1 else 1, rows)
                 # now, so that no two threads do it
-                kernels.compiled(source.text)
-                kernels.compiled(kernels.extraction())
+                kernel_files.compiled(source.text)
+                kernel_files.compiled(kernels.extraction())
             except (CannotInline, OSError) as reason:
                 source = None
                 warnings.warn(f"replayed in plain Python: {reason}", CompileWarning, stacklevel=4)
@@ -320,7 +320,7 @@ def _compiled(
     assert chunk.start is not None
     guards, layout, row_count = chunk.guards, chunk.source.layout, seen.shape[1] - 1
     lanes = layout.lanes
-    kernel, extract = kernels.compiled(chunk.source.text), kernels.compiled(kernels.extraction())
+    kernel, extract = kernel_files.compiled(chunk.source.text), kernel_files.compiled(kernels.extraction())
     buffer, win, place = chunk.start.buffer.copy(), chunk.start.win.copy(), chunk.start.place.copy()
     block = min(BLOCK_ROWS, row_count)
     words = np.empty(lanes * -(-block // kernels.WORD_ROWS))
