@@ -110,7 +110,7 @@ def run(out: Path, progress: Progress) -> Demo:
     faults = [flight(result) for result in flown if result.plan.steps == FAULT_STEPS]
     draw(out / "figures", runs, flights, scores, grid, progress)
     chosen.save(out / "guard.toml")
-    summary = summarise(chosen, detection, len(runs), len(flights), verified_rows, grid, faults)
+    summary = summarise(chosen, detection, len(runs), verified_rows, grid, faults)
     write_whole(out / "summary.md", summary)
     return Demo(chosen, detection, verified_rows, grid, faults, summary)
 
@@ -244,7 +244,6 @@ def summarise(
     chosen: GuardSpec,
     detection: Sequence[Mapping[str, object]],
     recorded_runs: int,
-    flown_runs: int,
     verified_rows: int,
     grid: Sequence[Flight],
     faults: Sequence[Flight],

@@ -28,8 +28,6 @@ Tokens = npt.NDArray[np.int32]
 """A hundred million of them are kept from run to run."""
 
 WIKITEXT = ("Salesforce/wikitext", "wikitext-103-raw-v1")
-BYTES = 256
-"""Ids that a text without a tokenizer uses: its bytes in UTF-8."""
 
 LORA_RANK, LORA_ALPHA = 16, 32
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
