@@ -26,7 +26,8 @@ from lbw_sim.plots.comparison import NAMED_RUNS, comparison_info
 from lbw_sim.plots.detection import detection_info, draw_detection
 from lbw_sim.plots.loss_axis import LossAxis, loss_axis, loss_ticks, running_median, spread
 from lbw_sim.plots.outcome import MethodLine, outcome_info
-from lbw_sim.plots.run import Lane, run_info
+from lbw_sim.plots.run import run_info
+from lbw_sim.plots.timeline import Lane
 from lbw_sim.report import ReportOptions, build_report
 from lbw_sim.score.detection import DetectionCounts, RunScore
 from lbw_sim.trace import Label, Recorder, read_trace
