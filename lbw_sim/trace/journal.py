@@ -62,15 +62,18 @@ def encode_header(description: dict[str, Any]) -> bytes:
     return head + _CRC.pack(crc32(head))
 
 
-def lock(fd: int, *, wait: bool = False) -> bool:
-    """Take the exclusive lock by which a writer shows that it lives. False: somebody has it, or none can be had."""
+def lock(fd: int, *, wait: bool = False) -> bool | None:
+    """Take the exclusive lock by which a writer shows that it lives. False: somebody has it; None: this system, or the
+    file system, has no locks."""
     if fcntl is None:
-        return False
+        return None
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except OSError as error:
-        if isinstance(error, BlockingIOError) or error.errno in _NO_LOCKS:
+        if isinstance(error, BlockingIOError):
             return False
+        if error.errno in _NO_LOCKS:
+            return None
         raise
     return True
 
