@@ -22,7 +22,7 @@ import platform
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -778,36 +778,33 @@ def draw(found: Sequence[Study], path: Path) -> None:
     pyplot.close(figure)
 
 
-def bars_table(found: Sequence[Study]) -> list[str]:
-    """The two bars, for every group of settings."""
-    lines = ["| | Spearman, all | per rate | of the choice | regret, nats |", "|---|---|---|---|---|"]
+def group_table(found: Sequence[Study], head: str, cells: Callable[[Bar], list[str]]) -> list[str]:
+    """A line for every group of settings."""
+    lines = [head, "|" + "---|" * (head.count("|") - 1)]
     for one in found:
-        for group in one.bars:
-            cells = []
-            for field in FIELDS:
-                place = Scores._fields.index(field)
-                ours, top = group.ours[place], group.ceiling[place]
-                low, high = group.ratio_drawn[:, place]
-                missed = "" if ours / top >= 0.9 else ", missed"
-                cells.append(f"{ours:.2f} / {top:.2f} = {ours / top:.3f} ({low:.2f} to {high:.2f}){missed}")
-            cells.append(f"{group.regret:.3f}{'' if group.regret <= 0.05 else ', missed'}")
-            lines.append(f"| {SHOWN[one.architecture]}, {group.title} | " + " | ".join(cells) + " |")
+        lines += [f"| {SHOWN[one.architecture]}, {group.title} | {' | '.join(cells(group))} |" for group in one.bars]
     return lines
 
 
-def ceilings_table(found: Sequence[Study]) -> list[str]:
+def bar_cells(group: Bar) -> list[str]:
+    """The two bars: the correlations as shares of their ceilings, and the regret."""
+    cells = []
+    for place in range(len(FIELDS)):
+        ours, top = group.ours[place], group.ceiling[place]
+        low, high = group.ratio_drawn[:, place]
+        missed = "" if ours / top >= 0.9 else ", missed"
+        cells.append(f"{ours:.2f} / {top:.2f} = {ours / top:.3f} ({low:.2f} to {high:.2f}){missed}")
+    return [*cells, f"{group.regret:.3f}{'' if group.regret <= 0.05 else ', missed'}"]
+
+
+def ceiling_cells(group: Bar) -> list[str]:
     """How wide the ceiling itself is."""
-    lines = ["| ceiling | Spearman, all | per rate | of the choice |", "|---|---|---|---|"]
-    for one in found:
-        for group in one.bars:
-            cells = []
-            for field in FIELDS:
-                place = Scores._fields.index(field)
-                low, high = group.ceiling_drawn[:, place]
-                cut = ", ".join(f"{value:.2f}" for value in sorted(top[place] for top in group.ceilings))
-                cells.append(f"{cut} ({low:.2f} to {high:.2f})")
-            lines.append(f"| {SHOWN[one.architecture]}, {group.title} | " + " | ".join(cells) + " |")
-    return lines
+    cells = []
+    for place in range(len(FIELDS)):
+        low, high = group.ceiling_drawn[:, place]
+        cut = ", ".join(f"{value:.2f}" for value in sorted(top[place] for top in group.ceilings))
+        cells.append(f"{cut} ({low:.2f} to {high:.2f})")
+    return cells
 
 
 def choices(found: Sequence[Study]) -> list[str]:
@@ -934,7 +931,7 @@ def page(
         "rates and train like `hold` or like the ramp that they wrap, to the bit; the second line of each leaves all but one "
         "of such a group out.",
         "",
-        *bars_table(found),
+        *group_table(found, "| | Spearman, all | per rate | of the choice | regret, nats |", bar_cells),
         "",
         *choices(found),
         "",
@@ -955,7 +952,7 @@ def page(
         "again, a seed that is drawn twice on one side only. The interval of a ratio above is over seeds and settings drawn "
         "again.",
         "",
-        *ceilings_table(found),
+        *group_table(found, "| ceiling | Spearman, all | per rate | of the choice |", ceiling_cells),
         "",
         "Limits: one small model, one text, runs of 300 steps, four judged seeds; rates within those of the calibration but "
         "for the highest (0.3 is reached there only by programs); no guard with probes or rollback, which plants cannot fly; "

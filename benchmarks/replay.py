@@ -24,7 +24,7 @@ import numpy as np
 
 from lbw_sim.guard import Guard, GuardSpec
 from lbw_sim.params import params_of
-from lbw_sim.replay import compiled, kernels
+from lbw_sim.replay import compiled, kernel_files, kernels
 from lbw_sim.replay.reference import decide
 
 ROWS = 20_000
@@ -89,8 +89,8 @@ class Lanes:
     def __init__(self, guards: Sequence[Guard], seen: np.ndarray[Any, Any], lanes: int, bare: bool = False) -> None:
         self.source = kernels.source(guards[0], lanes, rows=False)
         lanes = self.source.layout.lanes  # a guard with windows takes one at a time, whatever was asked for
-        self.kernel, self.seen = kernels.compiled(self.source.text), seen
-        self.extract = None if bare else kernels.compiled(kernels.extraction())
+        self.kernel, self.seen = kernel_files.compiled(self.source.text), seen
+        self.extract = None if bare else kernel_files.compiled(kernels.extraction())
         self.starts = [kernels.start(self.source.layout, guards[i : i + lanes]) for i in range(0, len(guards), lanes)]
         self.words = np.empty(lanes * -(-ROWS // kernels.WORD_ROWS))
         self.alarms = np.empty((lanes, compiled.MAX_ALARMS, 2), np.int64)

@@ -29,6 +29,7 @@ from lbw_sim.score import (
 )
 from lbw_sim.stress import FAULTS, METHODS, RunPlan, RunResult, fault, same_mean_lr, train
 from lbw_sim.trace import Trace, read_traces
+from lbw_sim.whole_file import write_whole
 
 CANDIDATES = ("default", "zscore", "cusum", "never")
 """Guard presets that are replayed; `never` is the control."""
@@ -109,8 +110,8 @@ def run(out: Path, progress: Progress) -> Demo:
     faults = [flight(result) for result in flown if result.plan.steps == FAULT_STEPS]
     draw(out / "figures", runs, flights, scores, grid, progress)
     chosen.save(out / "guard.toml")
-    summary = summarise(chosen, detection, len(runs), len(flights), verified_rows, grid, faults)
-    (out / "summary.md").write_text(summary, encoding="utf-8")
+    summary = summarise(chosen, detection, len(runs), verified_rows, grid, faults)
+    write_whole(out / "summary.md", summary)
     return Demo(chosen, detection, verified_rows, grid, faults, summary)
 
 
@@ -243,7 +244,6 @@ def summarise(
     chosen: GuardSpec,
     detection: Sequence[Mapping[str, object]],
     recorded_runs: int,
-    flown_runs: int,
     verified_rows: int,
     grid: Sequence[Flight],
     faults: Sequence[Flight],

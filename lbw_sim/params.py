@@ -34,6 +34,8 @@ class ParamInfo(NamedTuple):
     limit: bool = False
     """Evidence has to exceed it: with a larger value the rule alarms less. A sweep of all limits gives its curve of
     recall against false alarms."""
+    choice: bool = False
+    """Its numbers are names, and none is more or less of anything: a search leaves it as it is."""
 
     @property
     def integer(self) -> bool:
@@ -61,7 +63,15 @@ class ComponentMeta(NamedTuple):
 
 
 def param(
-    default: float, *, low: float, high: float, doc: str, unit: str = "", log: bool = False, limit: bool = False
+    default: float,
+    *,
+    low: float,
+    high: float,
+    doc: str,
+    unit: str = "",
+    log: bool = False,
+    limit: bool = False,
+    choice: bool = False,
 ) -> Any:  # Any: dataclass fields are typed by their annotation
     """Declare one parameter: its default, its inclusive range, its unit and its meaning.
 
@@ -69,7 +79,8 @@ def param(
     """
     if not (low <= default <= high):
         raise ValueError(f"default {default} is outside [{low}, {high}]")
-    return dataclasses.field(default=default, metadata={"param": ParamInfo(default, low, high, unit, doc, log, limit)})
+    info = ParamInfo(default, low, high, unit, doc, log, limit, choice)
+    return dataclasses.field(default=default, metadata={"param": info})
 
 
 def part(default_factory: Callable[..., Any], *, doc: str) -> Any:

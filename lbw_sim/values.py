@@ -185,11 +185,11 @@ class Decision(NamedTuple):
     def _repr_html_(self) -> str:
         """For notebooks: codes as words."""
         rows = [
-            ("regime", _name(Regime, self.regime)),
-            ("posture", _name(Posture, self.posture)),
+            ("regime", name_of(Regime, self.regime)),
+            ("posture", name_of(Posture, self.posture)),
             ("scale", f"{self.scale:g}"),
             ("control energy so far", f"{self.energy:g}"),
-            ("last word", _name(Reason, self.reason)),
+            ("last word", name_of(Reason, self.reason)),
         ]
         return facts("Decision", rows)
 
@@ -226,5 +226,10 @@ class Measured(NamedTuple):
     """1.0: damaged for good, whatever the learning rate does from here on. Never goes back to 0."""
 
 
-def _name(words: type[IntEnum], code: int) -> str:
+def name_of(words: type[IntEnum], code: int) -> str:
+    """The name of a code, in a file or from a component that nobody vouches for.
+
+    >>> name_of(Regime, 3), name_of(Regime, 77)
+    ('SPIKE', '77, which is none')
+    """
     return words(code).name if code in words._value2member_map_ else f"{code}, which is none"

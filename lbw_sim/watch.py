@@ -22,7 +22,7 @@ from rich.text import Text
 from lbw_sim.score import unsafe_rows
 from lbw_sim.trace.layout import journals_in, local_path, run_folder_name, run_id_of, segments_in
 from lbw_sim.trace.tail import Appended, RunTail
-from lbw_sim.values import UNSAFE_REGIMES, Posture, Reason, Regime
+from lbw_sim.values import UNSAFE_REGIMES, Posture, Reason, Regime, name_of
 from lbw_sim.wording import counted
 
 RECENT_ROWS = 300
@@ -129,7 +129,7 @@ class RunView:
         # the alarms that will be listed lie between the last edges
         for row in np.flatnonzero(edges)[-2 * LAST - 2 :].tolist():
             if edges[row] == 1:
-                self.alarms.append(SeenAlarm(int(steps[row]), None, _name(Regime, regimes[row])))
+                self.alarms.append(SeenAlarm(int(steps[row]), None, name_of(Regime, regimes[row])))
             elif self.alarms:
                 end = int(steps[row - 1]) if row else int(self.last["step"])
                 self.alarms[-1] = self.alarms[-1]._replace(end_step=end)
@@ -182,7 +182,7 @@ class RunView:
             "rows": self.rows,
             "steps_per_s": self.steps_per_s,
             "last": {
-                name: _name(names[name], self.last[name]) if name in names else self.last[name]
+                name: name_of(names[name], self.last[name]) if name in names else self.last[name]
                 for name in told
                 if self.last
             },
@@ -343,10 +343,3 @@ def _written_at(path: Path) -> float:
         return path.stat().st_mtime
     except OSError:
         return 0.0  # finished and taken away since it was listed
-
-
-def _name(names: Any, code: int) -> str:
-    try:
-        return str(names(int(code)).name)
-    except ValueError:
-        return str(code)

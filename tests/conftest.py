@@ -12,7 +12,7 @@ from collections.abc import Generator, Iterator
 
 import pytest
 
-from lbw_sim.replay import kernels
+from lbw_sim.replay import kernel_files
 
 # before torch is imported, here and in what tests start: two workers of two threads each on two cores wait for each
 # other at every operation, and small models took twenty times as long
@@ -65,6 +65,6 @@ def kernel_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "kernels"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LBW_CACHE", str(folder))
-        kernels.cache_folder.cache_clear()
+        kernel_files.cache_folder.cache_clear()
         yield
-    kernels.cache_folder.cache_clear()
+    kernel_files.cache_folder.cache_clear()

@@ -12,10 +12,11 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "lbw_sim"
 
 # the words that everybody speaks, and what is done with them along a recorded run
-WORDS = {"errors", "wording", "notebook", "ledger", "whole_file", "values", "params"}
+WORDS = {"errors", "wording", "notebook", "ledger", "whole_file", "cores", "values", "params"}
 RUNS = {"guard", "trace", "replay"}
 # what each part may import of this package (besides itself), lowest first
 MAY_IMPORT = {
+    "cores": set(),
     "errors": set(),
     "notebook": set(),
     "ledger": set(),
@@ -44,7 +45,7 @@ UPWARD = {
     "trace/store.py": {"lbw_sim.plots"},
 }
 HEAVY = {"torch": {"live", "stress"}, "matplotlib": {"plots"}}
-STANDARD_LIBRARY_ONLY = {"errors", "notebook", "ledger", "whole_file", "wording", "values", "params", "guard"}
+STANDARD_LIBRARY_ONLY = {"cores", "errors", "notebook", "ledger", "whole_file", "wording", "values", "params", "guard"}
 ALLOWED_BESIDES = {"guard": {"tomli_w"}}
 
 

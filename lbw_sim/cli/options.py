@@ -55,6 +55,23 @@ def load_guards(names: Iterable[str], plugins: Iterable[Path] | None) -> list[Gu
     return [GuardSpec.load(name) for name in names]
 
 
+def described(paths: Iterable[str]) -> tuple[list[Trace], list[TraceError]]:
+    """Every run at or below these paths or URIs, without its rows, and what is wrong with those that cannot be opened.
+
+    Raises TraceError when a path leads to no run.
+    """
+    from lbw_sim.trace import open_traces, read_trace
+
+    found: list[Trace] = []
+    broken: list[TraceError] = []
+    for path in paths:
+        here, faults = open_traces(path)
+        # a run's folder under another name, or nothing at all: then it says so
+        found += here if here or faults else [read_trace(path)]
+        broken += faults
+    return found, broken
+
+
 def load_traces(paths: Iterable[str], skip_broken: bool) -> list[Trace]:
     """Every run at or below these paths or URIs, with its rows.
 
@@ -69,7 +86,7 @@ def load_by_id(paths: Iterable[str], only: Iterable[str] | None, skip_broken: bo
 
     Raises TraceError; LbwError when two runs have one id, or when none has one of `only`.
     """
-    found, broken = _described(paths)
+    found, broken = described(paths)
     named: dict[str, Trace] = {}
     for trace in found:
         if trace.run_id in named:
@@ -86,11 +103,8 @@ def load_by_id(paths: Iterable[str], only: Iterable[str] | None, skip_broken: bo
 
 
 def open_all(paths: Iterable[str]) -> tuple[list[Trace], list[TraceError]]:
-    """Every run at or below these paths or URIs, with its rows, and what is wrong with those that cannot be read.
-
-    Raises TraceError when a path leads to no run.
-    """
-    return _whole(*_described(paths))
+    """As `described`, with the rows: a run whose rows cannot be read is among the broken ones."""
+    return _whole(*described(paths))
 
 
 def refusing(found: list[Trace], broken: Sequence[TraceError], skip_broken: bool) -> tuple[list[Trace], int]:
@@ -104,20 +118,6 @@ def refusing(found: list[Trace], broken: Sequence[TraceError], skip_broken: bool
     for fault in broken:
         print(f"left out: {fault}", file=sys.stderr)
     return found, len(broken)
-
-
-def _described(paths: Iterable[str]) -> tuple[list[Trace], list[TraceError]]:
-    """Without the rows."""
-    from lbw_sim.trace import open_traces, read_trace
-
-    found: list[Trace] = []
-    broken: list[TraceError] = []
-    for path in paths:
-        here, faults = open_traces(path)
-        # a run's folder under another name, or nothing at all: then it says so
-        found += here if here or faults else [read_trace(path)]
-        broken += faults
-    return found, broken
 
 
 def _whole(found: Sequence[Trace], broken: Sequence[TraceError]) -> tuple[list[Trace], list[TraceError]]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import typer
 
-from lbw_sim.cli.options import Json, Plugins, Traces, open_all, print_json, watched
-from lbw_sim.errors import VerifyError
+from lbw_sim.cli.options import Json, Plugins, Traces, described, print_json, watched
+from lbw_sim.errors import TraceError, VerifyError
 from lbw_sim.wording import counted
 
 
@@ -21,16 +21,18 @@ def verify(traces: Traces, plugin: Plugins = None, as_json: Json = False) -> Non
 
     for path in plugin or ():
         load_plugin(path)
-    found: list[Verified | VerifyError] = []
-    runs, broken = open_all([traces])
+    verified: list[Verified] = []
+    differing: list[str] = []
+    # without their rows, of which only some are held at a time
+    runs, broken = described([traces])
+    unreadable = [str(fault) for fault in broken]
     for trace in watched(runs, "verifying"):
         try:
-            found.append(verify_trace(trace))
+            verified.append(verify_trace(trace))
         except VerifyError as error:
-            found.append(error)
-    differing = [str(item) for item in found if isinstance(item, VerifyError)]
-    unreadable = [str(fault) for fault in broken]
-    verified = [item for item in found if isinstance(item, Verified)]
+            differing.append(str(error))
+        except TraceError as error:
+            unreadable.append(str(error))
     rows = sum(item.rows for item in verified)
     if as_json:
         print_json(

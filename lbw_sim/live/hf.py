@@ -25,6 +25,7 @@ from lbw_sim.guard import GuardSpec
 from lbw_sim.live.flight import Flight, Window, wrap_method
 from lbw_sim.live.live_guard import LiveGuard
 from lbw_sim.live.wrappers import plain_optimizers, refuse_deepspeed
+from lbw_sim.whole_file import write_whole
 
 logger = logging.getLogger("lbw_sim")
 
@@ -186,20 +187,13 @@ class TrainerGuard(TrainerCallback):  # type: ignore[misc]
         plain = {**memory, "guard": {**memory["guard"], "snapshots": {**snapshots, "ring": ""}}}
         try:
             if ring := snapshots.get("ring", b""):
-                self._write(folder / RING_FILE, ring)
+                write_whole(folder / RING_FILE, ring)
             else:
                 # another training's, in a folder that is used again
                 (folder / RING_FILE).unlink(missing_ok=True)
-            self._write(folder / STATE_FILE, json.dumps(plain).encode())
+            write_whole(folder / STATE_FILE, json.dumps(plain))
         except OSError as error:
             logger.warning("lbw-sim: the guard's memory could not be saved in %s: %s", folder, error)
-
-    @staticmethod
-    def _write(path: Path, content: bytes) -> None:
-        # by rename: a checkpoint has the whole file or none
-        partial = path.with_name(f"{path.name}.partial")
-        partial.write_bytes(content)
-        os.replace(partial, path)
 
     def _load(self, path: Path) -> dict[str, Any] | None:
         try:

@@ -30,7 +30,7 @@ _MEMORY_2 = ("memory.max", "memory.current")
 
 
 class Stateful(Protocol):
-    """A scheduler, gradient scaler, sampler or data loader that can go back."""
+    """What can go back: a model, optimizer, scheduler, gradient scaler, sampler or data loader."""
 
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state_dict: dict[str, Any], /) -> object: ...

@@ -17,6 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lbw_sim.errors import ScoreError
+from lbw_sim.whole_file import write_whole
 
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 YELLOW, BLUE, VERMILLION, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
@@ -117,14 +118,20 @@ def check_name(path: Path) -> None:
 
 
 def save(figure: Figure, path: str | Path, *, dots_per_inch: int = 150) -> Path:
-    """Write a figure; the suffix says how: .png, .svg or .pdf. Makes the folder. Raises ScoreError."""
+    """Write a figure, whole or not at all, as the suffix says: .png, .svg or .pdf. Makes the folder.
+
+    Raises ScoreError.
+    """
     path = Path(path)
     check_name(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(path.suffix.lower())
+        kind = path.suffix.lower()
+        metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(kind)
+        drawn = io.BytesIO()
         with same_bytes():
-            figure.savefig(path, dpi=dots_per_inch, metadata=metadata)
+            figure.savefig(drawn, format=kind[1:], dpi=dots_per_inch, metadata=metadata)
+        write_whole(path, drawn.getvalue())
     except OSError as error:
         raise ScoreError(f"cannot write the figure {path}: {error}") from None
     return path

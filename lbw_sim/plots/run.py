@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
@@ -16,67 +15,46 @@ from lbw_sim.errors import ScoreError, unknown_name
 from lbw_sim.plots.canvas import (
     BLACK,
     BLUE,
-    CALM,
-    GREEN,
     GREY,
-    LANE,
     LONGEST_NARROW_NAME,
-    ORANGE,
-    PALE,
     PHONE_WIDTH,
-    PURPLE,
-    SKY,
     TEXT,
     VERMILLION,
     WIDTH,
-    YELLOW,
     Picture,
     dress,
     narrow,
     plain,
-    short,
 )  # fmt: skip
 from lbw_sim.plots.loss_axis import LossAxis, loss_axis, median_rows, running_median, set_loss_axis
-from lbw_sim.plots.thinning import BUCKETS, NARROW_BUCKETS, apart, changes, merge_spans, thin_rows
-from lbw_sim.score.detection import JudgedAlarm, find_alarms, score_regimes, unsafe_rows
+from lbw_sim.plots.thinning import BUCKETS, NARROW_BUCKETS, apart, changes, thin_rows
+from lbw_sim.plots.timeline import (
+    LONGEST_NAME,
+    REGIME_COLOURS,
+    Lane,
+    act_lanes,
+    alarm_lanes,
+    draw_lanes,
+    fill,
+    label_lanes,
+    mark_lanes,
+    regime_lanes,
+    row_ends,
+    words,
+)  # fmt: skip
+from lbw_sim.score.detection import score_regimes
 from lbw_sim.trace import Trace
 from lbw_sim.trace.labels import EVENT_KINDS, Label
 from lbw_sim.trace.parquet import final_rows
-from lbw_sim.values import Posture, Regime
+from lbw_sim.values import Regime
 from lbw_sim.wording import counted
 
 Values = NDArray[np.float64]
 
-REGIME_COLOURS = {
-    Regime.WARMUP: PALE,
-    Regime.STABLE: CALM,
-    Regime.STRESSED: YELLOW,
-    Regime.SPIKE: VERMILLION,
-    Regime.OSCILLATION: PURPLE,
-    Regime.DIVERGING: BLUE,
-    Regime.PLATEAU: ORANGE,
-    Regime.RECOVERY: SKY,
-    Regime.NONFINITE: BLACK,
-}
-"""Second to position: every regime has its own named lane."""
-
 COLUMNS = (
     "step", "loss", "lr", "effective_lr", "nonfinite", "regime", "posture", "scale", "energy", "skipped", "event",
 )  # fmt: skip
-LONGEST_NAME = 32
 MODES = ("active", "shadow")
-
-
-class Lane(NamedTuple):
-    """One line of the timeline."""
-
-    name: str
-    note: str
-    """Shown at the right: how many, or the share of rows."""
-    spans: tuple[tuple[float, float], ...]
-    """(from, to) in steps; a span of one row reaches to the next row."""
-    colour: str
-    hollow: bool = False
 
 
 class EventMark(NamedTuple):
@@ -187,7 +165,7 @@ def run_info(
     axis = loss_axis([every_loss])
     scale, lr = np.asarray(columns["scale"], dtype=float), np.asarray(columns["lr"], dtype=float)
     starts = np.flatnonzero(np.diff(regimes, prepend=-1))
-    after = _row_ends(steps)
+    after = row_ends(steps)
     bands = tuple(
         (int(regimes[first]), float(steps[first]), float(after[last]))
         for first, last in zip(starts, [*(starts[1:] - 1), len(steps) - 1], strict=True)
@@ -207,16 +185,16 @@ def run_info(
         given_up=tuple(given_up),
         bands=bands,
         events=tuple(
-            EventMark(_words(label.kind), float(label.start_step), float(label.end_step), label.confidence == "low")
+            EventMark(words(label.kind), float(label.start_step), float(label.end_step), label.confidence == "low")
             for label in sorted(labels, key=lambda label: (label.start_step, label.end_step))
             if label.kind in EVENT_KINDS
         ),
         lanes=(
-            *_label_lanes(labels),
-            *_mark_lanes(steps, after, columns["event"]),
-            *_alarm_lanes(steps, after, alarms, judged=judge and bool(labels), regimes=regimes),
-            *_regime_lanes(bands, regimes),
-            *_act_lanes(columns, steps, after, mode),
+            *label_lanes(labels),
+            *mark_lanes(steps, after, columns["event"]),
+            *alarm_lanes(steps, after, alarms, judged=judge and bool(labels), regimes=regimes),
+            *regime_lanes(bands, regimes),
+            *act_lanes(columns, steps, after, mode),
             *_rollback_lanes(given_up),
         ),
         scale=scale,
@@ -276,7 +254,7 @@ def run_figure(
     for (_, draw), ax in zip(panels, axes, strict=True):
         draw(info, ax)
     axes[-1].set_xlabel("step", fontsize=TEXT)
-    ends = [_row_ends(steps)[-1] for steps in (info.steps, *(stretch.steps for stretch in info.given_up))]
+    ends = [row_ends(steps)[-1] for steps in (info.steps, *(stretch.steps for stretch in info.given_up))]
     axes[-1].set_xlim(float(info.steps[0]), float(max(ends)))
     return figure
 
@@ -294,7 +272,7 @@ def draw_loss(info: RunInfo, ax: Axes) -> None:
     for regime, colour in REGIME_COLOURS.items():
         spans = [(start, end) for code, start, end in info.bands if code == regime]
         if spans and regime != Regime.STABLE:
-            _fill(ax, spans, 0.0, 1.0, colour, _hair(info, ax), alpha=0.22, whole_height=True)
+            fill(ax, spans, 0.0, 1.0, colour, _hair(info, ax), alpha=0.22, whole_height=True)
     buckets = NARROW_BUCKETS if narrow(ax) else BUCKETS
     rows = thin_rows(info.loss, buckets)
     ax.plot(info.steps[rows], info.loss[rows], color=GREY, linewidth=0.6, alpha=0.6, label="loss")
@@ -343,23 +321,6 @@ def draw_timeline(info: RunInfo, ax: Axes) -> None:
 def draw_rules(info: RunInfo, ax: Axes) -> None:
     """One line per other guard: when it would have been in alarm."""
     draw_lanes(info.rules, ax, _hair(info, ax))
-
-
-def draw_lanes(lanes: Sequence[Lane], ax: Axes, hair: float) -> None:
-    """One named line each. `hair`: steps too few to be seen apart."""
-    dress(ax)
-    ax.grid(False, axis="y")
-    ax.set_ylim(len(lanes) - 0.4, -0.6)
-    longest = LONGEST_NARROW_NAME if narrow(ax) else LONGEST_NAME
-    ax.set_yticks(range(len(lanes)), [plain(short(lane.name, longest)) for lane in lanes], fontsize=TEXT - 1)
-    ax.tick_params(axis="y", length=0)
-    for place, lane in enumerate(lanes):
-        ax.axhline(place, color=LANE, linewidth=0.6, zorder=0)
-        _fill(ax, lane.spans, place - 0.34, place + 0.34, lane.colour, hair, hollow=lane.hollow)
-        ax.annotate(
-            lane.note, (1.0, place), xycoords=ax.get_yaxis_transform(), xytext=(4, 0), textcoords="offset points",
-            fontsize=TEXT - 1, va="center", color=GREY, annotation_clip=False,
-        )  # fmt: skip
 
 
 def draw_scale(info: RunInfo, ax: Axes) -> None:
@@ -415,86 +376,9 @@ def _wide(ax: Axes) -> bool:
     return bool(ax.figure.get_size_inches()[0] >= WIDTH)  # type: ignore[union-attr]
 
 
-def _row_ends(steps: NDArray[Any]) -> NDArray[Any]:
-    """The step to which each row reaches: the next row's; the last row is as long as the median one."""
-    usual = float(np.median(np.diff(steps))) if len(steps) > 1 else 1.0
-    return np.append(steps[1:], steps[-1] + usual)
-
-
-def _words(name: str) -> str:
-    return name.lower().replace("_", " ")
-
-
-def _label_lanes(labels: tuple[Label, ...]) -> list[Lane]:
-    lanes: list[Lane] = []
-    kinds = sorted({label.kind for label in labels}, key=lambda kind: (kind not in EVENT_KINDS, kind))
-    for kind in kinds:
-        for low in (False, True):
-            mine = [label for label in labels if label.kind == kind and (label.confidence == "low") == low]
-            if mine:
-                event = kind in EVENT_KINDS
-                spans = tuple((float(label.start_step), float(label.end_step)) for label in mine)
-                name = f"label: {_words(kind)}" + (", unsure" if low else "")
-                lanes.append(Lane(name, f"{len(mine)}", spans, BLACK if event else GREY, hollow=low))
-    return lanes
-
-
-def _mark_lanes(steps: NDArray[Any], after: NDArray[Any], events: NDArray[Any]) -> list[Lane]:
-    """Injected faults and marks that the run itself recorded."""
-    texts = np.asarray(events).astype(str)
-    return [
-        Lane(f"marked: {name}", f"{len(rows)}", _spans_of(texts == name, steps, after), PURPLE)
-        for name in sorted(set(texts.tolist()) - {""})
-        if len(rows := np.flatnonzero(texts == name))
-    ]
-
-
-def _alarm_lanes(
-    steps: NDArray[Any], after: NDArray[Any], alarms: Iterable[JudgedAlarm], *, judged: bool, regimes: NDArray[Any]
-) -> list[Lane]:  # fmt: skip
-    """Alarms from start to end, by verdict."""
-    if not judged:
-        found = find_alarms(unsafe_rows(regimes))
-        spans = tuple((float(steps[a.start_row]), float(after[a.end_row])) for a in found)
-        return [Lane("alarm", f"{len(spans)}", spans, VERMILLION)] if spans else []
-    lanes: list[Lane] = []
-    looks = {"event": ("alarm: on event", GREEN), "ignored": ("alarm: on unsure event", GREY)}
-    looks |= {"baited": ("alarm: baited", ORANGE), "false": ("alarm: false", VERMILLION)}
-    alarms = tuple(alarms)
-    for verdict, (name, colour) in looks.items():
-        spans = tuple((float(steps[a.start_row]), float(after[a.end_row])) for a in alarms if a.verdict == verdict)
-        if spans:
-            lanes.append(Lane(name, f"{len(spans)}", spans, colour))
-    return lanes
-
-
-def _regime_lanes(bands: tuple[tuple[int, float, float], ...], regimes: NDArray[Any]) -> list[Lane]:
-    lanes: list[Lane] = []
-    for regime, colour in REGIME_COLOURS.items():
-        spans = tuple((start, end) for code, start, end in bands if code == regime)
-        if spans:
-            share = float(np.mean(regimes == regime))
-            lanes.append(Lane(f"regime: {_words(regime.name)}", f"{share:.1%}", spans, colour))
-    return lanes
-
-
-def _act_lanes(
-    columns: Mapping[str, NDArray[Any]], steps: NDArray[Any], after: NDArray[Any], mode: str
-) -> list[Lane]:  # fmt: skip
-    """Skips that the guard granted; in shadow mode rollbacks, too, of which none was done."""
-    asked, shadow = np.asarray(columns["posture"]), mode == "shadow"
-    lanes = [("skip, not applied" if shadow else "skip", asked == Posture.SKIP)]
-    lanes += [("rollback, not applied", asked == Posture.ROLLBACK)] * shadow
-    return [
-        Lane(name, f"{int(mask.sum())}", _spans_of(mask, steps, after), VERMILLION, hollow=shadow)
-        for name, mask in lanes
-        if mask.any()
-    ]
-
-
 def _rollback_lanes(given_up: Sequence[GivenUp]) -> list[Lane]:
     """From the step that each rollback went back to, to the one that it came from."""
-    spans = tuple((float(stretch.steps[0]), float(_row_ends(stretch.steps)[-1])) for stretch in given_up)
+    spans = tuple((float(stretch.steps[0]), float(row_ends(stretch.steps)[-1])) for stretch in given_up)
     return [Lane("rollback", f"{len(spans)}", spans, VERMILLION)] if spans else []
 
 
@@ -502,28 +386,6 @@ def _finite(loss: NDArray[Any]) -> Values:
     """With nan in the place of infinity."""
     values = np.asarray(loss, dtype=float)
     return np.where(np.isinf(values), np.nan, values)
-
-
-def _spans_of(mask: NDArray[np.bool_], steps: NDArray[Any], after: NDArray[Any]) -> tuple[tuple[float, float], ...]:
-    return tuple((float(steps[run.start_row]), float(after[run.end_row])) for run in find_alarms(mask))
-
-
-def _fill(
-    ax: Axes, spans: Iterable[tuple[float, float]], low: float, high: float, colour: str, hair: float, *,
-    hollow: bool = False, alpha: float = 1.0, whole_height: bool = False,
-) -> None:  # fmt: skip
-    """Boxes over spans of steps, never thinner than a hair: one row in 20,000 must still be seen."""
-    boxes = PolyCollection(
-        [[(start, low), (end, low), (end, high), (start, high)] for start, end in merge_spans(spans, hair)],
-        facecolors="none" if hollow else colour,
-        edgecolors=colour,
-        linewidths=0.8,
-        alpha=alpha,
-        zorder=0.5 if whole_height else 2.0,
-    )
-    if whole_height:
-        boxes.set_transform(ax.get_xaxis_transform())
-    ax.add_collection(boxes, autolim=False)
 
 
 def _name_events(info: RunInfo, ax: Axes) -> None:

@@ -14,17 +14,18 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from lbw_sim.cores import usable_cores
 from lbw_sim.guard import GuardSpec
-from lbw_sim.replay import kernels
+from lbw_sim.replay import kernel_files, kernels
 from lbw_sim.replay.compiled import LANES
-from lbw_sim.replay.inlining import CannotInline
+from lbw_sim.replay.symbolic import CannotInline
 
 WORTH_A_PROCESS = 4
 """Kernels below which a second process is not started: it takes as long as one of them to start."""
 _PROGRAM = """\
 import json, sys
-from lbw_sim.replay.inlining import CannotInline
-from lbw_sim.replay.kernels import compiled
+from lbw_sim.replay.symbolic import CannotInline
+from lbw_sim.replay.kernel_files import compiled
 for text in json.load(sys.stdin):
     try:
         compiled(text)
@@ -42,8 +43,8 @@ def compile_ahead(
     `progress` hears of kernels done and in all. Raises SpecError when a component is not installed.
     """
     texts = [kernels.extraction(), *(text for specs, rows in groups for text in kernel_texts(specs, rows=rows))]
-    missing = [text for text in dict.fromkeys(texts) if not kernels.kernel_file(text).exists()]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    missing = [text for text in dict.fromkeys(texts) if not kernel_files.kernel_file(text).exists()]
+    cores = usable_cores()
     if len(missing) < WORTH_A_PROCESS or cores < 2:
         return 0
     count = min(cores, len(missing) // 2)

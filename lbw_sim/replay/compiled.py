@@ -6,7 +6,6 @@ compiled form, or a step at which Python would raise, goes through the reference
 
 from __future__ import annotations
 
-import os
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,13 +16,15 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from lbw_sim.cores import usable_cores
 from lbw_sim.guard import Guard, GuardSpec
 from lbw_sim.notebook import grid, warned
-from lbw_sim.replay import kernels
-from lbw_sim.replay.inlining import CannotInline
-from lbw_sim.replay.reference import DECIDED, alarm_rows, decide
+from lbw_sim.replay import kernel_files, kernels
+from lbw_sim.replay.reference import DECIDED, decide
+from lbw_sim.replay.symbolic import CannotInline
 from lbw_sim.trace import Trace
-from lbw_sim.values import UNSAFE_REGIMES, Posture
+from lbw_sim.trace.alarms import stretches, unsafe_rows
+from lbw_sim.values import Posture
 from lbw_sim.wording import counted
 
 Engine = Literal["auto", "compiled", "python"]
@@ -146,7 +147,7 @@ def replay_many(
         if progress is not None:
             progress(done, total)
 
-    count = threads if threads is not None else len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    count = usable_cores() if threads is None else threads
     stop = threading.Event()
     pool = ThreadPoolExecutor(count) if count > 1 else None
     try:
@@ -204,8 +205,8 @@ def _chunks(guards: Sequence[Guard], row_count: int, rows: bool, engine: Engine)
             try:
                 source = _source(guard, LANES if len(members) > 1 else 1, rows)
                 # now, so that no two threads do it
-                kernels.compiled(source.text)
-                kernels.compiled(kernels.extraction())
+                kernel_files.compiled(source.text)
+                kernel_files.compiled(kernels.extraction())
             except (CannotInline, OSError) as reason:
                 source = None
                 warnings.warn(f"replayed in plain Python: {reason}", CompileWarning, stacklevel=4)
@@ -319,7 +320,7 @@ def _compiled(
     assert chunk.start is not None
     guards, layout, row_count = chunk.guards, chunk.source.layout, seen.shape[1] - 1
     lanes = layout.lanes
-    kernel, extract = kernels.compiled(chunk.source.text), kernels.compiled(kernels.extraction())
+    kernel, extract = kernel_files.compiled(chunk.source.text), kernel_files.compiled(kernels.extraction())
     buffer, win, place = chunk.start.buffer.copy(), chunk.start.win.copy(), chunk.start.place.copy()
     block = min(BLOCK_ROWS, row_count)
     words = np.empty(lanes * -(-block // kernels.WORD_ROWS))
@@ -387,8 +388,8 @@ def _reference(guard: Guard, columns: Columns, rows: bool, max_alarms: int) -> _
         for name, values in zip(DECIDED, decisions or [()] * len(DECIDED), strict=True)
     }
     regime, posture, scale = arrays["regime"], arrays["posture"], arrays["scale"]
-    unsafe = np.isin(regime, [int(r) for r in UNSAFE_REGIMES])
-    alarms = alarm_rows(regime)
+    unsafe = unsafe_rows(regime)
+    alarms = stretches(unsafe)
     counted = {
         "first_regime": float(regime[alarms[0, 0]]) if len(alarms) else -1.0,
         "switches": float((regime[1:] != regime[:-1]).sum()),

@@ -17,7 +17,8 @@ from lbw_sim.errors import ChannelError
 from lbw_sim.guard import GuardSpec
 from lbw_sim.replay.compiled import replay_many
 from lbw_sim.trace import Trace
-from lbw_sim.values import UNSAFE_REGIMES, Regime
+from lbw_sim.trace.alarms import unsafe_rows
+from lbw_sim.values import Regime
 from lbw_sim.wording import counted
 
 GAP_ROWS = 10
@@ -109,7 +110,6 @@ def _episodes(
     if not len(rows):
         return (), 0
     cuts = np.flatnonzero(np.diff(rows) > gap_rows + 1) + 1
-    unsafe = [int(regime) for regime in UNSAFE_REGIMES]
     episodes = []
     for mine in np.split(rows, cuts):
         acts = bool((differs["posture"] | differs["scale"])[mine].any())
@@ -124,7 +124,7 @@ def _episodes(
             Episode(
                 first, last, int(steps[first]), int(steps[last]), len(mine), kind, (names(a), names(b)),
                 (float(a["scale"][here].min()), float(b["scale"][here].min())),
-                (int(np.isin(a["regime"][here], unsafe).sum()), int(np.isin(b["regime"][here], unsafe).sum())),
+                (int(unsafe_rows(a["regime"][here]).sum()), int(unsafe_rows(b["regime"][here]).sum())),
             )
         )  # fmt: skip
     return tuple(episodes), len(rows)

@@ -16,13 +16,12 @@ from numpy.typing import NDArray
 from lbw_sim.guard import Guard, GuardSpec
 from lbw_sim.notebook import grid, warned
 from lbw_sim.trace import Trace
-from lbw_sim.values import UNSAFE_REGIMES, Decision, Regime, Telemetry
+from lbw_sim.trace.alarms import stretches, unsafe_rows
+from lbw_sim.values import Decision, Regime, Telemetry
 from lbw_sim.wording import counted
 
 DECIDED = ("regime", "posture", "scale", "energy", "reason")
 """The columns that a guard's decision fills, in the order of `Decision`."""
-
-
 MOST_SHOWN = 20
 """Alarms that a notebook lists."""
 
@@ -42,7 +41,7 @@ class Replay(NamedTuple):
     @property
     def alarms(self) -> list[tuple[int, int]]:
         """(first row, last row) of each run of rows in an unsafe regime, in order."""
-        return [(int(first), int(last)) for first, last in alarm_rows(self.columns["regime"])]
+        return [(first, last) for first, last in stretches(unsafe_rows(self.columns["regime"])).tolist()]
 
     def _repr_html_(self) -> str:
         """For notebooks: the alarms, in steps."""
@@ -54,17 +53,6 @@ class Replay(NamedTuple):
         rows = [(steps[first], steps[last], Regime(int(regimes[first])).name) for first, last in found[:MOST_SHOWN]]
         more = [("…", f"{len(found) - MOST_SHOWN} more", "")] if len(found) > MOST_SHOWN else []
         return grid(title, ["from step", "to step", "began as"], [*rows, *more]) + warned(self.limitations)
-
-
-def alarm_rows(regimes: NDArray[np.generic]) -> NDArray[np.int64]:
-    """(first row, last row) of each run of unsafe rows, from the `Regime` code of every row.
-
-    >>> alarm_rows(np.array([1, 3, 3, 1, 8])).tolist()
-    [[1, 2], [4, 4]]
-    """
-    unsafe = np.isin(regimes, [int(regime) for regime in UNSAFE_REGIMES])
-    edges = np.diff(unsafe.astype(np.int8), prepend=0, append=0)
-    return np.stack([np.flatnonzero(edges == 1), np.flatnonzero(edges == -1) - 1], axis=1).astype(np.int64)
 
 
 def telemetry_rows(

@@ -7,18 +7,18 @@ changed by accident; it is no signature: who rewrites a whole trace consistently
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 from lbw_sim.errors import ComponentError, VerifyError
 from lbw_sim.guard import state_from_data
 from lbw_sim.replay.reference import DECIDED, telemetry_rows
 from lbw_sim.trace import Segment, Trace
+from lbw_sim.trace.parquet import ENUMS, to_numpy
 from lbw_sim.trace.schema import SCALER_OVERFLOW
-from lbw_sim.values import Decision, Posture, Reason, Regime
+from lbw_sim.values import Decision, Posture, Reason, Telemetry, name_of
 
-_ENUMS = {"regime": Regime, "posture": Posture, "reason": Reason}
-_GROUNDED = (Reason.GUARD_FAULT, Reason.RECORDER_FAULT)
+_GROUNDED = frozenset({Reason.GUARD_FAULT, Reason.RECORDER_FAULT})
 
 
 class Verified(NamedTuple):
@@ -67,56 +67,80 @@ def _verify_segment(run_id: str, segment: Segment) -> tuple[int, int]:
             before = state_from_data(guard.not_yet, meta.guard_state["before"])
     except (ComponentError, KeyError, TypeError) as error:
         raise VerifyError(f"{where}: the guard state that it starts from cannot be read: {error}") from None
-    columns = segment.to_numpy()
-    recorded = zip(*(columns[name].tolist() for name in DECIDED), strict=True)
-    applied = zip(
-        *(columns[name].tolist() for name in ("effective_lr", "skipped", "rolled_back_to", "event")), strict=True
-    )
     grounded = 0
-    for row, (now, decided, (effective_lr, skipped, rolled_back_to, event)) in enumerate(
-        zip(telemetry_rows(columns, guard.extra_channels), recorded, applied, strict=True)
-    ):
-        at = f"{where} row {row} (step {now.step})"
-        if decided[4] in _GROUNDED:
+    for row, (now, decided, done) in enumerate(_rows(segment, guard.extra_channels)):
+        fault = ""
+        if decided.reason in _GROUNDED:
             grounded += 1
-            if decided[1] != Posture.HOLD or decided[2] != 1.0:
-                raise VerifyError(
-                    f"{at}: the guard was grounded, and yet {_named(dict(zip(DECIDED, decided, strict=True)))}"
-                )
+            if decided.posture != Posture.HOLD or decided.scale != 1.0:
+                fault = f"the guard was grounded, and yet {_named(decided, DECIDED)}"
         elif grounded:
-            raise VerifyError(f"{at}: the guard decides again after it was grounded at row {row - grounded}")
+            fault = f"the guard decides again after it was grounded at row {row - grounded}"
         else:
             state, decision = guard.step(state, guard.seen(now, before))
-            _compare(at, decided, decision)
+            fault = _difference(decided, decision)
         before = now
-        acts = meta.mode == "active" and not grounded
-        rolls_back = acts and decided[1] == Posture.ROLLBACK
-        if rolled_back_to >= 0 and not rolls_back:
-            raise VerifyError(f"{at}: went back to step {rolled_back_to}, which its guard did not decide")
-        # a step that the gradient scaler dropped was dropped whatever the guard decided; a rollback drops its own
-        skips = (
-            event == SCALER_OVERFLOW or (acts and decided[1] == Posture.SKIP) or (rolls_back and rolled_back_to >= 0)
-        )
-        if meta.mode == "shadow":
-            if skipped != skips:
-                raise VerifyError(f"{at}: an update was skipped, and a guard in shadow mode never skips one")
-            continue
-        expected = 0.0 if skips else now.lr * decided[2]
-        if skipped != skips or not _same(effective_lr, expected):
-            raise VerifyError(
-                f"{at}: recorded effective_lr={effective_lr!r}, skipped={skipped}; a guard that decided this and acts "
-                f"makes it effective_lr={expected!r}, skipped={skips}"
-            )
-    return len(columns["step"]), grounded
+        fault = fault or _disobedience(now.lr, decided, done, meta.mode, acts=meta.mode == "active" and not grounded)
+        if fault:
+            raise VerifyError(f"{where} row {row} (step {now.step}): {fault}")
+    return segment.rows, grounded
 
 
-def _compare(at: str, recorded: tuple[Any, ...], decision: Decision) -> None:
-    if all(_same(a, b) for a, b in zip(recorded, decision[:5], strict=True)):
-        return
-    wrong = [name for name, a, b in zip(DECIDED, recorded, decision[:5], strict=True) if not _same(a, b)]
-    was = _named({name: value for name, value in zip(DECIDED, recorded, strict=True) if name in wrong})
-    now = _named({name: value for name, value in zip(DECIDED, decision[:5], strict=True) if name in wrong})
-    raise VerifyError(f"{at}: recorded {was}; the recorded guard decides {now} on the recorded telemetry")
+class _Done(NamedTuple):
+    """What the run really did at one row."""
+
+    effective_lr: float
+    skipped: bool
+    rolled_back_to: int
+    event: str
+
+
+def _rows(segment: Segment, extra_channels: Sequence[str]) -> Iterator[tuple[Telemetry, Decision, _Done]]:
+    """What was seen, decided and done, row by row; as many rows are held as one of the segment's parts has."""
+    for part in segment.parts():
+        columns = to_numpy(part)
+        decided = map(Decision, *(columns[name].tolist() for name in DECIDED))
+        done = map(_Done, *(columns[name].tolist() for name in _Done._fields))
+        yield from zip(telemetry_rows(columns, extra_channels), decided, done, strict=True)
+
+
+def _difference(recorded: Decision, decision: Decision) -> str:
+    """How the recorded decision differs from the guard's; empty: not at all."""
+    # the others are whole numbers
+    if (
+        _same(recorded.scale, decision.scale)
+        and _same(recorded.energy, decision.energy)
+        and recorded[:2] == decision[:2]
+        and recorded.reason == decision.reason
+    ):
+        return ""
+    wrong = [name for name in DECIDED if not _same(getattr(recorded, name), getattr(decision, name))]
+    return (
+        f"recorded {_named(recorded, wrong)}; the recorded guard decides {_named(decision, wrong)} on the recorded "
+        "telemetry"
+    )
+
+
+def _disobedience(lr: float, decided: Decision, done: _Done, mode: str, *, acts: bool) -> str:
+    """What was done that was not decided, or the reverse; empty: nothing. `acts`: whether decisions are carried out."""
+    rolls_back = acts and decided.posture == Posture.ROLLBACK
+    if done.rolled_back_to >= 0 and not rolls_back:
+        return f"went back to step {done.rolled_back_to}, which its guard did not decide"
+    # a step that the gradient scaler dropped was dropped whatever the guard decided; a rollback drops its own
+    skips = (
+        done.event == SCALER_OVERFLOW
+        or (acts and decided.posture == Posture.SKIP)
+        or (rolls_back and done.rolled_back_to >= 0)
+    )
+    if mode == "shadow":
+        return "" if done.skipped == skips else "an update was skipped, and a guard in shadow mode never skips one"
+    expected = 0.0 if skips else lr * decided.scale
+    if done.skipped == skips and _same(done.effective_lr, expected):
+        return ""
+    return (
+        f"recorded effective_lr={done.effective_lr!r}, skipped={done.skipped}; a guard that decided this and acts "
+        f"makes it effective_lr={expected!r}, skipped={skips}"
+    )
 
 
 def _same(a: float, b: float) -> bool:
@@ -124,7 +148,9 @@ def _same(a: float, b: float) -> bool:
     return (a == b and math.copysign(1.0, a) == math.copysign(1.0, b)) or (a != a and b != b)
 
 
-def _named(values: Mapping[str, Any]) -> str:
-    return ", ".join(
-        f"{name}={_ENUMS[name](value).name if name in _ENUMS else repr(value)}" for name, value in values.items()
-    )
+def _named(decision: Decision, names: Iterable[str]) -> str:
+    def shown(name: str) -> str:
+        value = getattr(decision, name)
+        return name_of(ENUMS[name], value) if name in ENUMS else repr(value)
+
+    return ", ".join(f"{name}={shown(name)}" for name in names)

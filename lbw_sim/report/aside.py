@@ -7,13 +7,14 @@ not been tried; what stands on the page does not depend on it.
 from __future__ import annotations
 
 import contextlib
-import os
 import pickle
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from typing import Any
+
+from lbw_sim.cores import usable_cores
 
 FEWEST_SECTIONS = 6
 FEWEST_ROWS = 100_000
@@ -63,5 +64,4 @@ class Aside:
 def worth_it(sections: int, rows: int) -> bool:
     """Whether drawing so many sections of runs with so many rows in all takes longer than starting a process, and there
     is a core for it."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return sections >= FEWEST_SECTIONS and rows >= FEWEST_ROWS and cores > 1
+    return sections >= FEWEST_SECTIONS and rows >= FEWEST_ROWS and usable_cores() > 1

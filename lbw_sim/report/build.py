@@ -33,7 +33,7 @@ from lbw_sim.plots import (
     stamp_figure,
     stamp_info,
 )
-from lbw_sim.report import sections
+from lbw_sim.report import blocks, sections
 from lbw_sim.report.aside import Aside, worth_it
 from lbw_sim.report.findings import Columns, Progress, RunFindings, examine
 from lbw_sim.report.html import Child, Html, element, joined
@@ -143,7 +143,7 @@ def _build(traces: Sequence[Trace], options: ReportOptions, tell: Progress, stac
             )
             parts += [
                 element("h2", "Losses over each other", id="losses"),
-                sections.figure(svg, "Running medians, and below the scale.", "wide", narrow),
+                blocks.figure(svg, "Running medians, and below the scale.", "wide", narrow),
             ]
     parts += _grids(traces, runs, options)
     told = dataclasses.replace(options, rules={}, sweeps={})  # what a section needs of them
@@ -155,7 +155,7 @@ def _build(traces: Sequence[Trace], options: ReportOptions, tell: Progress, stac
     parts += _sections(tasks, aside, tell)
     if len(runs) > 1:
         parts.insert(1, _contents(anchors, parts))
-    parts.append(_foot(runs, detailed, stamps, options))
+    parts.append(_foot(runs, detailed, options))
     return Report(page_of(_title(runs, options), parts), tuple(runs), tuple(detailed))
 
 
@@ -200,7 +200,7 @@ def _head(runs: Sequence[RunFindings], options: ReportOptions) -> Html:
     labels = sum(len(run.labels) for run in runs)
     guards = " and ".join(sorted({sections.guard_words(run) for run in runs})[:4])
     facts = (
-        f"{sections.count(len(runs), 'run')} · {sections.count(rows, 'row')} · {sections.count(labels, 'label')} · "
+        f"{blocks.count(len(runs), 'run')} · {blocks.count(rows, 'row')} · {blocks.count(labels, 'label')} · "
         f"guard: {guards}"
     )
     return joined([element("h1", _title(runs, options)), element("p", facts, class_="quiet")])
@@ -267,7 +267,7 @@ def _overview(
                     "run without labels counts as one without events.",
                     class_="quiet",
                 ),
-                sections.figure(svg, "Event recall against false alarms, as replayed.", "middle", narrow),
+                blocks.figure(svg, "Event recall against false alarms, as replayed.", "middle", narrow),
             ]
     return parts
 
@@ -301,7 +301,7 @@ def _grids(traces: Sequence[Trace], runs: Sequence[RunFindings], options: Report
             ]
         names = sorted({(run.method, run.peak_lr, run.seed) for run in mine})
         title = architecture or "All runs"
-        parts += [element("h3", f"{title}: {sections.count(len(mine), 'run')}"), sections.grid_table(mine)]
+        parts += [element("h3", f"{title}: {blocks.count(len(mine), 'run')}"), sections.grid_table(mine)]
         if len(names) < len(mine):
             parts.append(element("p", "Not drawn: some of these runs share method, learning rate and seed."))
             continue
@@ -316,7 +316,7 @@ def _grids(traces: Sequence[Trace], runs: Sequence[RunFindings], options: Report
             initial_loss=float(np.median(starts)) if starts else math.nan,
         )
         svg, narrow = _drawn(draw, 7.2, f"g{number}", f"final loss against learning rate, {title}")
-        parts.append(sections.figure(svg, "Dashed: the median of the losses at the start.", "wide", narrow))
+        parts.append(blocks.figure(svg, "Dashed: the median of the losses at the start.", "wide", narrow))
     return parts
 
 
@@ -368,7 +368,7 @@ def _run_section(
         info = moment_info(columns, moment.first_row, moment.last_row, run.labels, alarm=moment.alarm, signal=signal)
         start, end = int(columns["step"][moment.first_row]), int(columns["step"][moment.last_row])
         svg = inline_svg(moment_figure(info), f"{anchor}-m{place}", f"loss around steps {start} to {end}")
-        boxes.append(sections.moment_box(moment, told, run, Html(svg), start, end))
+        boxes.append(sections.moment_box(moment, told, Html(svg), start, end))
     every = len(run.score.alarms) + run.missed
     close = None
     if boxes:
@@ -378,7 +378,7 @@ def _run_section(
         )
         close = joined(
             [
-                element("h3", f"What the guard saw: {len(boxes)} of {sections.count(every, 'moment')}"),
+                element("h3", f"What the guard saw: {len(boxes)} of {blocks.count(every, 'moment')}"),
                 element("p", blind, class_="quiet") if sight is None else None,
                 element("div", boxes, class_="moments"),
             ]
@@ -389,7 +389,7 @@ def _run_section(
         sections.run_summary(run),
         sections.warnings_of(run),
         sections.run_cards(run),
-        sections.figure(drawn, caption, "wide", narrow),
+        blocks.figure(drawn, caption, "wide", narrow),
         close,
         element("details", element("summary", "What each rule would have said"), sections.rules_table(run))
         if run.rules or run.refused
@@ -413,14 +413,12 @@ def _shown(run: RunFindings, options: ReportOptions, traces: Sequence[Trace]) ->
     return trace.meta.spec
 
 
-def _foot(
-    runs: Sequence[RunFindings], detailed: Sequence[str], stamps: Mapping[str, Html], options: ReportOptions
-) -> Html:
+def _foot(runs: Sequence[RunFindings], detailed: Sequence[str], options: ReportOptions) -> Html:
     said = []
     if options.passed_over:
-        said.append(f"{sections.count(options.passed_over, 'file')} could not be imported and stand nowhere here.")
+        said.append(f"{blocks.count(options.passed_over, 'file')} could not be imported and stand nowhere here.")
     if options.left_out:
-        said.append(f"{sections.count(options.left_out, 'run')} could not be read and stand nowhere here.")
+        said.append(f"{blocks.count(options.left_out, 'run')} could not be read and stand nowhere here.")
     if len(detailed) < len(runs):
         said.append(
             f"{len(detailed)} of {len(runs):,} runs have a section of their own: those with the most to see (values "

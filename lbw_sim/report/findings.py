@@ -26,6 +26,7 @@ from lbw_sim.report.vitals import Vitals, vitals
 from lbw_sim.score import RunScore, find_alarms, match, unsafe_rows
 from lbw_sim.score.control import ControlSummary, control_summary
 from lbw_sim.trace import Label, SegmentMeta, Trace
+from lbw_sim.trace.alarms import stretches
 from lbw_sim.trace.ancestry import Ancestry
 from lbw_sim.trace.limitations import limitations
 from lbw_sim.trace.scrub import KEPT
@@ -349,7 +350,7 @@ def _budgets(meta: SegmentMeta, spec: GuardSpec | None, columns: Columns, everyt
         return float(np.max(total - np.where(before >= 0, total[before], 0.0)))
 
     def longest(mask: NDArray[Any]) -> float:
-        return float(max((last - first + 1 for first, last in find_alarms(mask)), default=0))
+        return float(max((last - first + 1 for first, last in stretches(mask).tolist()), default=0))
 
     def refused(*reasons: Reason) -> int:
         return int(np.isin(reason, [int(r) for r in reasons]).sum())

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from lbw_sim.report.findings import RunFindings
 from lbw_sim.report.sight import Sight
-from lbw_sim.values import Reason, Regime
+from lbw_sim.values import Reason, Regime, name_of
 
 OFFSETS = (-2, -1, 0, 1, 2, 5)
 """Rows of the table, counted from where the moment begins."""
@@ -95,7 +95,7 @@ def numbers(moment: Moment, columns: Mapping[str, NDArray[Any]], sight: Sight | 
     rows: list[tuple[int, tuple[float | str, ...]]] = []
     for offset in OFFSETS:
         if 0 <= (at := row + offset) < len(columns["step"]):
-            reason = Reason(int(columns["reason"][at])).name.lower().replace("_", " ")
-            regime = Regime(int(columns["regime"][at])).name.lower()
+            reason = name_of(Reason, int(columns["reason"][at])).lower().replace("_", " ")
+            regime = name_of(Regime, int(columns["regime"][at])).lower()
             rows.append((offset, (*(float(values[at]) for values in shown.values()), regime, reason)))
     return Numbers((*shown, "regime", "last word"), tuple(rows), deciding, evidence)

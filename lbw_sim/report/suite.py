@@ -13,9 +13,9 @@ import lbw_sim
 from lbw_sim.errors import ScoreError
 from lbw_sim.plots import Picture, inline_svg
 from lbw_sim.plots.suite import ranks_figure, sensitivity_figure
+from lbw_sim.report.blocks import figure, table
 from lbw_sim.report.build import page_of
 from lbw_sim.report.html import Child, Html, element
-from lbw_sim.report.sections import figure, table
 from lbw_sim.score.stress_judgement import Judgement, judge
 from lbw_sim.score.stress_page import Section, markdown_page, page
 from lbw_sim.score.stress_results import Suite

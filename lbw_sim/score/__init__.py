@@ -13,7 +13,6 @@ from lbw_sim.score.detection import (
     pooled,
     random_alarms,
     score_regimes,
-    unsafe_rows,
 )
 from lbw_sim.score.table import (
     CONTROL_COLUMNS,
@@ -26,6 +25,7 @@ from lbw_sim.score.table import (
     markdown,
     rich_table,
 )
+from lbw_sim.trace.alarms import unsafe_rows
 
 __all__ = [
     "CONTROL_COLUMNS",

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lbw_sim.errors import ScoreError
-from lbw_sim.score.detection import unsafe_rows
+from lbw_sim.trace.alarms import unsafe_rows
 
 
 class ControlSummary(NamedTuple):

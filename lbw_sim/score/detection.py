@@ -28,8 +28,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from lbw_sim.errors import ScoreError, unknown_name
 from lbw_sim.score.range_measures import RangeMeasures, range_measures
+from lbw_sim.trace.alarms import stretches, unsafe_rows
 from lbw_sim.trace.labels import CONFIDENCES, EVENT_KINDS, KINDS, Label
-from lbw_sim.values import UNSAFE_REGIMES, nan
+from lbw_sim.values import nan
 
 FALSE_ALARM_BUDGET_PER_10K = 1.0
 """The operating point at which guards are compared: false alarms per 10,000 clean rows."""
@@ -171,20 +172,13 @@ class RunScore(NamedTuple):
     """nan unless asked for: they cost twice as much as all the rest."""
 
 
-def unsafe_rows(regimes: ArrayLike) -> NDArray[np.bool_]:
-    """Which rows are in stress mode. `regimes`: one `Regime` code per row."""
-    return np.isin(np.asarray(regimes), [int(regime) for regime in UNSAFE_REGIMES])
-
-
 def find_alarms(unsafe: ArrayLike) -> list[Alarm]:
     """The runs of rows that are marked, in order: of unsafe rows the alarms.
 
     >>> find_alarms([False, True, True, False, True])
     [Alarm(start_row=1, end_row=2), Alarm(start_row=4, end_row=4)]
     """
-    edges = np.diff(np.asarray(unsafe, dtype=np.int8), prepend=0, append=0)
-    starts, ends = np.flatnonzero(edges == 1), np.flatnonzero(edges == -1) - 1
-    return [Alarm(int(start), int(end)) for start, end in zip(starts, ends, strict=True)]
+    return [Alarm(first, last) for first, last in stretches(unsafe).tolist()]
 
 
 class Span(NamedTuple):

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lbw_sim.errors import ScoreError
-from lbw_sim.score.detection import find_alarms
+from lbw_sim.trace.alarms import stretches
 from lbw_sim.trace.labels import Label
 from lbw_sim.wording import counted
 
@@ -78,7 +78,7 @@ def propose(steps: ArrayLike, loss: ArrayLike) -> tuple[Label, ...]:
     labels = [
         Label(int(steps[start]), int(steps[end]), "nonfinite", "high", "hindsight", int(steps[start]),
               f"{counted(end - start + 1, 'row')} without a finite loss")
-        for start, end in find_alarms(~finite)
+        for start, end in stretches(~finite).tolist()
     ]  # fmt: skip
     kept = np.flatnonzero(finite)
     if len(kept) >= LEAST_ROWS:
@@ -133,7 +133,7 @@ def _excursions(height: Floats, stride: float) -> Iterator[_Found]:
     tail = float(np.quantile(np.maximum(-height, 0.0), 0.999))
     peak_sd = max(PEAK_SD, TAIL_FACTOR * tail)
     lasting = _running_median(height, 2)
-    for start, end in find_alarms(_bridged(height > RETURN_SD)):
+    for start, end in stretches(_bridged(height > RETURN_SD)).tolist():
         inside = height[start : end + 1]
         top, held = float(inside.max()), float(lasting[start : end + 1].max())
         strong = np.flatnonzero(inside > max(LASTING_SD, 0.2 * min(top, 5 * peak_sd)))
@@ -165,7 +165,7 @@ def _overshoots(loss: Floats, noise: Floats, stride: float) -> Iterator[_Found]:
     before = np.concatenate([np.full(2 * BASELINE_HALF_ROWS, np.inf), level])
     best = np.lib.stride_tricks.sliding_window_view(before, 2 * BASELINE_HALF_ROWS + 1).min(axis=1)
     rise = (level - best) / noise
-    for start, end in find_alarms(rise > RETURN_SD):
+    for start, end in stretches(rise > RETURN_SD).tolist():
         top = float(rise[start : end + 1].max())
         if top < PEAK_SD or (end - start + 1) * stride < SPIKE_STEPS:
             continue
@@ -185,7 +185,7 @@ def _divergences(loss: Floats, noise: Floats) -> list[_Found]:
     least = max(STAYS_SD, 1.0 + 5.0 / np.sqrt(2 * half + 1))
     rise, at_once = (_rise(_running_median(loss, reach), noise) for reach in (half, 2))
     found = []
-    for start, end in find_alarms(rise > 0.5 * STAYS_SD):
+    for start, end in stretches(rise > 0.5 * STAYS_SD).tolist():
         rows = end - start + 1
         to_end = end >= len(loss) - 1 - half
         held = float(np.median(rise[start : end + 1]))

@@ -15,6 +15,7 @@ import numpy as np
 from lbw_sim.score.learning_rates import GridRun, lr_sensitivity
 from lbw_sim.score.significance import Estimate, Ranks, mean_estimate, rank_methods, sign_flip_p
 from lbw_sim.score.stress_results import BASELINE, CONTROLS, Suite, SuiteRun, rates_of, seeds_of
+from lbw_sim.values import nan
 
 BEST_RATE = "adamw at its best learning rate"
 """The control that is no run of its own: what choosing the learning rate by hand would have given."""
@@ -29,7 +30,6 @@ FROM = 0.3
 learning rate can do anything for one that is too low."""
 HIGH = (10.0, 100.0)
 """Multiples of the best learning rate, both inclusive, that are called far too high."""
-nan = math.nan
 
 
 class Bars(NamedTuple):

@@ -25,9 +25,9 @@ from lbw_sim.score.stress_judgement import (
 from lbw_sim.score.stress_results import BASELINE, CONTROLS, SuiteRun, WorkloadFacts, rates_of, seeds_of
 from lbw_sim.score.stress_words import control_name, interval, sentences, verdict
 from lbw_sim.score.table import Column, markdown, shown
+from lbw_sim.values import nan
 from lbw_sim.wording import counted
 
-nan = math.nan
 Row = dict[str, object]
 SHOWN_FACTORS = (1.0, 10.0, 100.0)
 """Multiples of the reference learning rate that the short form of the last table shows, the nearest of the grid."""

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from lbw_sim.errors import SimulateError, unknown_name
 from lbw_sim.params import ParamInfo, params_of
-from lbw_sim.replay import kernels
-from lbw_sim.replay.inlining import CannotInline
+from lbw_sim.replay import kernel_files, kernels
+from lbw_sim.replay.symbolic import CannotInline
 from lbw_sim.simulate.loop import Playback, PlaybackInputs
 from lbw_sim.simulate.rollout import loop_kernel
 from lbw_sim.simulate.spec import FittedRange, PlantSpec, RunError
@@ -95,7 +95,7 @@ def playback(plants: Sequence[Any], record: Record) -> NDArray[np.float64]:
     subjects = [Playback(plant=plant) for plant in plants]
     try:
         source = loop_kernel(subjects[0], PlaybackInputs, (), {"expected_loss": "float64"}, LANES)
-        kernel = kernels.compiled(source.text)
+        kernel = kernel_files.compiled(source.text)
     except (CannotInline, OSError):
         for place, subject in enumerate(subjects):
             found[place] = _plain(subject, record)

@@ -7,7 +7,6 @@ fitted on. All guards and plants of one seed meet the same noise, so that their 
 
 from __future__ import annotations
 
-import os
 import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -18,12 +17,14 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from lbw_sim.cores import usable_cores
 from lbw_sim.errors import SimulateError
 from lbw_sim.guard import GuardSpec
 from lbw_sim.params import meta
-from lbw_sim.replay import kernels
+from lbw_sim.replay import kernel_files, kernels
 from lbw_sim.replay.compiled import CompileWarning
-from lbw_sim.replay.inlining import CannotInline
+from lbw_sim.replay.step import numbers_of
+from lbw_sim.replay.symbolic import CannotInline
 from lbw_sim.simulate.loop import ENDED, Loop, Playback, StepInputs, StepOutputs
 from lbw_sim.simulate.spec import PlantSpec
 
@@ -170,7 +171,7 @@ def rollouts(
             if progress is not None:
                 progress(done, total)
 
-    count = threads if threads is not None else len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    count = usable_cores() if threads is None else threads
     try:
         if count > 1 and len(chunks) > 1:
             with ThreadPoolExecutor(count) as pool:
@@ -221,7 +222,7 @@ def loop_kernel(
     parts = [kernels.class_tree(subject.plant)]
     if isinstance(subject, Loop):
         parts.append(kernels.structure(subject.guard))
-    key = (type(subject), *parts, tuple(kernels.numbers_of(subject.init())), tuple(outputs), lanes)
+    key = (type(subject), *parts, tuple(numbers_of(subject.init())), tuple(outputs), lanes)
     if key not in _sources:
         _sources[key] = kernels.loop_source(subject, inputs, results, outputs, lanes)
     return _sources[key]
@@ -260,7 +261,7 @@ def _chunks(
                 source = loop_kernel(
                     first_loop, StepInputs, RESULTS, _ROWS if rows else {}, LANES if len(members) > 1 else 1
                 )
-                kernels.compiled(source.text)
+                kernel_files.compiled(source.text)
             except (CannotInline, OSError) as reason:
                 source = None
                 warnings.warn(f"simulated in plain Python: {reason}", CompileWarning, stacklevel=3)
@@ -278,7 +279,7 @@ def _fly(
     if chunk.source is None:
         return [_reference(*one, rows) for one in handed]
     layout, lanes = chunk.source.layout, chunk.source.layout.lanes
-    kernel = kernels.compiled(chunk.source.text)
+    kernel = kernel_files.compiled(chunk.source.text)
     start = kernels.start(layout, [one[0] for one in handed])
     steps = len(handed[0][1])
     outputs = [np.empty(steps * lanes, kind) for kind in (_ROWS.values() if rows else ())]

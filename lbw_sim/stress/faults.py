@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import nan
 
 from lbw_sim.errors import StressError, unknown_name
 from lbw_sim.trace.labels import Label
+from lbw_sim.values import nan
 
 AFTERMATH_STEPS = 40
 """How long after the last injected step an alarm still belongs to the fault: damage outlives its cause, and the loss

@@ -26,10 +26,11 @@ from lbw_sim.stress.fleet import add_noise
 from lbw_sim.stress.leg import Leg
 from lbw_sim.stress.method import Fitting, Workplace
 from lbw_sim.stress.plan import FlightPlan, RunPlan
-from lbw_sim.stress.workload import Facts, Session, Workload
+from lbw_sim.stress.workload import Session, Workload
 from lbw_sim.stress.workloads import workload
 from lbw_sim.trace.labels import write_labels
 from lbw_sim.trace.layout import run_folder_name
+from lbw_sim.trace.provenance import Provenance
 from lbw_sim.values import UNSAFE_REGIMES, Decision
 
 MEASURE_EVERY, SPAN = 5, 10
@@ -71,7 +72,7 @@ class Flown(NamedTuple):
     """Of the training loop, guard and probes included; building the model and validating are not in it."""
     cpu_s: float
     """Of this process, over the same part."""
-    facts: Facts
+    facts: Provenance
     """What the workload says of its data and weights."""
     weights: Tensor
     """The last ones that were trained; [1, trained parameters], or [1, 0] when there are more than a million."""
@@ -255,9 +256,9 @@ class _Flight:
         )
         self.folder = folder
 
-    def _provenance(self) -> Facts:
+    def _provenance(self) -> Provenance:
         plan = self.plan
-        facts: Facts = {
+        facts: Provenance = {
             "host": None,
             "workload": plan.workload,
             # the name under which reports group runs over learning rates

@@ -21,14 +21,13 @@ from lbw_sim.errors import StressError
 from lbw_sim.stress.corpus import VALIDATION_SHARE, corpus
 from lbw_sim.stress.faults import Fault
 from lbw_sim.stress.text import CANARY_SEED
-from lbw_sim.stress.workload import Facts, Setting
+from lbw_sim.stress.workload import Setting
+from lbw_sim.trace.provenance import Provenance
 
 Tokens = npt.NDArray[np.int32]
 """A hundred million of them are kept from run to run."""
 
 WIKITEXT = ("Salesforce/wikitext", "wikitext-103-raw-v1")
-BYTES = 256
-"""Ids that a text without a tokenizer uses: its bytes in UTF-8."""
 
 LORA_RANK, LORA_ALPHA = 16, 32
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -137,7 +136,7 @@ class _Text(NamedTuple):
     train: Tokens
     validation: Tokens
     unit: str
-    facts: Facts
+    facts: Provenance
 
 
 class HuggingFaceSession:
@@ -157,7 +156,7 @@ class HuggingFaceSession:
         self.unit = text.unit
         self.tokens_per_step = wanted.batch * wanted.context
         self.model: nn.Module = _model(wanted, setting, random)
-        self.facts: Facts = {
+        self.facts: Provenance = {
             **text.facts,
             "weights": "random" if random else wanted.repository,
             "lora": f"rank {LORA_RANK}, alpha {LORA_ALPHA}, on {', '.join(LORA_TARGETS)}" if wanted.lora else None,
@@ -285,7 +284,7 @@ def _text(wanted: LanguageModel, setting: Setting) -> _Text:
     else:
         ids = np.array(tokenizer(text)["input_ids"], dtype=np.int32)
     cut = int(len(ids) * (1.0 - VALIDATION_SHARE))
-    facts: Facts = {"text": setting.data.name, "tokenizer": "bytes" if tokenizer is None else wanted.repository}
+    facts: Provenance = {"text": setting.data.name, "tokenizer": "bytes" if tokenizer is None else wanted.repository}
     return _Text(ids[:cut], ids[cut:], "byte" if tokenizer is None else "token", facts)
 
 
@@ -315,7 +314,7 @@ def _wikitext(repository: str, source: tuple[str, ...]) -> _Text:
     if tokenizer is None:
         raise StressError(f"the tokenizer of {repository} cannot be had; a text of your own (--data FILE) needs none")
     found = {name: _tokens(splits[name], tokenizer) for name in ("train", "validation")}
-    facts: Facts = {"text": "/".join(source), "tokenizer": repository}
+    facts: Provenance = {"text": "/".join(source), "tokenizer": repository}
     return _Text(found["train"], found["validation"], "token", facts)
 
 

@@ -8,21 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 
 from lbw_sim.errors import StressError
 from lbw_sim.guard import GuardSpec
 from lbw_sim.live import LiveGuard, Snapshots, attach
+from lbw_sim.live.snapshots import Stateful
 from lbw_sim.trace.ancestry import Ancestry
-
-
-class Stateful(Protocol):
-    """Model, optimizer, schedule, data loader: whatever a checkpoint holds."""
-
-    def state_dict(self) -> Any: ...
-    def load_state_dict(self, state: Any, /) -> Any: ...
 
 
 class Leg:

@@ -10,7 +10,8 @@ from lbw_sim.errors import StressError
 from lbw_sim.stress.faults import Fault
 from lbw_sim.stress.shapes import SHAPES, Classes, Pictures, pictures
 from lbw_sim.stress.text import CANARY_SEED
-from lbw_sim.stress.workload import Facts, Setting
+from lbw_sim.stress.workload import Setting
+from lbw_sim.trace.provenance import Provenance
 
 BATCH = 64
 VALIDATION_BATCHES, VALIDATION_BATCH = 4, 256
@@ -32,7 +33,7 @@ class PictureSession:
         if setting.data is not None:
             raise StressError(f"{name} draws its own pictures: it cannot train on {setting.data}")
         self.model = model
-        self.facts: Facts = {"text": None, "images": "eight noisy shapes"}
+        self.facts: Provenance = {"text": None, "images": "eight noisy shapes"}
         self._name, self._seed = name, setting.seed
 
     def batch(self, step: int, fault: Fault | None = None) -> Pair:

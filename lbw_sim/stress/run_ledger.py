@@ -11,6 +11,7 @@ from typing import Any
 
 from lbw_sim.errors import StressError
 from lbw_sim.ledger import add_line, read_lines
+from lbw_sim.trace.journal import lock
 
 LEDGER = "runs.ledger"
 
@@ -54,16 +55,7 @@ class Ledger:
         except OSError as error:
             raise StressError(f"cannot write the ledger {self.path}: {error}") from None
         with file:
-            _lock(file.fileno(), self.path.parent)
+            # where there are no locks, nothing keeps two apart
+            if lock(file.fileno()) is False:
+                raise StressError(f"another lbw stress is at work in {self.path.parent}; give this one another folder")
             yield
-
-
-def _lock(number: int, folder: Path) -> None:
-    try:
-        import fcntl
-    except ModuleNotFoundError:  # not on this system: nothing keeps two apart
-        return
-    try:
-        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        raise StressError(f"another lbw stress is at work in {folder}; give this one another folder") from None

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lbw_sim.stress.corpus import Codes, Corpus, corpus, random_labels, training_windows, validation_windows
 from lbw_sim.stress.faults import Fault
-from lbw_sim.stress.workload import Facts
+from lbw_sim.trace.provenance import Provenance
 
 CANARY_SEED = 10_000
 """Added to a run's seed for its canary batch, which is drawn from the same text."""
@@ -29,7 +29,7 @@ class ByteText:
         self._seed, self._batch, self._context, self._device = seed, batch, context, device
 
     @property
-    def facts(self) -> Facts:
+    def facts(self) -> Provenance:
         """Name and digest of the text."""
         return {"text": self.text.name, "text_digest": self.text.digest}
 
@@ -67,11 +67,11 @@ class TextSession:
 
     unit = "byte"
 
-    def __init__(self, model: nn.Module, text: ByteText, tokens_per_step: int, facts: Facts | None = None) -> None:
+    def __init__(self, model: nn.Module, text: ByteText, tokens_per_step: int, facts: Provenance | None = None) -> None:
         self.model = model
         self.tokens_per_step = tokens_per_step
         self._text = text
-        self.facts: Facts = {**text.facts, **(facts or {})}
+        self.facts: Provenance = {**text.facts, **(facts or {})}
 
     def batch(self, step: int, fault: Fault | None = None) -> Pair:
         """See `Session`."""

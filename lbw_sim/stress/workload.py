@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from lbw_sim.errors import StressError
 from lbw_sim.stress.faults import Fault
-
-Facts = dict[str, str | int | float | None]
+from lbw_sim.trace.provenance import Provenance
 
 
 class Setting(NamedTuple):
@@ -39,7 +38,7 @@ class Session(Protocol):
     tokens_per_step: int
     unit: str
     """What is counted: `byte`, `token` or `image`."""
-    facts: Facts
+    facts: Provenance
     """For the provenance of a trace: text and its digest, where the weights come from."""
 
     def batch(self, step: int, fault: Fault | None = None) -> Any:

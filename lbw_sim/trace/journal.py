@@ -62,15 +62,18 @@ def encode_header(description: dict[str, Any]) -> bytes:
     return head + _CRC.pack(crc32(head))
 
 
-def lock(fd: int, *, wait: bool = False) -> bool:
-    """Take the exclusive lock by which a writer shows that it lives. False: somebody has it, or none can be had."""
+def lock(fd: int, *, wait: bool = False) -> bool | None:
+    """Take the exclusive lock by which a writer shows that it lives. False: somebody has it; None: this system, or the
+    file system, has no locks."""
     if fcntl is None:
-        return False
+        return None
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except OSError as error:
-        if isinstance(error, BlockingIOError) or error.errno in _NO_LOCKS:
+        if isinstance(error, BlockingIOError):
             return False
+        if error.errno in _NO_LOCKS:
+            return None
         raise
     return True
 
@@ -190,7 +193,7 @@ class JournalReader:
         self.meta: SegmentMeta = check_description(self.description, where)
 
     def chunks(self) -> Iterator[NDArray[np.void]]:
-        """Good rows in order, as structured arrays of up to some 100,000; then `damage` says how it ended.
+        """Good rows in order, as structured arrays of `rows_at_once`; then `damage` says how it ended.
 
         Called again, it goes on after the last good row with what was appended since.
         """
@@ -200,7 +203,7 @@ class JournalReader:
         dtype = np.dtype(row_fields(self.meta.extra_channels))
         size = dtype.itemsize
         body = size - _CRC.size
-        at_once = max(1, min(_CHUNK_ROWS, _CHUNK_BYTES // size))
+        at_once = rows_at_once(size)
         self._file.seek(self._start + self.rows * size)
         while True:
             data = _read(self._file, at_once * size)
@@ -224,6 +227,11 @@ class JournalReader:
                 if torn := len(data) - whole * size:
                     self.damage = Damage(self.rows, None, torn)
                 return
+
+
+def rows_at_once(row_bytes: int) -> int:
+    """How many rows are read at a time: some 100,000, fewer where they are wide, so that memory stays bounded."""
+    return max(1, min(_CHUNK_ROWS, _CHUNK_BYTES // row_bytes))
 
 
 def parse_description(text: bytes, where: str) -> Any:

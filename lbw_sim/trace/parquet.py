@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from lbw_sim.errors import TraceError
-from lbw_sim.trace.journal import parse_description
+from lbw_sim.trace.journal import parse_description, rows_at_once
 from lbw_sim.trace.schema import (
     MAX_META_BYTES,
     MAX_SEGMENT_ROWS,
@@ -173,41 +173,56 @@ def read_meta(file: IO[bytes], where: str) -> tuple[SegmentMeta, int]:
     return _check(_open(file, where), where)
 
 
-def read_rows(file: IO[bytes], where: str) -> pa.Table:
-    """All rows of a finished segment, checked. Raises TraceError."""
+def read_rows(file: IO[bytes], where: str) -> Iterator[pa.Table]:
+    """The rows of a finished segment in order, `rows_at_once` of them, checked. Raises TraceError."""
     found = _open(file, where)
     meta, _ = _check(found, where)
-    schema = arrow_schema(meta.extra_channels)
+    return checked(_read(found, meta.extra_channels, where), where)
+
+
+def _read(found: Any, extra_channels: Sequence[str], where: str) -> Iterator[pa.Table]:
+    schema = arrow_schema(extra_channels)
+    at_once = rows_at_once(np.dtype(row_fields(extra_channels)).itemsize)
     try:
-        table = found.read(columns=schema.names)
-        holes = [name for name in schema.names if table[name].null_count]
-        if holes:
-            raise TraceError(f"{where}: nulls in column {', '.join(holes)}; a trace writes nan for 'not measured'")
-        table = table.select(schema.names).cast(schema)
+        for batch in found.iter_batches(at_once, columns=schema.names):
+            table = pa.Table.from_batches([batch])
+            holes = [name for name in schema.names if table[name].null_count]
+            if holes:
+                raise TraceError(f"{where}: nulls in column {', '.join(holes)}; a trace writes nan for 'not measured'")
+            yield table.select(schema.names).cast(schema)
     except _READ_ERRORS as error:
         raise TraceError(f"{where}: rows cannot be read: {_one_line(error)}") from None
-    check_rows(table, where)
-    return table
 
 
-def check_rows(table: pa.Table, where: str) -> None:
-    """Refuse steps that do not rise within an attempt, and enumeration names that do not exist. Raises TraceError."""
-    step, attempt = table["step"].to_numpy(), table["attempt"].to_numpy()
-    fewer = attempt[1:] < attempt[:-1]
-    back = (attempt[1:] == attempt[:-1]) & (step[1:] <= step[:-1])
-    if len(bad := np.flatnonzero(fewer | back)):
-        row = int(bad[0]) + 1
-        what = "attempt" if fewer[row - 1] else "step"
-        values = (attempt if fewer[row - 1] else step)[row - 1 : row + 1].tolist()
-        raise TraceError(
-            f"{where} row {row}: {what} goes {values[0]} -> {values[1]}"
-            + ("; attempts never go down" if what == "attempt" else " within one attempt; steps always rise")
-        )
-    for name in ENUMS:
-        try:
-            codes(table[name], name)
-        except TraceError as error:
-            raise TraceError(f"{where}: {error}") from None
+def checked(tables: Iterable[pa.Table], where: str) -> Iterator[pa.Table]:
+    """The same tables, which follow on each other.
+
+    Refuses steps that do not rise within an attempt, and enumeration names that do not exist. Raises TraceError.
+    """
+    step = attempt = np.empty(0, np.int64)
+    first = 0
+    for table in tables:
+        # behind the last row of the table before
+        first -= len(step)
+        step = np.concatenate([step, table["step"].to_numpy()])
+        attempt = np.concatenate([attempt, table["attempt"].to_numpy()])
+        fewer = attempt[1:] < attempt[:-1]
+        back = (attempt[1:] == attempt[:-1]) & (step[1:] <= step[:-1])
+        if len(bad := np.flatnonzero(fewer | back)):
+            at = int(bad[0])
+            what, values = ("attempt", attempt) if fewer[at] else ("step", step)
+            raise TraceError(
+                f"{where} row {first + at + 1}: {what} goes {values[at]} -> {values[at + 1]}"
+                + ("; attempts never go down" if what == "attempt" else " within one attempt; steps always rise")
+            )
+        for name in ENUMS:
+            try:
+                codes(table[name], name)
+            except TraceError as error:
+                raise TraceError(f"{where}: {error}") from None
+        first += len(step)
+        step, attempt = step[-1:], attempt[-1:]
+        yield table
 
 
 def _open(file: IO[bytes], where: str) -> Any:
@@ -286,7 +301,7 @@ def select(table: pa.Table, keep: NDArray[np.bool_]) -> pa.Table:
 
 
 def checksums(table: pa.Table, extra_channels: Sequence[str], seed: int) -> NDArray[np.uint32]:
-    """What the `crc32` column of these rows, the first of which is row 0, has to be."""
+    """What the `crc32` column of these rows has to be. `seed`: of the checksum of the first of them."""
     arrays = to_numpy(table)
     rows = np.zeros(len(table), np.dtype(row_fields(extra_channels)))
     for name in rows.dtype.names or ():

@@ -66,7 +66,7 @@ def scrub(trace: Trace, out: str | Path, *, keep: Iterable[str] = ()) -> Scrubbe
             removed |= dict.fromkeys(key for key in meta.provenance if key not in provenance)
             description = _description(meta, provenance)
             check_description(description, f"run {trace.run_id!r}")
-            parquet.write_tables([segment.table], description, meta.extra_channels, folder / segment_name(meta.segment))
+            parquet.write_tables(segment.parts(), description, meta.extra_channels, folder / segment_name(meta.segment))
             rows += segment.rows
         if trace.labels:
             write_labels(folder, [_plain(label) for label in trace.labels])

@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -46,12 +46,16 @@ class Segment:
     meta: SegmentMeta
     rows: int
     """How many; known without loading them."""
-    _load: Callable[[], pa.Table]
+    _parts: Callable[[], Iterator[pa.Table]]
+
+    def parts(self) -> Iterator[pa.Table]:
+        """The rows in the order of recording, some 100,000 at a time, for runs too long to hold. Raises TraceError."""
+        return self._parts()
 
     @cached_property
     def table(self) -> pa.Table:
         """Every row in the order of recording. Raises TraceError."""
-        return self._load()
+        return parquet.concat(self.parts(), self.meta.extra_channels)
 
     def to_numpy(self) -> dict[str, NDArray[Any]]:
         """Column -> array, as `Trace.to_numpy` does. Raises TraceError."""
@@ -59,8 +63,13 @@ class Segment:
 
     def damaged_rows(self) -> list[int]:
         """Rows that are no longer what was written when the step was taken, by their checksums. Raises TraceError."""
-        wanted = parquet.checksums(self.table, self.meta.extra_channels, self.meta.crc32_seed)
-        return [int(row) for row in np.flatnonzero(wanted != self.table["crc32"].to_numpy())]
+        damaged: list[int] = []
+        first = 0
+        for part in self.parts():
+            wanted = parquet.checksums(part, self.meta.extra_channels, self.meta.crc32_seed + first)
+            damaged += (first + np.flatnonzero(wanted != part["crc32"].to_numpy())).tolist()
+            first += len(part)
+        return damaged
 
     def __repr__(self) -> str:
         return f"<Segment {self.meta.segment} of {self.meta.run_id}: {counted(self.rows, 'row')}, {self.meta.ended}>"
@@ -333,13 +342,13 @@ def _read_file(place: Place) -> Segment:
         return _read_journal(place)
     with place.open() as file:
         meta, rows = parquet.read_meta(file, str(place))
-    return Segment(meta, rows, partial(_load, place))
+    return Segment(meta, rows, partial(_parts, place))
 
 
-def _load(place: Place) -> pa.Table:
+def _parts(place: Place) -> Iterator[pa.Table]:
     try:
         with place.open() as file:
-            return parquet.read_rows(file, str(place))
+            yield from parquet.read_rows(file, str(place))
     except FileNotFoundError:
         raise TraceError(f"{place}: was there and is gone") from None
 
@@ -351,13 +360,12 @@ def _read_journal(place: Place) -> Segment:
             reader = JournalReader(file, str(place))
             extra = reader.meta.extra_channels
             schema = parquet.arrow_schema(extra)
-            tables = [parquet.rows_to_table(rows, schema, extra) for rows in reader.chunks()]
+            found = (parquet.rows_to_table(rows, schema, extra) for rows in reader.chunks())
+            tables = list(parquet.checked(found, str(place)))
     except FileNotFoundError:
         raise
     except OSError as error:
         raise TraceError(f"{place}: cannot be read: {error}") from None
     if reader.damage is not None and reader.damage.bad_row is not None:
         warnings.warn(f"{place}: {reader.damage}", TraceWarning, stacklevel=2)
-    table = parquet.concat(tables, extra)
-    parquet.check_rows(table, str(place))
-    return Segment(dataclasses.replace(reader.meta, damage=reader.damage), reader.rows, lambda: table)
+    return Segment(dataclasses.replace(reader.meta, damage=reader.damage), reader.rows, lambda: iter(tables))

@@ -124,11 +124,11 @@ class RunTail:
         if self._reader is None:
             meta, _ = parquet.read_meta(self._file, str(self.folder / segment_name(self._segment)))
             self._file.seek(0)
-            table = parquet.read_rows(self._file, str(self.folder / segment_name(self._segment)))
-            self.close()
+            parts = parquet.read_rows(self._file, str(self.folder / segment_name(self._segment)))
             self.meta, self.ended, self.damage = meta, meta.ended, None
-            if table.num_rows:
-                yield Appended(meta, parquet.to_numpy(table))
+            for part in parts:
+                yield Appended(meta, parquet.to_numpy(part))
+            self.close()
             return
         # before reading: what is away now is read to its end below
         away = not is_at(self._file.fileno(), self.folder / journal_name(self._segment)) or bool(self._later())

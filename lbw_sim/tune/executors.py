@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol, TypeVar
 
+from lbw_sim.cores import usable_cores
 from lbw_sim.errors import LbwError, TuneError, unknown_name
 from lbw_sim.tune.measure import Task
 
@@ -38,8 +39,7 @@ class Local:
     """Threads: the compiled kernels, where the time goes, run side by side."""
 
     def __init__(self, workers: int | None = None) -> None:
-        there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self.workers = workers or there
+        self.workers = workers or usable_cores()
         self._pool = ThreadPoolExecutor(self.workers)
 
     def map(self, tasks: Iterable[Task[T]]) -> Iterator[T]:
@@ -83,7 +83,7 @@ class Ray:
             address = os.environ.get("RAY_ADDRESS")
             options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
             if not address:
-                options |= {"num_cpus": workers or os.cpu_count(), "include_dashboard": False}
+                options |= {"num_cpus": workers or usable_cores(), "include_dashboard": False}
             try:
                 ray.init(address=address, **options)
             except (ConnectionError, OSError, RuntimeError) as error:

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from lbw_sim.errors import TuneError, unknown_name
 from lbw_sim.guard import GuardSpec
-from lbw_sim.guard.analyzers import CHANNEL_DOC
 from lbw_sim.params import ParamInfo, params_of, parts_of
 
 DIGITS = 4
@@ -122,8 +121,7 @@ def search_space(start: GuardSpec, *, flown: bool, only: Iterable[str] = (), fix
         if info.high > info.low
         and not any(_names(name, path) for name in fixed)
         and (any(_names(name, path) for name in only) if only else path.partition(".")[0] in tables)
-        # which channel a rule watches is another rule, and no matter of more or less
-        and (info.doc != CHANNEL_DOC or path in only)
+        and (not info.choice or path in only)
     ]
     if not dimensions:
         raise TuneError(

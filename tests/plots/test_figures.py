@@ -1,6 +1,7 @@
 """Figures: what they show is tested as data, how they show it by the artists on the axes, never by pixels."""
 
 import math
+import os
 import threading
 
 import numpy as np
@@ -25,7 +26,8 @@ from lbw_sim.plots.comparison import NAMED_RUNS, comparison_info
 from lbw_sim.plots.detection import detection_info, draw_detection
 from lbw_sim.plots.loss_axis import LossAxis, loss_axis, loss_ticks, running_median, spread
 from lbw_sim.plots.outcome import MethodLine, outcome_info
-from lbw_sim.plots.run import Lane, run_info
+from lbw_sim.plots.run import run_info
+from lbw_sim.plots.timeline import Lane
 from lbw_sim.report import ReportOptions, build_report
 from lbw_sim.score.detection import DetectionCounts, RunScore
 from lbw_sim.trace import Label, Recorder, read_trace
@@ -392,6 +394,10 @@ def test_a_figure_is_saved_as_its_suffix_says(tmp_path):
     for suffix in (".svg", ".png", ".pdf"):
         one, other = (save(run_figure(planted()), tmp_path / name / f"a{suffix}") for name in ("one", "other"))
         assert one.read_bytes() == other.read_bytes(), "the same figure, the same bytes"
+    before = (tmp_path / "a.svg").read_bytes()
+    os.link(tmp_path / "a.svg", tmp_path / "kept.svg")
+    save(run_figure(planted()), tmp_path / "a.svg")
+    assert (tmp_path / "kept.svg").read_bytes() == before != (tmp_path / "a.svg").read_bytes(), "not written in place"
     with pytest.raises(ScoreError, match=r"must end in .png, .svg, .pdf"):
         save(figure, tmp_path / "a.jpeg")
     (tmp_path / "file").write_text("")

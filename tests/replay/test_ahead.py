@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from lbw_sim import GuardSpec
-from lbw_sim.replay import ahead, kernels, replay_many
+from lbw_sim.replay import ahead, kernel_files, replay_many
 
 
 def test_what_was_compiled_ahead_is_what_replay_asks_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LBW_CACHE", str(tmp_path))
-    kernels.cache_folder.cache_clear()
+    kernel_files.cache_folder.cache_clear()
     try:
         specs = [GuardSpec.load("never")]
         monkeypatch.setattr(ahead, "WORTH_A_PROCESS", 1)
@@ -22,11 +22,11 @@ def test_what_was_compiled_ahead_is_what_replay_asks_for(tmp_path: Path, monkeyp
         assert heard == [(1, 2), (2, 2)]
         made = set(tmp_path.glob("kernel_*.py"))
         assert len(made) == 2
-        kernels.compiled.cache_clear()
+        kernel_files.compiled.cache_clear()
         columns = {"step": np.arange(50), "loss": np.linspace(3.0, 2.0, 50)}
         list(replay_many([columns], specs, engine="compiled"))
         assert set(tmp_path.glob("kernel_*.py")) == made, "replay needed no other kernel"
         assert ahead.compile_ahead([(specs, False)]) == 0, "all is there"
     finally:
-        kernels.cache_folder.cache_clear()
-        kernels.compiled.cache_clear()
+        kernel_files.cache_folder.cache_clear()
+        kernel_files.compiled.cache_clear()

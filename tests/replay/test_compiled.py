@@ -31,9 +31,10 @@ from lbw_sim.guard.sensors.ewma import Ewma
 from lbw_sim.guard.sensors.raw import Raw
 from lbw_sim.guard.sensors.robust_loss import RobustLoss
 from lbw_sim.params import params_of, parts_of
-from lbw_sim.replay import CompileWarning, Replays, compiled, kernels, replay_bytes, replay_many
+from lbw_sim.replay import CompileWarning, Replays, compiled, kernel_files, kernels, replay_bytes, replay_many
 from lbw_sim.replay.compiled import _seen
-from lbw_sim.replay.inlining import _COMPARED, CannotInline, Num, _foregone
+from lbw_sim.replay.symbolic import CannotInline, Num
+from lbw_sim.replay.writing import _COMPARED, _foregone
 
 STRUCTURES: dict[str, tuple[Any, Any, Any]] = {
     "default": (RobustLoss, Composite, DampRelease),
@@ -420,14 +421,14 @@ def test_a_file_that_was_edited_after_its_import_is_not_read(tmp_path: Path) -> 
 
 def fresh_assembly(structure: str, monkeypatch: pytest.MonkeyPatch, folder: Path) -> str:
     monkeypatch.setenv("LBW_CACHE", str(folder))
-    kernels.cache_folder.cache_clear()
-    kernels.compiled.cache_clear()
+    kernel_files.cache_folder.cache_clear()
+    kernel_files.compiled.cache_clear()
     guard = drawn_specs(structure, 0, 1, seed=0)[0].build()
-    kernel: Any = kernels.compiled(kernels.source(guard, compiled.LANES, rows=False).text)
+    kernel: Any = kernel_files.compiled(kernels.source(guard, compiled.LANES, rows=False).text)
     (assembly,) = kernel.inspect_asm().values()
     monkeypatch.undo()
-    kernels.cache_folder.cache_clear()
-    kernels.compiled.cache_clear()
+    kernel_files.cache_folder.cache_clear()
+    kernel_files.compiled.cache_clear()
     return str(assembly)
 
 
@@ -464,20 +465,20 @@ def test_a_comparison_is_foregone_only_where_no_numbers_within_the_bounds_give_a
 
 def test_a_damaged_kernel_file_is_written_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LBW_CACHE", str(tmp_path))
-    kernels.cache_folder.cache_clear()
+    kernel_files.cache_folder.cache_clear()
     text = kernels.extraction()
-    file = kernels.kernel_file(text)
+    file = kernel_files.kernel_file(text)
     file.write_text("raise SystemExit")
-    kernels.compiled.cache_clear()
-    kernels.compiled(text)
+    kernel_files.compiled.cache_clear()
+    kernel_files.compiled(text)
     assert file.read_text() == text
-    kernels.cache_folder.cache_clear()
-    kernels.compiled.cache_clear()
+    kernel_files.cache_folder.cache_clear()
+    kernel_files.compiled.cache_clear()
 
 
 def test_a_kernel_that_the_compiler_refuses_is_no_crash() -> None:
     with pytest.raises(CannotInline, match="does not compile"):
-        kernels.compiled('from numba import njit\n@njit("void(int64)")\ndef kernel(x):\n    return x.nothing\n')
+        kernel_files.compiled('from numba import njit\n@njit("void(int64)")\ndef kernel(x):\n    return x.nothing\n')
 
 
 def test_a_cache_that_cannot_be_written_is_replaced_by_a_folder_of_this_process(
@@ -485,11 +486,11 @@ def test_a_cache_that_cannot_be_written_is_replaced_by_a_folder_of_this_process(
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("LBW_CACHE", str(tmp_path / "file" / "cache"))
-    kernels.cache_folder.cache_clear()
-    folder = kernels.cache_folder()
+    kernel_files.cache_folder.cache_clear()
+    folder = kernel_files.cache_folder()
     assert folder.is_dir()
     assert tmp_path not in folder.parents
-    kernels.cache_folder.cache_clear()
+    kernel_files.cache_folder.cache_clear()
 
 
 # ---- the promises of replay_many -----------------------------------------------------------------------------------

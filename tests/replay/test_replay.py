@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lbw_sim.errors import ChannelError, VerifyError
+from lbw_sim.errors import ChannelError, TraceError, VerifyError
 from lbw_sim.guard import GuardSpec, state_to_data
 from lbw_sim.replay import replay, verify
-from lbw_sim.trace import Recorder, read_trace
+from lbw_sim.trace import Recorder, journal, read_trace
 from lbw_sim.values import Posture, Telemetry
 
 ROWS = 300
@@ -86,6 +86,22 @@ def test_two_segments_verify_and_read_as_one(delay_steps: int, tmp_path: Path) -
         np.testing.assert_array_equal(column, parts.to_numpy()[name], err_msg=name)
 
 
+@pytest.mark.parametrize("row", [99, 100, 250])
+def test_a_long_segment_is_verified_part_by_part(row: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = record(tmp_path, GuardSpec.load("default"))
+    monkeypatch.setattr(journal, "_CHUNK_ROWS", 100)
+    trace = read_trace(run)
+    assert [len(part) for part in trace.segments[0].parts()] == [100, 100, 100]
+    assert verify(trace) == ("run", 1, ROWS, 0)
+    assert "table" not in vars(trace.segments[0])  # which would hold every row
+    alter(run, "loss", row, 9.0)
+    with pytest.raises(VerifyError, match=rf"run 'run' segment 0 row {row} does not match its checksum"):
+        verify(read_trace(run))
+    alter(run, "step", row, row - 2)
+    with pytest.raises(TraceError, match=rf"row {row}: step goes {row - 1} -> {row - 2} within one attempt"):
+        verify(read_trace(run))
+
+
 def test_replaying_the_recorded_guard_gives_the_recorded_decisions(tmp_path: Path) -> None:
     spec = GuardSpec.load("default")
     trace = read_trace(record(tmp_path, spec))
@@ -127,7 +143,16 @@ def test_an_altered_value_is_refused_and_its_row_named(column: str, row: int, va
         verify(read_trace(run))
 
 
-def test_a_decision_that_was_wrong_when_it_was_recorded_is_named_with_what_the_guard_decides(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("lie", "message"),
+    [
+        ({"scale": 0.5}, "recorded scale=0.5; the recorded guard decides scale=1.0"),
+        ({"regime": 77}, "recorded regime=77, which is none; the recorded guard decides regime=STABLE"),
+    ],
+)
+def test_a_decision_that_was_wrong_when_it_was_recorded_is_named_with_what_the_guard_decides(
+    lie: dict[str, float], message: str, tmp_path: Path
+) -> None:
     spec = GuardSpec.load("default")
     guard = spec.build()
     recorder = Recorder.open(tmp_path, "liar", spec=spec, mode="shadow")
@@ -135,12 +160,10 @@ def test_a_decision_that_was_wrong_when_it_was_recorded_is_named_with_what_the_g
     for now in telemetry():
         state, decision = guard.step(state, guard.seen(now, before))
         before = now
-        told = decision._replace(scale=0.5) if now.step == 42 else decision
+        told = decision._replace(**lie) if now.step == 42 else decision
         recorder.append(now, told, elapsed_s=0.0, effective_lr=now.lr)
     recorder.close()
-    with pytest.raises(
-        VerifyError, match=r"row 42 \(step 42\): recorded scale=0.5; the recorded guard decides scale=1.0"
-    ):
+    with pytest.raises(VerifyError, match=rf"row 42 \(step 42\): {message}"):
         verify(read_trace(tmp_path))
 
 

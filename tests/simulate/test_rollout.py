@@ -12,9 +12,9 @@ import pytest
 from lbw_sim.errors import ChannelError, SimulateError
 from lbw_sim.guard import GuardSpec
 from lbw_sim.guard.registry import components
-from lbw_sim.replay import kernels
-from lbw_sim.replay.inlining import Line
-from lbw_sim.replay.kernels import _bodies, _close_together, _Store
+from lbw_sim.replay import kernel_files, kernels
+from lbw_sim.replay.arrangement import _bodies, _close_together, _Store
+from lbw_sim.replay.lines import Line
 from lbw_sim.simulate import FittedRange, PlantSpec, Rollouts, drawn_noise, rollouts
 from lbw_sim.simulate.loop import Loop, StepInputs
 from lbw_sim.simulate.powers import exponential, logarithm, power
@@ -92,7 +92,7 @@ def test_compiled_powers_have_the_bits_of_plain_python_in_lanes() -> None:
     source = kernels.loop_source(Powers(), Asked, (), dict.fromkeys(Answered._fields, "float64"), lanes)
     start = kernels.start(source.layout, [Powers()])
     outputs = [np.empty(rows * lanes) for _ in Answered._fields]
-    kernels.compiled(source.text)(inputs, 0, rows, start.buffer, start.win, start.place, *outputs)
+    kernel_files.compiled(source.text)(inputs, 0, rows, start.buffer, start.win, start.place, *outputs)
     plain = [Powers().step(Nothing(0), Asked(*pair))[1] for pair in inputs.reshape(2, -1).T.tolist()]
     for found, expected in zip(outputs, np.array(plain).T, strict=True):
         assert found.tobytes() == expected.tobytes()

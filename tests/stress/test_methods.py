@@ -11,10 +11,11 @@ import torch
 
 from lbw_sim.errors import StressError
 from lbw_sim.guard import GuardSpec
-from lbw_sim.stress.controls import frozen_at_floor, same_energy_at_random_times, same_mean_lr, same_scales
+from lbw_sim.stress.controls import same_mean_lr
 from lbw_sim.stress.flown import fly
 from lbw_sim.stress.method import Hand, Workplace
 from lbw_sim.stress.methods import METHODS, fitted
+from lbw_sim.stress.methods.open_loop import turned
 from lbw_sim.stress.plan import FlightPlan
 from lbw_sim.stress.workloads import workload
 
@@ -175,14 +176,16 @@ def test_going_back_passes_over_batches_or_lowers_the_learning_rate_for_good() -
 def test_open_loop_controls_play_what_they_were_given() -> None:
     guarded = fly(FlightPlan(method="slow_start", lr=0.1, steps=20))
     assert min(guarded.scales) < 1.0
-    played = fly(same_scales(guarded, "played"))
+    played = fly(FlightPlan(method="playback", lr=0.1, steps=20, scales=guarded.scales))
     assert played.scales == guarded.scales
     assert torch.equal(played.weights, guarded.weights), "the guard of this run had no feedback to lose"
-    turned = fly(FlightPlan(method="random_damping", lr=0.1, steps=20, seed=5, scales=guarded.scales))
-    assert turned.scales == same_energy_at_random_times(guarded, "turned", seed=5).scales != guarded.scales
-    assert turned.energy == pytest.approx(guarded.energy)
+    moved = fly(FlightPlan(method="random_damping", lr=0.1, steps=20, seed=5, scales=guarded.scales))
+    assert moved.scales == turned(guarded.scales, seed=5) != guarded.scales
+    assert moved.scales != turned(guarded.scales, seed=6), "the times follow from the seed"
+    assert moved.energy == pytest.approx(guarded.energy)
     frozen = fly(FlightPlan(method="frozen_floor", lr=0.1, steps=20, scales=guarded.scales))
-    assert torch.equal(frozen.weights, fly(frozen_at_floor(guarded, "floor")).weights)
+    low = fly(FlightPlan(method="adamw", lr=0.1 * min(guarded.scales), steps=20))
+    assert torch.equal(frozen.weights, low.weights)
     assert fly(same_mean_lr(guarded, "mean")).mean_lr == pytest.approx(guarded.mean_effective_lr)
     untouched = fly(FlightPlan(method="untouched", steps=20))
     assert untouched.tokens == 0

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import fcntl
 import json
 import math
 import os
@@ -197,6 +199,15 @@ def test_a_run_whose_line_holds_a_flipped_digit_is_flown_again(tmp_path: Path) -
 def test_a_second_suite_in_the_same_folder_is_refused(tmp_path: Path) -> None:
     with Ledger(tmp_path / "runs.ledger").held(), pytest.raises(StressError, match="another lbw stress is at work"):
         run_suite(plan(), tmp_path)
+
+
+def test_a_file_system_without_locks_is_no_second_suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_locks(fd: int, how: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with Ledger(tmp_path / "runs.ledger").held():
+        pass
 
 
 def test_one_broken_run_is_named_and_the_others_are_kept(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import pytest
 from lbw_sim.errors import TraceError
 from lbw_sim.trace import read_trace
 from lbw_sim.trace.importers import import_path
+from lbw_sim.trace.importers.mlflow_files import MLFLOW_FILES
 
 MLFLOW = """
 CREATE TABLE runs (run_uuid VARCHAR(32) NOT NULL PRIMARY KEY, name VARCHAR(250), status VARCHAR(9));
@@ -136,4 +137,37 @@ def test_the_file_store_of_mlflow_is_read(tmp_path: Path) -> None:
     (run,) = import_path(tmp_path / "mlruns", tmp_path / "out").runs
     assert (run.run_id, run.rows, run.importer) == ("abc123", 5, "mlflow_files")
     assert read_trace(tmp_path / "out").to_numpy()["loss"].tolist() == [3.5, 3.25, 3.0, 2.75, 2.5]
-    assert any("lr: 1 lines are not time, value and step" in text for text in run.suspicions)
+    assert any("lr: 1 line is not time, value and step" in text for text in run.suspicions)
+
+
+def test_what_is_beyond_a_limit_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = mlflow(tmp_path / "mlflow.db")
+    with monkeypatch.context() as limits:
+        limits.setattr("lbw_sim.trace.importers.sqlite.MOST_RUNS", 1)
+        found = import_path(file, tmp_path / "runs")
+    assert [run.run_id for run in found.runs] == ["sturdy-owl"]
+    assert "more than 1 runs; those after the first 1 are not read" in found.passed_over[0].reason
+    with monkeypatch.context() as limits:
+        limits.setattr("lbw_sim.trace.importers.logged.MOST_NAMES", 1)
+        found = import_path(file, tmp_path / "names")
+    # one that is beyond it may have been the one that was wanted
+    assert [run.run_id for run in found.runs] == ["u2"]
+    assert "run u1: more than 1 different names were logged" in found.passed_over[0].reason
+    metrics = tmp_path / "mlruns" / "0" / "abc123" / "metrics"
+    metrics.mkdir(parents=True)
+    (metrics.parent / "meta.yaml").write_text("run_id: abc123\n")
+    (metrics / "loss").write_text("".join(f"{1700000000000 + i} 2.5 {i}\n" for i in range(5)))
+    monkeypatch.setattr("lbw_sim.trace.importers.mlflow_files.MOST_POINTS", 3)
+    (run,) = import_path(tmp_path / "mlruns", tmp_path / "points").runs
+    assert run.rows == 3
+    assert any("loss: 2 numbers after the first 3 not read" in text for text in run.suspicions)
+
+
+def test_a_metric_is_found_behind_however_many_others(tmp_path: Path) -> None:
+    metrics = tmp_path / "mlruns" / "0" / "abc123" / "metrics"
+    metrics.mkdir(parents=True)
+    (metrics.parent / "meta.yaml").write_text("run_id: abc123\n")
+    (metrics / "train_loss").write_text("1700000000000 2.5 0\n")
+    others = [metrics / f"layer_{number}" for number in range(12_000)]  # never opened: nobody asks for them
+    (run,) = MLFLOW_FILES.runs([*others, metrics / "train_loss"], {})
+    assert run.columns == {"loss": "train_loss"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from lbw_sim.guard.analyzers import CHANNEL_DOC, GRAD_NORM, LARGEST, LOSS, UPDATE_NORM, watched
+from lbw_sim.guard.analyzers import GRAD_NORM, LARGEST, channel_param, watched
 from lbw_sim.params import analyzer, param
 from lbw_sim.values import Assessment, Regime, Signals
 
@@ -42,7 +42,7 @@ class EmaOutlier:
     ('SPIKE', True)
     """
 
-    channel: int = param(GRAD_NORM, low=LOSS, high=UPDATE_NORM, doc=CHANNEL_DOC)
+    channel: int = channel_param(GRAD_NORM)
     warmup_steps: int = param(25, low=2, high=10_000, unit="steps", doc="values that start the moments", log=True)
     keep: float = param(0.97, low=0.5, high=0.9999, doc="part of the moments that stays at each value (α)")
     limit_sd: float = param(

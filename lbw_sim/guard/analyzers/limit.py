@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from lbw_sim.guard.analyzers import CHANNEL_DOC, GRAD_NORM, LOSS, UPDATE_NORM, watched
+from lbw_sim.guard.analyzers import GRAD_NORM, channel_param, watched
 from lbw_sim.params import analyzer, param
 from lbw_sim.values import Assessment, Regime, Signals
 
@@ -23,7 +23,7 @@ class Limit:
     4.0
     """
 
-    channel: int = param(GRAD_NORM, low=LOSS, high=UPDATE_NORM, doc=CHANNEL_DOC)
+    channel: int = channel_param(GRAD_NORM)
     limit: float = param(
         1.0, low=1e-6, high=1e6, doc="largest value that is in order, in the channel's unit", log=True, limit=True
     )

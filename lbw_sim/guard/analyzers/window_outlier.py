@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from lbw_sim.guard.analyzers import CHANNEL_DOC, LARGEST, LOSS, UPDATE_NORM, watched
+from lbw_sim.guard.analyzers import LARGEST, LOSS, channel_param, watched
 from lbw_sim.params import analyzer, param
 from lbw_sim.values import Assessment, Regime, Signals
 
@@ -38,7 +38,7 @@ class WindowOutlier:
     'SPIKE'
     """
 
-    channel: int = param(LOSS, low=LOSS, high=UPDATE_NORM, doc=CHANNEL_DOC)
+    channel: int = channel_param(LOSS)
     window_steps: int = param(128, low=2, high=10_000, unit="steps", doc="length of the window", log=True)
     min_count: int = param(
         64, low=2, high=10_000, doc="values that the window must hold; at most a full window is asked for", log=True

@@ -6,11 +6,9 @@ import math
 from collections.abc import Mapping
 from typing import SupportsFloat
 
-import torch
 from torch import Tensor, nn
 
-from lbw_sim.errors import LiveError
-from lbw_sim.live.snapshots import local
+from lbw_sim.live.probes.measuring import median_size, root_mean_square
 
 
 class FullStepLr:
@@ -28,8 +26,8 @@ class FullStepLr:
     A resumed run must pass on the first run's number, which stands in its trace: `lr=...`. Cost: one pass over the
     weights, once. Of sharded weights each rank takes its own part, which `attach` averages.
 
-    >>> model = torch.nn.Linear(4, 4)
-    >>> _ = torch.nn.init.constant_(model.weight, 0.5)
+    >>> model = nn.Linear(4, 4)
+    >>> _ = nn.init.constant_(model.weight, 0.5)
     >>> float(FullStepLr(model).before_step(0, None)["full_step_lr"])
     0.5
     """
@@ -38,17 +36,7 @@ class FullStepLr:
 
     def __init__(self, model: nn.Module, *, lr: float | None = None) -> None:
         """Measure `model`, or keep the `lr` of an earlier start. Raises LiveError when no matrix is trained."""
-        if lr is not None:
-            if not (0.0 < lr < float("inf")):
-                raise LiveError(f"FullStepLr: lr={lr} is not a positive number")
-            self._lr = torch.tensor(lr, dtype=torch.float64)
-            return
-        matrices = [p for p in model.parameters() if p.requires_grad and p.dim() >= 2 and local(p).numel() > 0]
-        if not matrices:
-            raise LiveError("FullStepLr: the model trains no weight matrix; give lr=... yourself")
-        found = torch.stack([_full_step_lr(matrix).to(matrices[0].device) for matrix in matrices])
-        # zeros become nan, which the median leaves out
-        self._lr = torch.where(found > 0.0, found, torch.nan).nanmedian()
+        self._lr = median_size(model, _full_step_lr, lr, who="FullStepLr", argument="lr")
 
     def before_step(self, step: int, batch: object | None) -> Mapping[str, SupportsFloat]:
         """The number."""
@@ -63,5 +51,4 @@ def _full_step_lr(matrix: Tensor) -> Tensor:
     """Of one matrix; its shape is the whole one's, also where this rank holds a shard."""
     rows = matrix.shape[0]
     columns = matrix.numel() // rows
-    rms: Tensor = local(matrix.detach()).double().square().mean().sqrt()
-    return rms * (1.0 / math.sqrt(rows) + 1.0 / math.sqrt(columns))
+    return root_mean_square(matrix) * (1.0 / math.sqrt(rows) + 1.0 / math.sqrt(columns))

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import SupportsFloat
 
-import torch
 from torch import nn
 
-from lbw_sim.errors import LiveError
-from lbw_sim.live.snapshots import local
+from lbw_sim.live.probes.measuring import median_size, root_mean_square
 
 
 class InitialWeightRms:
@@ -24,8 +22,8 @@ class InitialWeightRms:
     A resumed run must pass on the first run's number, which stands in its trace: `rms=...`. Cost: one pass over the
     weights, once. Of sharded weights each rank takes its own part, which `attach` averages.
 
-    >>> model = torch.nn.Linear(2, 2)
-    >>> _ = torch.nn.init.constant_(model.weight, 0.5)
+    >>> model = nn.Linear(2, 2)
+    >>> _ = nn.init.constant_(model.weight, 0.5)
     >>> float(InitialWeightRms(model).before_step(0, None)["initial_weight_rms"])
     0.5
     """
@@ -34,18 +32,7 @@ class InitialWeightRms:
 
     def __init__(self, model: nn.Module, *, rms: float | None = None) -> None:
         """Measure `model`, or keep the `rms` of an earlier start. Raises LiveError when no matrix is trained."""
-        if rms is not None:
-            if not (0.0 < rms < float("inf")):
-                raise LiveError(f"InitialWeightRms: rms={rms} is not a positive number")
-            self._rms = torch.tensor(rms, dtype=torch.float64)
-            return
-        parts = [local(p.detach()) for p in model.parameters() if p.requires_grad and p.dim() >= 2]
-        found = [part.double().square().mean().sqrt() for part in parts if part.numel() > 0]
-        if not found:
-            raise LiveError("InitialWeightRms: the model trains no weight matrix; give rms=... yourself")
-        sizes = torch.stack([one.to(found[0].device) for one in found])
-        # zeros become nan, which the median leaves out
-        self._rms = torch.where(sizes > 0.0, sizes, torch.nan).nanmedian()
+        self._rms = median_size(model, root_mean_square, rms, who="InitialWeightRms", argument="rms")
 
     def before_step(self, step: int, batch: object | None) -> Mapping[str, SupportsFloat]:
         """The number."""

@@ -6,7 +6,7 @@ It decides neither what is measured nor when.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -52,6 +52,32 @@ def numbers_in(tensor: Tensor) -> Tensor:
     """What this rank holds of a tensor: the shard of a DTensor, the stored values of a sparse one, else all of it."""
     tensor = tensor.detach()
     return tensor.coalesce().values() if tensor.is_sparse else local(tensor)
+
+
+def median_size(
+    model: nn.Module, size: Callable[[Tensor], Tensor], given: float | None, *, who: str, argument: str
+) -> Tensor:
+    """The median over weight matrices of their size, those left out whose size is 0; or the number that was `given`.
+
+    Matrices are the trained parameters of two dimensions and more, of sharded ones this rank's part. `who`, `argument`:
+    the probe, and what it calls the given number. Raises LiveError when no matrix is trained, or when that number is
+    not positive.
+    """
+    if given is not None:
+        if not (0.0 < given < math.inf):
+            raise LiveError(f"{who}: {argument}={given} is not a positive number")
+        return torch.tensor(given, dtype=torch.float64)
+    matrices = [p for p in model.parameters() if p.requires_grad and p.dim() >= 2 and local(p).numel() > 0]
+    if not matrices:
+        raise LiveError(f"{who}: the model trains no weight matrix; give {argument}=... yourself")
+    sizes = torch.stack([size(matrix.detach()).to(matrices[0].device) for matrix in matrices])
+    # zeros become nan, which the median leaves out
+    return torch.where(sizes > 0.0, sizes, torch.nan).nanmedian()
+
+
+def root_mean_square(tensor: Tensor) -> Tensor:
+    """Root mean square of the elements that this rank holds."""
+    return local(tensor).double().square().mean().sqrt()
 
 
 def copies(tensor: Tensor) -> int:

@@ -6,18 +6,12 @@ import math
 from typing import ClassVar, NamedTuple
 
 from lbw_sim.params import param, plant
+from lbw_sim.simulate.instability import DEAD, LEAST_SWING, damaged, grown, wandered
 from lbw_sim.simulate.plants import shown, taken_lr
 from lbw_sim.simulate.powers import power
 from lbw_sim.values import Action, Measured, Noise
 
-_LEAST_SWING = 1e-3
-_FASTEST_GROWTH = 4.0
-_DRIFT_MEMORY = 0.98
-_DRIFT_STEP = 0.199
-"""√(1 - 0.98²): the drift has variance 1."""
 _LARGEST = 1e12
-DEAD = 0.5
-"""Share of damage from which on a run counts as dead."""
 
 
 class GrowingWeightsState(NamedTuple):
@@ -85,26 +79,24 @@ class GrowingWeights:
 
     def init(self) -> GrowingWeightsState:
         """Whole, cold and small."""
-        return GrowingWeightsState(0.0, 1.0, 0.0, _LEAST_SWING, 0.0, 0.0)
+        return GrowingWeightsState(0.0, 1.0, 0.0, LEAST_SWING, 0.0, 0.0)
 
     def step(self, state: GrowingWeightsState, action: Action, noise: Noise) -> tuple[GrowingWeightsState, Measured]:
         """One update and the next batch."""
         lr = taken_lr(action)
         if action.skipped != 1.0:
-            walk = max(-10.0, min(10.0, noise.walk)) if noise.walk == noise.walk else 0.0
-            drift = _DRIFT_MEMORY * state.drift + _DRIFT_STEP * walk
+            drift = wandered(state.drift, noise.walk)
             relative = lr / math.sqrt(state.square)
             ratio = relative / (self.critical_lr * max(0.05, 1.0 + self.critical_spread * drift))
-            swing = min(1.0, max(_LEAST_SWING, state.swing * min(_FASTEST_GROWTH, ratio * ratio)))
-            harm = min(1.0, self.hazard * (swing - _LEAST_SWING) * min(100.0, ratio))
-            damage = min(1.0, state.damage + (1.0 - state.damage) * harm)
+            swing = grown(state.swing, ratio)
+            damage = damaged(state.damage, swing, ratio, self.hazard)
             time = state.time + (1.0 - damage) * relative / (1.0 + relative / self.lr_saturation)
             heat = state.heat + (relative / (relative + self.heat_lr) - state.heat) / self.heat_steps
             stride = lr / self.weight_size
             square = min(_LARGEST, state.square + stride * stride)
             state = GrowingWeightsState(time, square, heat, swing, damage, drift)
         healthy = self.floor + self.amplitude * power(1.0 + self.pace * state.time, -self.exponent)
-        healthy = healthy + self.heat_loss * state.heat + self.swing_loss * (state.swing - _LEAST_SWING)
+        healthy = healthy + self.heat_loss * state.heat + self.swing_loss * (state.swing - LEAST_SWING)
         healthy = healthy + self.wear_loss * (1.0 - 1.0 / math.sqrt(state.square))
         expected = healthy + state.damage * max(0.0, self.dead_loss - healthy)
         return state, shown(expected, self.noise_sd * noise.batch, dead=1.0 if state.damage > DEAD else 0.0)

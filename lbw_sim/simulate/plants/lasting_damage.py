@@ -5,17 +5,10 @@ from __future__ import annotations
 from typing import ClassVar, NamedTuple
 
 from lbw_sim.params import param, plant
+from lbw_sim.simulate.instability import DEAD, LEAST_SWING, damaged, grown, wandered
 from lbw_sim.simulate.plants import shown, taken_lr
 from lbw_sim.simulate.powers import power
 from lbw_sim.values import Action, Measured, Noise
-
-_LEAST_SWING = 1e-3
-_FASTEST_GROWTH = 4.0
-_DRIFT_MEMORY = 0.98
-_DRIFT_STEP = 0.199
-"""√(1 - 0.98²): the drift has variance 1."""
-DEAD = 0.5
-"""Share of damage from which on a run counts as dead."""
 
 
 class LastingDamageState(NamedTuple):
@@ -83,22 +76,20 @@ class LastingDamage:
 
     def init(self) -> LastingDamageState:
         """Whole and cold."""
-        return LastingDamageState(0.0, 0.0, _LEAST_SWING, 0.0, 0.0)
+        return LastingDamageState(0.0, 0.0, LEAST_SWING, 0.0, 0.0)
 
     def step(self, state: LastingDamageState, action: Action, noise: Noise) -> tuple[LastingDamageState, Measured]:
         """One update and the next batch."""
         lr = taken_lr(action)
         if action.skipped != 1.0:
-            walk = max(-10.0, min(10.0, noise.walk)) if noise.walk == noise.walk else 0.0
-            drift = _DRIFT_MEMORY * state.drift + _DRIFT_STEP * walk
+            drift = wandered(state.drift, noise.walk)
             ratio = lr / (self.critical_lr * max(0.05, 1.0 + self.critical_spread * drift))
-            swing = min(1.0, max(_LEAST_SWING, state.swing * min(_FASTEST_GROWTH, ratio * ratio)))
-            harm = min(1.0, self.hazard * (swing - _LEAST_SWING) * min(100.0, ratio))
-            damage = min(1.0, state.damage + (1.0 - state.damage) * harm)
+            swing = grown(state.swing, ratio)
+            damage = damaged(state.damage, swing, ratio, self.hazard)
             time = state.time + (1.0 - damage) * lr / (1.0 + lr / self.lr_saturation)
             heat = state.heat + (lr / (lr + self.heat_lr) - state.heat) / self.heat_steps
             state = LastingDamageState(time, heat, swing, damage, drift)
         healthy = self.floor + self.amplitude * power(1.0 + self.pace * state.time, -self.exponent)
-        healthy = healthy + self.heat_loss * state.heat + self.swing_loss * (state.swing - _LEAST_SWING)
+        healthy = healthy + self.heat_loss * state.heat + self.swing_loss * (state.swing - LEAST_SWING)
         expected = healthy + state.damage * max(0.0, self.dead_loss - healthy)
         return state, shown(expected, self.noise_sd * noise.batch, dead=1.0 if state.damage > DEAD else 0.0)

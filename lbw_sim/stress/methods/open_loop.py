@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
+
 from lbw_sim.errors import StressError
-from lbw_sim.stress.controls import turned
 from lbw_sim.stress.method import Ask, Fitting, Method
 
 
@@ -39,6 +40,16 @@ def _frozen(ask: Ask) -> tuple[float, ...]:
     if not ask.argument:
         return (min(_scales(ask)),) * ask.steps
     return (ask.number(1.0, 1e-6, 1.0, "scale"),) * ask.steps
+
+
+def turned(scales: tuple[float, ...], seed: int) -> tuple[float, ...]:
+    """The scales, turned round the clock by a random number of steps, at least one: same episodes, same energy.
+
+    >>> turned((0.5, 0.6, 0.7), seed=0)
+    (0.6, 0.7, 0.5)
+    """
+    shift = int(np.random.default_rng(seed).integers(1, max(2, len(scales))))
+    return scales[-shift:] + scales[:-shift]
 
 
 PLAYBACK = Method(

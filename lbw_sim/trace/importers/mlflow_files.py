@@ -11,7 +11,6 @@ from pathlib import Path
 
 from lbw_sim.errors import TraceError
 from lbw_sim.trace.importers.logged import (
-    MOST_NAMES,
     MOST_POINTS,
     Importer,
     LoggedRun,
@@ -21,6 +20,7 @@ from lbw_sim.trace.importers.logged import (
     rows_by_step,
     run_id_from,
 )
+from lbw_sim.wording import counted
 
 _LINE = re.compile(rb"(\d{1,18}) (\S{1,40}) (\d{1,15})(?: \S*)*\s*\Z")
 _LONGEST_LINE = 4096
@@ -42,7 +42,7 @@ def _runs(files: Sequence[Path], columns: Mapping[str, str]) -> Iterator[LoggedR
     folder = _run_folder(files[0])
     if folder is None:
         raise TraceError(f"{files[0]}: does not lie in the metrics folder of an MLflow run")
-    tags = {str(path.relative_to(folder / "metrics")): path for path in sorted(files)[:MOST_NAMES]}
+    tags = {str(path.relative_to(folder / "metrics")): path for path in sorted(files)}
     mapping = find_series(tags, columns, folder.name)
     lost: list[str] = []
     series = {name: _read(tags[tag], lost) for name, tag in mapping.items()}
@@ -53,19 +53,23 @@ def _runs(files: Sequence[Path], columns: Mapping[str, str]) -> Iterator[LoggedR
 
 def _read(path: Path, lost: list[str]) -> Series:
     one = Series()
-    strange = 0
+    strange = beyond = 0
     with open(path, "rb") as file:
         while line := file.readline(_LONGEST_LINE):
             match = _LINE.match(line)
             try:
-                if match is None or len(one) >= MOST_POINTS:
+                if match is None:
                     strange += 1
+                elif len(one) >= MOST_POINTS:
+                    beyond += 1
                 else:
                     one.add(0, int(match[3]), float(match[2]), int(match[1]) / 1000.0)
             except ValueError:
                 strange += 1
     if strange:
-        lost.append(f"{path.name}: {strange} lines are not time, value and step")
+        lost.append(f"{path.name}: {counted(strange, 'line is', 'lines are')} not time, value and step")
+    if beyond:
+        lost.append(f"{path.name}: {counted(beyond, 'number')} after the first {MOST_POINTS:,} not read")
     return one
 
 

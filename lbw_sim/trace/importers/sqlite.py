@@ -22,7 +22,6 @@ from urllib.parse import quote
 
 from lbw_sim.errors import TraceError
 from lbw_sim.trace.importers.logged import (
-    MOST_NAMES,
     MOST_POINTS,
     Importer,
     LoggedRun,
@@ -95,15 +94,12 @@ def _holds(path: Path, head: bytes, wanted: set[str]) -> bool:
 
 def _mlflow_runs(files: Sequence[Path], columns: Mapping[str, str]) -> Iterator[LoggedRun]:
     for path in files:
+        problems: list[str] = []
         with opened(path) as connection:
-            found = connection.execute("SELECT DISTINCT run_uuid FROM metrics ORDER BY run_uuid").fetchmany(MOST_RUNS)
-            names = {}
-            if {"run_uuid", "name"} <= table_columns(connection, "runs"):
-                names = dict(connection.execute("SELECT run_uuid, name FROM runs").fetchmany(MOST_RUNS))
-        problems = []
+            found = _runs_of(connection, "run_uuid", path.name, problems)
         for (run_uuid,) in found:
             try:
-                yield _mlflow_run(path, str(run_uuid), names.get(run_uuid), columns)
+                yield _mlflow_run(path, str(run_uuid), columns)
             except TraceError as error:
                 # other runs of the same database may be whole
                 problems.append(str(error))
@@ -111,12 +107,23 @@ def _mlflow_runs(files: Sequence[Path], columns: Mapping[str, str]) -> Iterator[
             raise TraceError("; ".join(problems[:3]) or f"{path.name}: its table of metrics is empty")
 
 
-def _mlflow_run(path: Path, run_uuid: str, name: str | None, columns: Mapping[str, str]) -> LoggedRun:
+def _runs_of(connection: sqlite3.Connection, key: str, where: str, problems: list[str]) -> list[tuple[Any, ...]]:
+    """What tells the runs in a table of metrics apart, as many as are read; whether there are more is a problem."""
+    found = connection.execute(f"SELECT DISTINCT {key} FROM metrics ORDER BY {key}").fetchmany(MOST_RUNS + 1)
+    if len(found) > MOST_RUNS:
+        problems.append(f"{where}: more than {MOST_RUNS} runs; those after the first {MOST_RUNS} are not read")
+    return found[:MOST_RUNS]
+
+
+def _mlflow_run(path: Path, run_uuid: str, columns: Mapping[str, str]) -> LoggedRun:
     where = f"{path.name}, run {run_uuid[:40]}"
     lost: list[str] = []
     with opened(path) as connection:
+        name = None
+        if {"run_uuid", "name"} <= table_columns(connection, "runs"):
+            (name,) = connection.execute("SELECT name FROM runs WHERE run_uuid = ?", (run_uuid,)).fetchone() or (None,)
         keys = connection.execute("SELECT DISTINCT key FROM metrics WHERE run_uuid = ?", (run_uuid,))
-        mapping = find_series((str(key) for (key,) in keys.fetchmany(MOST_NAMES)), columns, where)
+        mapping = find_series(names_in(({str(key): None} for (key,) in keys), where), columns, where)
         series = {}
         points = 0
         for trace_name, key in mapping.items():
@@ -152,12 +159,12 @@ def _seconds(milliseconds: Any) -> float:
 
 def _trackio_runs(files: Sequence[Path], columns: Mapping[str, str]) -> Iterator[LoggedRun]:
     for path in files:
+        problems: list[str] = []
         with opened(path) as connection:
             there = table_columns(connection, "metrics")
             project = "project_name" if "project_name" in there else "''"
-            found = connection.execute(f"SELECT DISTINCT {project}, run_name FROM metrics").fetchmany(MOST_RUNS)
-        problems = []
-        for project_name, run_name in sorted(found, key=str):
+            found = _runs_of(connection, f"{project}, run_name", path.name, problems)
+        for project_name, run_name in found:
             history = partial(_trackio_history, path, there, project_name, run_name)
             where = f"{path.name}, run {str(run_name)[:60]}"
             try:
