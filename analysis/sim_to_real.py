@@ -29,7 +29,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from scipy.stats import rankdata
 
 from lbw_sim.guard import Guard, GuardSpec
 from lbw_sim.guard.analyzers import LOSS
@@ -525,6 +524,7 @@ class Scores(NamedTuple):
 
 def scores(predicted: Matrix, overall: Matrix, really: Matrix) -> Scores:
     """`predicted` and `really` [settings, rates], `overall` [settings]."""
+    from scipy.stats import rankdata  # takes seconds to import
 
     def correlation(x: Matrix, y: Matrix) -> float:
         # everything alike: no ranking at all

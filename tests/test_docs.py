@@ -27,10 +27,13 @@ RUN_PAGES = r"""
 import gc, os, re, shlex, subprocess, sys
 from typer.testing import CliRunner
 
-# whatever takes long to import, once for all pages
-import numba, pandas, scipy.optimize, torch
-import lbw_sim.cli.app, lbw_sim.live, lbw_sim.plots
+# whatever takes long to import, once for all pages: also what torch imports with its first optimizer (2.7 s) and numba
+# with its first kernel (1.1 s)
+import pandas, scipy.optimize, torch, torch._dynamo
+import lbw_sim.cli.app, lbw_sim.live, lbw_sim.plots, lbw_sim.report, lbw_sim.stress.suite, lbw_sim.tune
+from lbw_sim.replay import kernels
 
+kernels.compiled(kernels.extraction())
 # no page looks for garbage in it, a fifth of its time
 gc.freeze()
 for line in sys.stdin:

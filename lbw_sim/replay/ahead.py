@@ -20,8 +20,8 @@ from lbw_sim.replay import kernel_files, kernels
 from lbw_sim.replay.compiled import LANES
 from lbw_sim.replay.symbolic import CannotInline
 
-WORTH_A_PROCESS = 4
-"""Kernels below which a second process is not started: it takes as long as one of them to start."""
+WORTH_A_PROCESS = 8
+"""Kernels below which a second process is not started: it takes as long as four of them to start."""
 _PROGRAM = """\
 import json, sys
 from lbw_sim.replay.symbolic import CannotInline

@@ -9,7 +9,7 @@ wait long for their reader, and the masked stores that LLVM makes of a choice be
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -121,14 +121,14 @@ def arrange(
     for i in state:
         before, after = read.before[i].code, read.after[i].code
         if after != before:
-            stores.append(_Store(f"buffer[{_at(places[before], lanes)}] = opaque({after})", {after}, before))
+            stores.append(_Store(f"buffer[{lane_index(places[before], lanes)}] = opaque({after})", {after}, before))
     for name, text in summary.items():
         stores.append(
-            _Store(f"buffer[{_at(layout.summary_row(name), lanes)}] = opaque({text})", {text}, f"old_{name}0")
+            _Store(f"buffer[{lane_index(layout.summary_row(name), lanes)}] = opaque({text})", {text}, f"old_{name}0")
         )
     for name, (code, kind) in outputs.items():
         cast = code if kind == "float64" else f"{kind}({code})"
-        stores.append(_Store(f"{name}[{_at('row', lanes)}] = {cast}", {code}, ""))
+        stores.append(_Store(f"{name}[{lane_index('row', lanes)}] = {cast}", {code}, ""))
     whole = lanes == 1 or bool(read.windows) or any(line.body for line in lines)
     pieces = [lines] if whole else _pieces(_close_together(lines))
     # of a single candidate, parameters and what follows from them stay where they are from step to step
@@ -148,9 +148,9 @@ def arrange(
                 f"    win[first{k} + length{k}] = {window.added.code}",
                 f"    place[{3 * k + 2}] = first{k} + 1 if first{k} + 1 < base{k} + length{k} else base{k}",
             ]
-    before_all = [f"{name} = buffer[{_at(places[name], lanes)}]" for name in parameters.values()]
+    before_all = [f"{name} = buffer[{lane_index(places[name], lanes)}]" for name in parameters.values()]
     before_all += _rendered(prologue)
-    before_all += [f"buffer[{_at(places[name], lanes)}] = {name}" for name in derived if name not in fixed]
+    before_all += [f"buffer[{lane_index(places[name], lanes)}] = {name}" for name in derived if name not in fixed]
     return Arranged(layout._replace(spilled=spilled), before_all, bodies, used)
 
 
@@ -256,12 +256,12 @@ def _bodies(
         for name, row in [*places.items(), *((name, row) for name, row in spills.items() if defined[name] < piece)]:
             if name in reads[piece]:
                 test = " != 0.0" if name in boolean else ""
-                loads[name] = f"{name} = buffer[{_at(row, lanes)}]{test}"
+                loads[name] = f"{name} = buffer[{lane_index(row, lanes)}]{test}"
         waiting = [store for i, store in enumerate(stores) if at[i] == piece]
         for name, row in spills.items():
             if defined[name] == piece:
                 value = f"select({name}, 1.0, 0.0)" if name in boolean else name
-                waiting.append(_Store(f"buffer[{_at(row, lanes)}] = {value}", {name}, ""))
+                waiting.append(_Store(f"buffer[{lane_index(row, lanes)}] = {value}", {name}, ""))
         bodies.append(_woven(lines, loads, waiting))
     return bodies, len(free_from)
 
@@ -290,7 +290,7 @@ def _woven(lines: Sequence[Line], loads: dict[str, str], stores: Sequence[_Store
     return body
 
 
-def _at(row: int | str, lanes: int) -> str:
+def lane_index(row: int | str, lanes: int) -> str:
     """Where a lane's number lies in an array of rows of all lanes. One lane alone needs no loop: every line less is
     time of the compiler."""
     if lanes == 1:
@@ -298,14 +298,16 @@ def _at(row: int | str, lanes: int) -> str:
     return f"{row * lanes} + lane" if isinstance(row, int) else f"{row} * {lanes} + lane"
 
 
-def lane_loops(bodies: Sequence[Sequence[str]], lanes: int, columns: int) -> str:
+def over_lanes(bodies: Sequence[Sequence[str]], lanes: int) -> list[str]:
+    """Each body over all lanes, one after the other."""
     if lanes == 1:
-        return "\n".join(_indented(body, columns) for body in bodies)
-    return "\n".join(f"{' ' * columns}for lane in range({lanes}):\n{_indented(body, columns + 4)}" for body in bodies)
+        return [line for body in bodies for line in body]
+    return [line for body in bodies if body for line in (f"for lane in range({lanes}):", *indented(body))]
 
 
-def _indented(lines: Sequence[str], columns: int) -> str:
-    return "\n".join(" " * columns + line for line in lines or ["pass"])
+def indented(lines: Iterable[str]) -> list[str]:
+    """The lines, one level deeper."""
+    return [f"    {line}" for line in lines]
 
 
 def _derived(lines: Sequence[Line], parameters: set[str], wanted: set[str]) -> tuple[list[str], list[Line]]:

@@ -47,7 +47,7 @@ def kernel_file(text: str) -> Path:
 
 @cache
 def compiled(text: str) -> Callable[..., None]:
-    """The machine code of a kernel's text, from the cache or made now, in about a second. Raises CannotInline."""
+    """The machine code of a kernel's text, from the cache or made now, in half a second to one. Raises CannotInline."""
     from numba.core.errors import NumbaError
 
     file = kernel_file(text)

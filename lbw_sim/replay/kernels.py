@@ -4,15 +4,17 @@ The kernel's source is generated from `Guard.seen` and `Guard.step` themselves a
 writes one by hand.
 
 What decides whether the loop vectorises, each failing silently by 4 to 10 times: one flat buffer with row offsets known
-when compiling, choices instead of branches and conditional stores, numpy's error model. Fast-math stays off and nothing
-is contracted to a fused multiply-add: every candidate gets the bits that Python gets.
+when compiling, choices instead of branches and conditional stores. Fast-math stays off and nothing is contracted to a
+fused multiply-add: every candidate gets the bits that Python gets.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from functools import cache
 from operator import attrgetter
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,7 +23,7 @@ from numpy.typing import NDArray
 from lbw_sim.guard import Guard
 from lbw_sim.guard.guard import GuardState
 from lbw_sim.params import meta
-from lbw_sim.replay.arrangement import Layout, arrange, in_cache, lane_loops
+from lbw_sim.replay.arrangement import Layout, arrange, in_cache, indented, lane_index, over_lanes
 from lbw_sim.replay.inlining import Inliner
 from lbw_sim.replay.kernel_files import versions
 from lbw_sim.replay.step import Bound, Read, number_places, numbers_of, read_step, settled, windows_of
@@ -29,7 +31,7 @@ from lbw_sim.replay.symbolic import CannotInline, Items, Num, Part, Record
 from lbw_sim.replay.writing import Writer
 from lbw_sim.values import UNSAFE_REGIMES, Posture, Regime, Telemetry, nan
 
-GENERATOR = 2
+GENERATOR = 3
 """Stands in every kernel's text, and so in its name."""
 WORD_ROWS = 48
 """Rows whose unsafe bits share one float64: whole numbers below 2**53 are exact."""
@@ -126,23 +128,25 @@ def _write(guard: Guard, read: Read, bounds: Sequence[Bound], lanes: int, rows: 
         for i in range(len(CHANNELS) + len(meta(guard.sensor).extra))
         if f"{prefix}{i}" in made.used
     ]
-    uniform = "\n".join(f"            {line}" for line in telemetry)
     names = [part.name for part in (meta(guard.sensor), meta(guard.analyzer), meta(guard.policy))]
-    text = _TEMPLATE.format(
-        names=", ".join(names),
-        prelude=_PRELUDE,
-        generator=GENERATOR,
-        versions=versions(),
-        word_rows=WORD_ROWS,
-        lanes=lanes,
-        prologue=lane_loops([made.prologue], made.layout.lanes, 4),
-        uniform=uniform,
-        body=lane_loops(made.bodies, made.layout.lanes, 12),
-        bits=made.layout.summary_row("unsafe_bits") * lanes,
-        more_arguments="".join(f", {name}" for name in types),
-        more_types="".join(f", {kind}[::1]" for kind in types.values()),
-    )
-    return Source(text, made.layout)
+    bits = made.layout.summary_row("unsafe_bits")
+    word = [
+        f"words[{lane_index('word', lanes)}] = buffer[{lane_index(bits, lanes)}]",
+        f"buffer[{lane_index(bits, lanes)}] = 0.0",
+    ]
+    body = [
+        *over_lanes([made.prologue], lanes),
+        "word = 0",
+        f"for start in range(begin, end, {WORD_ROWS}):",
+        f"    for row in range(start, min(start + {WORD_ROWS}, end)):",
+        *indented(indented([*telemetry, *over_lanes(made.bodies, lanes)])),
+        *indented([*over_lanes([word], lanes), "word = word + 1"]),
+    ]
+    arguments = {
+        "seen": "float64[:, ::1]", "begin": "int64", "end": "int64", "buffer": "float64[::1]", "words": "float64[::1]",
+        "win": "float64[::1]", "place": "int64[::1]", **{name: f"{kind}[::1]" for name, kind in types.items()},
+    }  # fmt: skip
+    return Source(_text(", ".join(names), lanes, arguments, body), made.layout)
 
 
 def loop_source(subject: Any, inputs: type, results: Sequence[str], outputs: Mapping[str, str], lanes: int) -> Source:
@@ -180,17 +184,16 @@ def loop_source(subject: Any, inputs: type, results: Sequence[str], outputs: Map
     summary = {"fault": _fault(writer)}
     made = in_cache(lanes, lambda lanes: arrange(read, bounds, lanes, summary, written, wanted, kept, loaded))
     lanes = made.layout.lanes
-    text = _LOOP_TEMPLATE.format(
-        name=type(subject).__name__,
-        prelude=_PRELUDE,
-        generator=GENERATOR,
-        versions=versions(),
-        lanes=lanes,
-        prologue=lane_loops([made.prologue], made.layout.lanes, 4),
-        body=lane_loops(made.bodies, made.layout.lanes, 8),
-        more_arguments="".join(f", {name}" for name in written),
-        more_types="".join(f", {kind}[::1]" for kind in outputs.values()),
-    )
+    body = [
+        *over_lanes([made.prologue], lanes),
+        "for row in range(begin, end):",
+        *indented(over_lanes(made.bodies, lanes)),
+    ]
+    arguments = {
+        "inputs": "float64[:, :, ::1]", "begin": "int64", "end": "int64", "buffer": "float64[::1]",
+        "win": "float64[::1]", "place": "int64[::1]", **{name: f"{kind}[::1]" for name, kind in outputs.items()},
+    }  # fmt: skip
+    text = _text(type(subject).__name__, lanes, arguments, body)
     read_inputs = tuple(name for i, name in enumerate(fields) if f"now{i}" in made.used)
     result_rows = tuple(len(made.layout.parameters) + made.layout.state.index(place) for place in kept)
     return Source(text, made.layout._replace(inputs=read_inputs, results=result_rows))
@@ -235,106 +238,46 @@ def _summary(writer: Writer, decision: dict[str, Num]) -> dict[str, str]:
     }
 
 
-_PRELUDE = '''\
-import math
-
-from llvmlite.ir import Instruction
-from numba import boolean, float64, int8, int64, njit, types
-from numba.extending import intrinsic
-from numpy import ceil as round_ceil, floor as round_floor, trunc as round_trunc
-
-inf, nan = math.inf, math.nan
-
-
-@intrinsic
-def select(typing_context, test, yes, no):
-    """yes if test else no, without a branch."""
-    def codegen(context, builder, signature, arguments):
-        return builder.select(*arguments)
-    return float64(boolean, float64, float64), codegen
-
-
-@intrinsic
-def opaque(typing_context, number):
-    """The number itself, by an instruction that the compiler cannot see through."""
-    def codegen(context, builder, signature, arguments):
-        freeze = Instruction(builder.block, arguments[0].type, "freeze", arguments)
-        builder._insert(freeze)
-        return freeze
-    return float64(float64), codegen
-
-
-@intrinsic
-def bits_of(typing_context, number):
-    """The 64 bits of a float."""
-    def codegen(context, builder, signature, arguments):
-        return builder.bitcast(arguments[0], context.get_value_type(int64))
-    return int64(float64), codegen
-
-
-@intrinsic
-def float_of(typing_context, bits):
-    """The float that has these 64 bits."""
-    def codegen(context, builder, signature, arguments):
-        return builder.bitcast(arguments[0], context.get_value_type(float64))
-    return float64(int64), codegen
-
-
-# Of positive normal numbers. There are no lanes for int64 -> float64: a small whole number goes through the last bits
-# of 2**52, where a float's last bit counts 1.
-@njit(inline="always")
-def fraction_of(number):
-    return float_of((bits_of(number) & 0x000FFFFFFFFFFFFF) | 0x3FE0000000000000)
-
-
-@njit(inline="always")
-def exponent_of(number):
-    return float_of((bits_of(number) >> 52) | 0x4330000000000000) - 4503599627371518.0
-
-
-@njit(inline="always")
-def two_to(exponent):
-    return float_of(bits_of(exponent + 4503599627371519.0) << 52)
-'''
-
 _TEMPLATE = '''\
-"""{names}; {lanes} candidates. Generated by lbw-sim, generator {generator}; {versions}."""
-{prelude}
+{lowering}
 
-@njit(
-    types.void(float64[:, ::1], int64, int64, float64[::1], float64[::1], float64[::1], int64[::1]{more_types}),
-    cache=True, nogil=True, error_model="numpy",
-)
-def kernel(seen, begin, end, buffer, words, win, place{more_arguments}):
-{prologue}
-    word = 0
-    start = begin
-    while start < end:
-        stop = min(start + {word_rows}, end)
-        for row in range(start, stop):
-{uniform}
+# {title}; {lanes} candidates. Generated by lbw-sim, generator {generator}; {versions}.
+from numba import float64, int8, int64, njit
+from numba.extending import intrinsic
+
+
+@intrinsic
+def steps(typing_context, {names}):
+    return lowered("""\
 {body}
-        for lane in range({lanes}):
-            words[word * {lanes} + lane] = buffer[{bits} + lane]
-            buffer[{bits} + lane] = 0.0
-        word += 1
-        start = stop
+""", {passed})
+
+
+@njit(types.void({types}), cache=True, nogil=True)
+def kernel({names}):
+    steps({names})
 '''
 
 
-_LOOP_TEMPLATE = '''\
-"""{name}; {lanes} candidates. Generated by lbw-sim, generator {generator}; {versions}."""
-{prelude}
+def _text(title: str, lanes: int, arguments: Mapping[str, str], body: Sequence[str]) -> str:
+    """The text of a kernel. `arguments`: name -> numba type."""
+    return _TEMPLATE.format(
+        lowering=_lowering(),
+        title=title,
+        lanes=lanes,
+        generator=GENERATOR,
+        versions=versions(),
+        names=", ".join(arguments),
+        body="\n".join(body),
+        passed=", ".join(f"{name}={name}" for name in arguments),
+        types=", ".join(arguments.values()),
+    )
 
-@njit(
-    types.void(float64[:, :, ::1], int64, int64, float64[::1], float64[::1], int64[::1]{more_types}),
-    cache=True, nogil=True, error_model="numpy",
-)
-def kernel(inputs, begin, end, buffer, win, place{more_arguments}):
-{prologue}
-    for row in range(begin, end):
-{body}
-'''
+
+@cache
+def _lowering() -> str:
+    # not imported: that takes longer than many a replay
+    return Path(__file__).with_name("lowering.py").read_text(encoding="utf-8")
 
 
 class Start(NamedTuple):

@@ -47,6 +47,8 @@ def told(size: int, folder: Path, *scenarios: str) -> list[dict[str, dict[str, A
     return [{line["scenario"]: line for line in map(json.loads, mine)} for mine in lines]
 
 
+STEPS = 48
+"""Of every scenario; the worker takes a second to import."""
 WHOLE = ("ddp", "ddp_late", "nan", "nan_late", "rollback", "fsdp", "fsdp_late", "fsdp_rollback")
 """Scenarios in which nothing of ours breaks."""
 OTHERS = ("broken", "broken_late", "disagreement", "recorder", "different", "refusal", "resumption", "norms", "join")
@@ -82,17 +84,17 @@ def test_the_first_rank_records_the_mean_over_ranks_and_the_whole_verifies(
 ) -> None:
     assert [rank[name]["recorded_here"] for rank in two] == [True, False]
     trace = read_trace(folder / "traces", name)
-    assert verify(trace).rows == 60
+    assert verify(trace).rows == STEPS
     assert len(trace.segments) == 1
     columns = trace.to_numpy("all")
     weight = [100.0 * (rank + 1) if name == "ddp" else 1.0 for rank in range(2)]
-    for step in range(60):
+    for step in range(STEPS):
         losses = [rank[name]["losses"][step] for rank in two]
         mean = sum(w * loss for w, loss in zip(weight, losses, strict=True)) / sum(weight)
         assert columns["loss"][step] == pytest.approx(mean, rel=1e-12, nan_ok=True)
         assert math.isnan(columns["loss"][step]) == (columns["nonfinite"][step] == 1.0)
     if name == "ddp":
-        assert columns["tokens"].tolist() == [300.0] * 60
+        assert columns["tokens"].tolist() == [300.0] * STEPS
     # Adam's update is about lr per weight whatever the gradient: the norm is that of the whole model on any layout
     full = 1e-2 * math.sqrt(97)
     moved = columns["update_norm"][(columns["effective_lr"] > 0) & (columns["scale"] == 1.0)]
@@ -119,14 +121,14 @@ def test_a_fault_of_ours_on_one_rank_grounds_all_ranks_at_the_same_step(
     assert two[0][name]["applied"] == two[1][name]["applied"]
     assert two[0][name]["weights"] == two[1][name]["weights"]
     assert min(two[0][name]["applied"]) < 1e-2, "it had acted before"
-    assert two[0][name]["applied"][-20:] == [1e-2] * 20, "and no longer does"
+    assert two[0][name]["applied"][-10:] == [1e-2] * 10, "and no longer does"
 
 
 def test_ranks_that_decide_differently_find_out_within_a_step(two: list[dict[str, dict[str, Any]]]) -> None:
     for rank in two:
         assert "decided differently" in rank["disagreement"]["grounded"]
     apart = [a != b for a, b in zip(two[0]["disagreement"]["applied"], two[1]["disagreement"]["applied"], strict=True)]
-    assert apart == [step == 25 for step in range(60)]
+    assert apart == [step == 25 for step in range(STEPS)]
 
 
 def test_ranks_that_were_given_different_guards_are_refused_before_training(

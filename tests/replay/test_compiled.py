@@ -270,6 +270,11 @@ kept, first = min(3.1, signals.loss), min(signals.loss, 3.1)
 most, least = max(-1.0, signals.loss), max(signals.loss, -1.0)
 a = (1 if kept == 3.1 else 0) + (2 if first == 3.1 else 0) + (4 if most == -1.0 else 0) + (1 if least == -1.0 else 0)
 return state, Assessment(a)""",
+    "Backwards": """\
+total = 0.0
+for i in range(70, 0, -1):
+    total = 0.9 * total - i if signals.loss < 3.1 else -total * 0.5 + i
+return State(total, state.window), Assessment(int(Regime.SPIKE) if total > state.seen else int(Regime.STABLE))""",
     "Members": """\
 regime = Regime.STABLE if signals.loss > 3.0 else Regime.OSCILLATION
 if regime in (Regime.STABLE, Regime.WARMUP):
@@ -479,6 +484,14 @@ def test_a_damaged_kernel_file_is_written_anew(tmp_path: Path, monkeypatch: pyte
 def test_a_kernel_that_the_compiler_refuses_is_no_crash() -> None:
     with pytest.raises(CannotInline, match="does not compile"):
         kernel_files.compiled('from numba import njit\n@njit("void(int64)")\ndef kernel(x):\n    return x.nothing\n')
+
+
+@pytest.mark.parametrize(
+    "line", ["x = begin // 2", "x = begin ** 2", "while begin:\n    x = 1", "x = sum(win)", "x = y"]
+)
+def test_a_line_that_no_kernel_is_made_of_is_refused(line: str) -> None:
+    with pytest.raises(CannotInline, match="does not compile"):
+        kernels.compiled(kernels._text("a test", 1, {"begin": "int64", "win": "float64[::1]"}, line.splitlines()))
 
 
 def test_a_cache_that_cannot_be_written_is_replaced_by_a_folder_of_this_process(

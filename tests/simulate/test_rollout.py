@@ -182,7 +182,7 @@ def test_a_long_step_is_cut_into_lane_loops_that_a_compiler_still_puts_into_lane
     assert source.layout.inputs == ("lr", "batch", "walk")
     # too much state for 32 lanes in a core's first cache
     assert source.layout.lanes == 16
-    pieces = source.text.split("    for row in range(begin, end):")[1].split("for lane in range(16):")[1:]
+    pieces = source.text.split("for row in range(begin, end):")[1].split("for lane in range(16):")[1:]
     assert len(pieces) >= 3
     assert max(piece.count("\n") for piece in pieces) < 300
 
