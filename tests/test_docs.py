@@ -31,9 +31,9 @@ from typer.testing import CliRunner
 # with its first kernel (1.1 s)
 import pandas, scipy.optimize, torch, torch._dynamo
 import lbw_sim.cli.app, lbw_sim.live, lbw_sim.plots, lbw_sim.report, lbw_sim.stress.suite, lbw_sim.tune
-from lbw_sim.replay import kernels
+from lbw_sim.replay import kernel_files, kernels
 
-kernels.compiled(kernels.extraction())
+kernel_files.compiled(kernels.extraction())
 # no page looks for garbage in it, a fifth of its time
 gc.freeze()
 for line in sys.stdin:

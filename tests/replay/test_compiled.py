@@ -491,7 +491,7 @@ def test_a_kernel_that_the_compiler_refuses_is_no_crash() -> None:
 )
 def test_a_line_that_no_kernel_is_made_of_is_refused(line: str) -> None:
     with pytest.raises(CannotInline, match="does not compile"):
-        kernels.compiled(kernels._text("a test", 1, {"begin": "int64", "win": "float64[::1]"}, line.splitlines()))
+        kernel_files.compiled(kernels._text("a test", 1, {"begin": "int64", "win": "float64[::1]"}, line.splitlines()))
 
 
 def test_a_cache_that_cannot_be_written_is_replaced_by_a_folder_of_this_process(
