@@ -69,6 +69,8 @@ def flown(workload: str, work: Path, processes: int) -> Suite:
 def lead(suites: dict[str, Suite]) -> str:
     """What the reader must know first."""
     runs = [run for suite in suites.values() for run in suite.runs]
+    missing = [name for name in TITLES if name not in suites]
+    not_flown = f" Not flown: {', '.join(missing)}." if missing else ""
     return (
         f"Made by `analysis/stress_again.py`: {len(runs)} real runs, seeds from {SEEDS[0]} on, which chose "
         "nothing and had been flown by nobody; nothing was changed after a look at them; "
@@ -76,7 +78,7 @@ def lead(suites: dict[str, Suite]) -> str:
         f"cores that others used as well. `{GUARD}` has the fingerprint "
         f"`{GuardSpec.load(GUARD.partition(':')[2]).fingerprint}`. What led to it: [guard_search.md](guard_search.md), "
         "the fourth search; more methods and the controls, with version 3: [stress_tiny.md](stress_tiny.md). How to "
-        "read this: [stress.md](../stress.md)."
+        f"read this: [stress.md](../stress.md).{not_flown}"
     )
 
 
