@@ -84,6 +84,24 @@ def test_a_cap_in_the_way_is_reached_in_a_warm_up_and_after_a_collapse_at_once()
     assert excesses(rule, [0.2, 0.5, 0.9, 1.0, 2.0]) == [0.2, 0.5, 0.9, 1.0, 2.0], "none below the cap or after it"
 
 
+def test_a_peak_above_the_cap_by_one_growth_or_less_is_left_alone_as_long_as_the_cap_never_fell() -> None:
+    rule = TrustCap(first_share=0.25, cut_ratio=0.65, alarm_ratio=0.45, up=1.25, down=0.8, warmup_steps=3)
+    assert excesses(rule, [0.5] * 3 + [1.0, 1.25, 1.26, 1.25]) == [*[0.5] * 3, 1.0, 1.0, 1.26, 1.26]
+    assert excesses(rule, [1.25] * 5) == [3.75, 1.875, 1.25, 1.0, 1.0], "after the first steps"
+    assert excesses(rule, [0.5] * 3 + [1.25] * 5, ratio=0.5) == [*[0.5] * 3, *[1.0] * 5], "not in the way, no cut"
+    assert excesses(rule, [0.5] * 3 + [1.26], ratio=0.5)[-1] == pytest.approx(1.26 / 0.8), "in the way"
+    fallen = [Signals(lr=1.25, full_step_lr=4.0, gain_ratio=ratio) for ratio in (0.8, 0.8, 0.8, 0.4, 0.7)]
+    state, found = rule.init(), []
+    for signals in fallen:
+        state, assessment = rule.step(state, signals)
+        found.append(assessment.evidence)
+    assert found[3:] == pytest.approx([1.25 / 0.8] * 2), "one that fell is a cap to the end"
+    dead = [Signals(lr=1.25, full_step_lr=4.0, gradient_reach=reach) for reach in [0.5] * 4 + [0.0] * 7]
+    for signals in dead:
+        state, assessment = rule.step(state, signals)
+    assert (state.ceiling > 0.0, assessment.evidence > 1.0) == (True, True)
+
+
 def test_a_cut_starts_from_what_was_in_force() -> None:
     assert caps(RULE, steps([0.6, 0.1, 0.8, 0.7], lr=0.5)) == [1.0, 0.25, 0.25, 0.25]
     assert caps(RULE, steps([0.1, 0.8, 0.8, 0.7], lr=0.5)) == [0.25, 0.25, 0.25, 0.125], "now it is in the way"

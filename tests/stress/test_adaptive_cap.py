@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 
 import pytest
@@ -35,6 +36,12 @@ def test_the_same_configuration_opens_where_the_model_can_take_more() -> None:
     rates = [lstm.plan.lr_at(step) * scale for step, scale in enumerate(lstm.scales)]
     assert rates[0] < 0.004
     assert max(rates) > 4.0 * rates[0]
+
+
+def test_a_good_rate_a_little_above_the_first_cap_is_left_alone() -> None:
+    plan = FlightPlan(workload="vit", lr=1e-2, seed=1, steps=30)
+    assert set(fly(plan, "adaptive_cap").scales) == {1.0}
+    assert min(fly(dataclasses.replace(plan, lr=2e-2), "adaptive_cap").scales) < 0.5
 
 
 def test_a_deep_post_ln_model_that_dies_with_straight_steps_is_taken_back_to_its_beginning() -> None:

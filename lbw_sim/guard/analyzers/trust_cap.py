@@ -47,7 +47,7 @@ class TrustCapState(NamedTuple):
     """Steps at a learning rate from which the cap can be judged, as far as they matter."""
 
 
-@analyzer(version=3, needs=("lr", "full_step_lr", "gain_ratio"), uses=("gradient_reach",))
+@analyzer(version=4, needs=("lr", "full_step_lr", "gain_ratio"), uses=("gradient_reach",))
 class TrustCap:
     """The inner analyzer's regime; the evidence is the schedule's peak over the cap, above 1 when it is too high.
 
@@ -65,7 +65,8 @@ class TrustCap:
 
     It grows in the first `learn_steps` at a quarter of it or more, and never later: a ratio does not know that a long
     run wants less than a short one. A cap that is in the way cuts the schedule's own warm-up short; so in the first
-    `warmup_steps` of the run it is reached in equal steps.
+    `warmup_steps` of the run it is reached in equal steps. After them, as long as it has never fallen, it is not in the
+    way of a peak that is above it by one growth or less: the first cap is no more exact than that.
 
     What kills a post-LN transformer is not to be seen there: its steps stay straight while it stops looking at its
     input. `gradient_reach` tells, within some fifteen steps. Its mean over the last few steps against the best so far:
@@ -154,6 +155,8 @@ class TrustCap:
             cap = max(LEAST, min(LARGEST, self.first_share * signals.full_step_lr))
         warmed = min(1.0, age_steps / self.warmup_steps) if cap < peak_lr and ceiling == 0.0 else 1.0
         in_force = min(cap, peak_lr) if cap > 0.0 else peak_lr
+        leeway = self.up if before_cut == 0.0 and ceiling == 0.0 and age_steps > self.warmup_steps else 1.0
+        in_the_way = cap > 0.0 and peak_lr > leeway * cap
         ratio = signals.gain_ratio
         tried = min(lr / cap, warmed) if cap > 0.0 else 0.0
         tried_steps = min(state.tried_steps + 1, self.learn_steps + 1) if tried >= LEAST_TRIED else state.tried_steps
@@ -171,7 +174,7 @@ class TrustCap:
         elif ratio == ratio:
             silent_steps = 0
             measured = min(measured + 1, self.wait)
-            if ratio < (self.cut_ratio if in_force < peak_lr else self.alarm_ratio):
+            if ratio < (self.cut_ratio if in_the_way else self.alarm_ratio):
                 if measured >= self.wait and in_force > 0.0:
                     cap, before_cut, measured = max(LEAST, self.down * in_force), in_force, 0
             elif at_cap > self.grow_ratio and may_grow:
@@ -185,6 +188,8 @@ class TrustCap:
         if ceiling > 0.0:
             cap = min(cap, ceiling)
         evidence = peak_lr / (warmed * cap) if cap > 0.0 and peak_lr > 0.0 else nan
+        if before_cut == 0.0 and ceiling == 0.0 and evidence <= leeway:
+            evidence = min(1.0, evidence)
         return TrustCapState(
             inner,
             peak_lr,
