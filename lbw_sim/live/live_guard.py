@@ -405,6 +405,9 @@ class LiveGuard:
 
     def _end_step(self) -> None:
         """The weights have been updated: measure that, and with a delay send the step's numbers on their way."""
+        # a closure that is evaluated several times a step tells of it several times: the first one counted
+        if not self._mail.empty:
+            self._mail, self._batch = Mail(), None
         row = self._row
         if row is None:
             return

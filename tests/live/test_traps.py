@@ -508,3 +508,73 @@ def test_a_loop_that_goes_back_by_itself_loads_a_guarded_adamw_in_mid_run(tmp_pa
     train(Run(run.model, optimizer), range(20, 30), optimizer)
     optimizer.guard.close()
     assert verify(read_trace(tmp_path)).rows == 30
+
+
+@pytest.mark.parametrize("observes", [False, True])
+def test_a_closure_that_is_evaluated_twice_a_step_is_one_step(observes: bool, tmp_path: Path) -> None:
+    class Searching(torch.optim.SGD):
+        """Evaluates its closure at two places, as a line search does."""
+
+        @torch.no_grad()
+        def step(self, closure: Any = None) -> Any:
+            for _ in range(2):
+                with torch.enable_grad():
+                    loss = closure()
+            used.append(self.param_groups[0]["lr"])
+            for parameter in self.param_groups[0]["params"]:
+                if parameter.grad is not None:
+                    parameter.add_(parameter.grad, alpha=-self.param_groups[0]["lr"])
+            return loss
+
+    run, used, losses = make_run(), [], []
+    optimizer = Searching(run.model.parameters(), lr=1e-2)
+    with attach(optimizer, EAGER, trace=tmp_path, run_id="search", **ACTIVE) as live:
+
+        def closure() -> torch.Tensor:
+            x, y = batch(step)
+            optimizer.zero_grad()
+            loss = spike(step, (run.model(x) - y).square().mean())
+            loss.backward()
+            losses.append(loss.item())
+            if observes:
+                live.observe(loss)
+            return loss
+
+        for step in range(60):  # noqa: B007 (the closure reads it)
+            before = weights(run)
+            optimizer.step(closure)
+            if live.applied_scale == 0.0:
+                assert same_bits(before, weights(run))
+            assert optimizer.param_groups[0]["lr"] == 1e-2
+    columns = read_trace(tmp_path).to_numpy()
+    assert columns["loss"].tolist() == losses[::2], "the first evaluation counts, and only in its own step"
+    assert used == columns["effective_lr"].tolist()
+    assert 0.0 < min(used) < 1e-2
+
+
+def test_a_skipped_step_moves_no_weight_where_the_optimizer_makes_up_gradients(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Filling(torch.optim.SGD):
+        """Gives zeros to a parameter without gradient, as Muon's reference code does."""
+
+        def step(self, closure: Any = None) -> Any:
+            for parameter in self.param_groups[0]["params"]:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+            return super().step(closure)
+
+    run = make_run()
+    optimizer = Filling(run.model.parameters(), lr=1e-2, momentum=0.9, weight_decay=0.1)
+    with attach(optimizer, EAGER, **ACTIVE) as live:
+        train(Run(run.model, optimizer), range(20), live)
+        before = weights(run)
+        for step in (20, 21):
+            train(Run(run.model, optimizer), range(step, step + 1), live, fault=lambda _, loss: loss * math.nan)
+            assert live.applied_scale == 0.0
+            assert same_bits(before, weights(run))
+            assert math.isnan(float(next(iter(run.model.parameters())).grad.sum()))  # type: ignore[union-attr]
+        train(Run(run.model, optimizer), range(22, 24), live)
+        assert not same_bits(before, weights(run))
+    assert optimizer.param_groups[0]["lr"] == 1e-2
+    assert caplog.text.count("Filling made up gradients") == 1
