@@ -39,8 +39,8 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     In evaluation mode BatchNorm reads its running statistics and leaves them alone; a model that counts or averages in
     every forward pass gets its buffers back. Neither what it keeps in plain attributes nor Python's and NumPy's own
     random numbers are restored. A model compiled by `torch.compile` is compiled once more, for evaluation. Where a
-    whole training step stands under `torch.autocast`, its cache of cast weights is neither read nor filled: it would give the
-    weights as they were before a probe moved them, or give training weights that have no gradient.
+    whole training step stands under `torch.autocast`, its cache of cast weights is neither read nor filled: it would
+    give the weights as they were before a probe moved them, or give training weights that have no gradient.
     """
     modes = [(module, module.training) for module in model.modules()]
     buffers = [
