@@ -90,6 +90,11 @@ def _component(
         for method in ("init", "step"):
             if not callable(getattr(cls, method, None)):
                 raise ComponentError(f"{kind} {name!r} has no method {method}(); every component has init and step")
+        if type(version) is not int:
+            raise ComponentError(f"{kind} {name!r}: version={version!r} is not a whole number")
+        for what, names in (("needs", needs), ("uses", uses), ("emits", emits), ("extra", extra)):
+            if isinstance(names, str):
+                raise ComponentError(f"{kind} {name!r}: {what}={names!r} is a text and no tuple: write ({names!r},)")
         for signal in (() if kind == "plant" else emits) + (needs + uses if kind == "analyzer" else ()):
             if signal not in Signals._fields:
                 raise ComponentError(f"{kind} {name!r}: " + unknown_name("signal", signal, Signals._fields))
@@ -99,6 +104,13 @@ def _component(
 
         cls.__post_init__ = __post_init__  # type: ignore[attr-defined]
         made = dataclasses.dataclass(frozen=True, kw_only=True)(cls)
+        # a spec file would set one, and its fingerprint would not show it
+        if undeclared := [f.name for f in dataclasses.fields(made) if not {"param", "part"} & f.metadata.keys()]:
+            raise ComponentError(
+                f"{kind} {name!r}: {', '.join(undeclared)} must be declared: "
+                f"{undeclared[0]}: float = param(DEFAULT, low=, high=, doc=), or part(...) for a component in it; "
+                "what never changes needs no type, or is a ClassVar"
+            )
         made.__component__ = ComponentMeta(kind, name, version, needs, uses, emits, extra)  # type: ignore[attr-defined]
         return made
 
