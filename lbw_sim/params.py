@@ -105,7 +105,8 @@ def _component(
         cls.__post_init__ = __post_init__  # type: ignore[attr-defined]
         made = dataclasses.dataclass(frozen=True, kw_only=True)(cls)
         # a spec file would set one, and its fingerprint would not show it
-        if undeclared := [f.name for f in dataclasses.fields(made) if not {"param", "part"} & f.metadata.keys()]:
+        fields = dataclasses.fields(made)  # type: ignore[arg-type]
+        if undeclared := [f.name for f in fields if not {"param", "part"} & f.metadata.keys()]:
             raise ComponentError(
                 f"{kind} {name!r}: {', '.join(undeclared)} must be declared: "
                 f"{undeclared[0]}: float = param(DEFAULT, low=, high=, doc=), or part(...) for a component in it; "

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
 import hashlib
 import logging
 import time
@@ -43,6 +44,12 @@ Mode = Literal["shadow", "active"]
 
 attached: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
 """Every optimizer that has a guard now."""
+
+
+def _close(guard: weakref.ref[LiveGuard]) -> None:
+    live = guard()
+    if live is not None:
+        live.close()
 
 
 class _Row(NamedTuple):
@@ -152,7 +159,14 @@ class LiveGuard:
             self._mirror = Mirror(self._sinks)
         self._hooks.put_on(self._scaler)
         attached.update(self._optimizers)
-        atexit.register(self.close)
+        # weakly: a sweep that throws its optimizers away must not keep every model of it to its end
+        self._at_exit = functools.partial(_close, weakref.ref(self))
+        atexit.register(self._at_exit)
+
+    def __del__(self) -> None:
+        """Nobody closed it, and nobody can reach it any more."""
+        if "_at_exit" in self.__dict__:
+            self.close()
 
     def __repr__(self) -> str:
         state = f"grounded: {self.grounded}" if self.grounded else f"scale {self._decision.scale:.3g}"
@@ -301,7 +315,7 @@ class LiveGuard:
         self._settle_safely()
         self._closed = True
         self.detach()
-        atexit.unregister(self.close)
+        atexit.unregister(self._at_exit)
         try:
             if costs := self.cost_us:
                 told = ", ".join(f"{name} {cost:.0f}" for name, cost in costs.items())

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import copy
+import gc
 import math
+import os
 import pickle
+import subprocess
+import sys
 import weakref
 from pathlib import Path
 from typing import Any
@@ -578,3 +582,35 @@ def test_a_skipped_step_moves_no_weight_where_the_optimizer_makes_up_gradients(
         assert not same_bits(before, weights(run))
     assert optimizer.param_groups[0]["lr"] == 1e-2
     assert caplog.text.count("Filling made up gradients") == 1
+
+
+def test_a_guard_that_is_thrown_away_unclosed_takes_nothing_with_it(tmp_path: Path) -> None:
+    """As in a sweep that makes a new model and a new GuardedAdamW for each trial."""
+
+    def trial(number: int) -> weakref.ref[torch.Tensor]:
+        run = make_run()
+        optimizer = GuardedAdamW(run.model.parameters(), guard=EAGER, trace=tmp_path, run_id=f"trial-{number}")
+        train(Run(run.model, optimizer), range(5), optimizer.guard)
+        return weakref.ref(next(iter(run.model.parameters())))
+
+    files = len(os.listdir("/proc/self/fd"))
+    weights_of = [trial(number) for number in range(3)]
+    gc.collect()
+    assert [weight() for weight in weights_of] == [None] * 3
+    assert len(os.listdir("/proc/self/fd")) == files
+    for number in range(3):
+        assert (tmp_path / f"run_id=trial-{number}" / "segment-000.parquet").exists()
+        assert read_trace(tmp_path, f"trial-{number}").to_numpy()["step"].tolist() == [0, 1, 2, 3, 4]
+
+
+def test_a_guard_that_nobody_closed_is_closed_when_the_process_ends(tmp_path: Path) -> None:
+    program = (
+        "import sys, torch\n"
+        "from lbw_sim.live import attach\n"
+        "model = torch.nn.Linear(2, 1)\n"
+        "optimizer = torch.optim.SGD(model.parameters(), lr=0.1)\n"
+        "live = attach(optimizer, 'default', trace=sys.argv[1], run_id='left')\n"
+        "model(torch.ones(1, 2)).sum().backward(); live.observe(1.0); optimizer.step()\n"
+    )
+    subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True)
+    assert (tmp_path / "run_id=left" / "segment-000.parquet").exists()
