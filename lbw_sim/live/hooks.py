@@ -96,6 +96,11 @@ class StepHooks:
         """Learning rate of the first parameter group of the first optimizer, before scaling; see `Actuator.lr`."""
         return self._first.lr
 
+    @property
+    def began(self) -> bool:
+        """Whether any step has begun since the hooks were put on."""
+        return bool(self._stepped)
+
     def put_on(self, scaler: torch.amp.GradScaler | None) -> None:
         """Put the hooks on the optimizers, and on the gradient scaler where there is one."""
         before, after = _untraced(self._before_step), _untraced(self._after_step)

@@ -42,6 +42,8 @@ logger = logging.getLogger("lbw_sim")
 
 Mode = Literal["shadow", "active"]
 
+_MANY_LOSSES, _SOME_LOSSES = 1000, 10
+"""Observed without any step, so that something is wrong: in mid-run, when gradients may be accumulated; at the end."""
 attached: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
 """Every optimizer that has a guard now."""
 
@@ -222,6 +224,8 @@ class LiveGuard:
             return
         try:
             self._mail.post_loss(loss, tokens)
+            if self._mail.micro_batches == _MANY_LOSSES:
+                self._tell_unstepped()
             if grad_norm is not None:
                 self._mail.post("grad_norm", grad_norm)
             if batch is not None:
@@ -238,6 +242,16 @@ class LiveGuard:
                     )  # fmt: skip
         except Exception as error:
             self.ground(error)
+
+    def _tell_unstepped(self) -> None:
+        """A guard that watches nothing must not look like one that sees nothing wrong."""
+        if not self._hooks.began:
+            named = " or ".join(type(optimizer).__name__ for optimizer in self._optimizers)
+            logger.warning(
+                "lbw-sim: run %s: %d losses were observed and no step of %s was seen, so nothing is decided or "
+                "recorded. Is it another optimizer that steps, one inside of it say? Attach to the one whose step() "
+                "is called", self.run_id, self._mail.micro_batches, named,
+            )  # fmt: skip
 
     def mark(self, event: str) -> None:
         """Write a word (24 ASCII characters at most) into the row of the coming step: an injected fault, an epoch.
@@ -313,6 +327,8 @@ class LiveGuard:
         if self._closed:
             return
         self._settle_safely()
+        if self._mail.micro_batches >= _SOME_LOSSES:
+            self._tell_unstepped()
         self._closed = True
         self.detach()
         atexit.unregister(self._at_exit)

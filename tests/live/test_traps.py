@@ -614,3 +614,32 @@ def test_a_guard_that_nobody_closed_is_closed_when_the_process_ends(tmp_path: Pa
     )
     subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True)
     assert (tmp_path / "run_id=left" / "segment-000.parquet").exists()
+
+
+@pytest.mark.parametrize(("losses", "warnings"), [(3, 0), (20, 1), (1500, 2)])
+def test_a_guard_on_an_optimizer_that_never_steps_says_so(
+    losses: int, warnings: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Sharp(torch.optim.Optimizer):
+        """Sharpness-aware: the loop calls its two half steps, and it calls the inner optimizer's step."""
+
+        def __init__(self, inner: torch.optim.Optimizer) -> None:
+            super().__init__(inner.param_groups, {})
+            self.base = inner
+
+        def second_step(self) -> None:
+            self.base.step()
+
+    run = make_run()
+    optimizer = Sharp(run.optimizer)
+    with attach(optimizer, EAGER) as live:
+        for _ in range(losses):
+            live.observe(1.0)
+            optimizer.second_step()
+    assert caplog.text.count("no step of Sharp was seen") == warnings
+    with attach(run.optimizer, EAGER) as live:
+        for _ in range(1500):
+            live.observe(1.0)
+        run.optimizer.step()
+        live.observe(1.0)
+    assert caplog.text.count("was seen") == warnings + 1, "in the first step: that may be a very long accumulation"
