@@ -152,7 +152,7 @@ class LiveGuard:
         self._sinks = mirror
         self._mirror: Mirror | None = None
         if self._folder is not None:
-            Recorder.check(self._folder, self.run_id)
+            Recorder.check(self._folder, self.run_id, self._provenance)
         self._scaler = scaler
 
     def take_off(self) -> None:
@@ -265,7 +265,7 @@ class LiveGuard:
                 "gradient scaler dropped. Choose another one", self.run_id, event,
             )  # fmt: skip
             return
-        self._event = event
+        self._event = str(event)  # an epoch's number, most likely
 
     def state_dict(self) -> dict[str, Any]:
         """The guard's memory as plain numbers and strings: goes into any checkpoint, loads with `weights_only`.
