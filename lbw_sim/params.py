@@ -14,7 +14,7 @@ from functools import cache
 from typing import Any, NamedTuple, TypeVar, dataclass_transform
 
 from lbw_sim.errors import ComponentError, ParameterError, unknown_name
-from lbw_sim.values import Signals
+from lbw_sim.values import Signals, Telemetry
 
 T = TypeVar("T")
 
@@ -98,6 +98,15 @@ def _component(
         for signal in (() if kind == "plant" else emits) + (needs + uses if kind == "analyzer" else ()):
             if signal not in Signals._fields:
                 raise ComponentError(f"{kind} {name!r}: " + unknown_name("signal", signal, Signals._fields))
+
+        if kind == "sensor":
+            channels = (*(name for name in Telemetry._fields if name != "extra"), *extra)
+            for channel in needs + uses:
+                if channel not in channels:
+                    told = unknown_name("telemetry channel", channel, channels)
+                    raise ComponentError(
+                        f"{kind} {name!r}: {told} One of its own is declared with extra=({channel!r},)"
+                    )
 
         def __post_init__(self: Any) -> None:
             _check(self)

@@ -69,6 +69,10 @@ def test_a_plugin_cannot_replace_a_built_in_component(tmp_path: Path) -> None:
         (None, "no such Python file"),
         ("import sys; sys.exit(0)", "SystemExit"),
         (RULE.replace('needs=("loss",)', 'needs=("loss")'), r"bad.py: analyzer 'plugged_jump': needs='loss' is a text"),
+        (
+            RULE.replace("analyzer", "sensor").replace('needs=("loss",)', 'emits=("loss",), needs=("gradnorm",)'),
+            r"no telemetry channel named 'gradnorm'.*Did you mean 'grad_norm'\?.*extra=\('gradnorm',\)",
+        ),
         (RULE.replace("version=1", "version='1'"), "version='1' is not a whole number"),
         (
             RULE.replace("    def init", "    slack: float = 1.5\n\n    def init"),
