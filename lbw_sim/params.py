@@ -14,7 +14,7 @@ from functools import cache
 from typing import Any, NamedTuple, TypeVar, dataclass_transform
 
 from lbw_sim.errors import ComponentError, ParameterError, unknown_name
-from lbw_sim.values import Signals
+from lbw_sim.values import Signals, Telemetry
 
 T = TypeVar("T")
 
@@ -101,15 +101,37 @@ def _component(
         for method in ("init", "step"):
             if not callable(getattr(cls, method, None)):
                 raise ComponentError(f"{kind} {name!r} has no method {method}(); every component has init and step")
+        if type(version) is not int:
+            raise ComponentError(f"{kind} {name!r}: version={version!r} is not a whole number")
+        for what, names in (("needs", needs), ("uses", uses), ("emits", emits), ("extra", extra)):
+            if isinstance(names, str):
+                raise ComponentError(f"{kind} {name!r}: {what}={names!r} is a text and no tuple: write ({names!r},)")
         for signal in (() if kind == "plant" else emits) + (needs + uses if kind == "analyzer" else ()):
             if signal not in Signals._fields:
                 raise ComponentError(f"{kind} {name!r}: " + unknown_name("signal", signal, Signals._fields))
+
+        if kind == "sensor":
+            channels = (*(name for name in Telemetry._fields if name != "extra"), *extra)
+            for channel in needs + uses:
+                if channel not in channels:
+                    told = unknown_name("telemetry channel", channel, channels)
+                    raise ComponentError(
+                        f"{kind} {name!r}: {told} One of its own is declared with extra=({channel!r},)"
+                    )
 
         def __post_init__(self: Any) -> None:
             _check(self)
 
         cls.__post_init__ = __post_init__  # type: ignore[attr-defined]
         made = dataclasses.dataclass(frozen=True, kw_only=True)(cls)
+        # a spec file would set one, and its fingerprint would not show it
+        fields = dataclasses.fields(made)  # type: ignore[arg-type]
+        if undeclared := [f.name for f in fields if not {"param", "part"} & f.metadata.keys()]:
+            raise ComponentError(
+                f"{kind} {name!r}: {', '.join(undeclared)} must be declared: "
+                f"{undeclared[0]}: float = param(DEFAULT, low=, high=, doc=), or part(...) for a component in it; "
+                "what never changes needs no type, or is a ClassVar"
+            )
         made.__component__ = ComponentMeta(kind, name, version, needs, uses, emits, extra)  # type: ignore[attr-defined]
         return made
 

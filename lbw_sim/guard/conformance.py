@@ -17,6 +17,7 @@ from lbw_sim.guard.envelope import Envelope
 from lbw_sim.guard.guard import state_from_data, state_to_data
 from lbw_sim.params import meta, params_of
 from lbw_sim.values import Action, Assessment, Noise, Posture, Regime, Request, Signals, Telemetry
+from lbw_sim.wording import counted
 
 STEPS = 400
 """Length of each input that a component is driven with."""
@@ -37,16 +38,23 @@ def check_component(component: object, seed: int = 0) -> None:
     info = meta(component)
     who = f"{info.kind} {info.name!r}"
     problems = []
-    if not (type(component).__doc__ or "").strip():
+    # a dataclass without one is given its signature
+    told = (type(component).__doc__ or "").strip()
+    if not told or told.startswith(f"{type(component).__name__}("):
         problems.append("has no docstring")
     problems += [f"parameter {name} has no doc" for name, declared in params_of(component).items() if not declared.doc]
+    found: dict[str, list[str]] = {}
     for label, inputs in _inputs(info.kind, len(info.extra), seed):
         try:
-            problems += [f"{label}: {problem}" for problem in _drive(component, info.kind, inputs)]
+            for problem in _drive(component, info.kind, inputs):
+                found.setdefault(problem, []).append(label)
         except Exception as error:
-            problems.append(f"{label}: step raised {type(error).__name__}: {error}")
+            found.setdefault(f"step raised {type(error).__name__}: {error}", []).append(label)
+    for problem, labels in found.items():
+        more = f" and {counted(len(labels) - 1, 'more input')}" if len(labels) > 1 else ""
+        problems.append(f"{labels[0]}{more}: {problem}")
     if problems:
-        raise ComponentError(f"{who} does not conform: " + "; ".join(dict.fromkeys(problems)))
+        raise ComponentError(f"{who} does not conform: " + "; ".join(problems))
 
 
 def _drive(component: Any, kind: str, inputs: list[tuple[Any, ...]]) -> Iterator[str]:
@@ -83,6 +91,12 @@ def _drive(component: Any, kind: str, inputs: list[tuple[Any, ...]]) -> Iterator
             yield f"step {number}: {wrong}"
             return
         outputs.append(output)
+    state = component.init()
+    for number, arguments in enumerate(inputs):
+        state, output = component.step(state, *arguments)
+        if not _same_bits(output, outputs[number]):
+            yield f"step {number}: driven through the same input again, another output: it remembers outside its state"
+            return
     resumed = state_from_data(component.init(), json.loads(saved))
     for number, arguments in enumerate(inputs[half:], start=half):
         resumed, output = component.step(resumed, *arguments)

@@ -101,7 +101,9 @@ def load_plugin(path: str | Path) -> list[ComponentMeta]:
         sys.modules[name] = module
         try:
             spec.loader.exec_module(module)
-        except Exception as error:
+        except ComponentError as error:
+            raise ComponentError(f"plugin {file}: {error}") from error
+        except (Exception, SystemExit) as error:
             raise ComponentError(f"plugin {file}: {type(error).__name__}: {error}") from error
         registered += _register(module, f"plugin {file}")
     if not registered:

@@ -6,11 +6,20 @@ It adds no key to `param_groups` and keeps no copy of weights.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from lbw_sim.values import nan
+
+
+class Restored(NamedTuple):
+    """What the optimizer and others did meanwhile."""
+
+    overtaken: bool = False
+    """Somebody has set another learning rate, which stays."""
+    made_up: bool = False
+    """The optimizer gave gradients of its own to parameters that had none."""
 
 
 class Actuator:
@@ -18,7 +27,8 @@ class Actuator:
 
     A scale of 0.5 gives, bit for bit, the step that half the learning rate gives: plain, foreach and fused, float and
     tensor lr. A hidden gradient leaves weights, moments and step counts alone, also when it is nan (a learning rate of
-    0 would not: AdamW's moments move, and 0·nan is nan).
+    0 would not: AdamW's moments move, and 0·nan is nan). The learning rate is 0 beside it, for optimizers that take a
+    parameter without gradient for one with a gradient of zeros, as some Muons do: their weights stay as well.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
@@ -61,23 +71,28 @@ class Actuator:
                 self._scaled_floats.append((group, lr, scaled))
                 group["lr"] = scaled
 
+    def skip(self) -> None:
+        """Let the coming step change no weight, until `restore`."""
+        self.hide_gradients()
+        self.scale(0.0)
+
     def hide_gradients(self) -> None:
-        """Let the coming step find no gradient, until `restore`."""
+        """Let the step find no gradient, until `restore`. Called again it hides those that came since, instead."""
+        self._hidden.clear()
         for group in self._optimizer.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     self._hidden.append((parameter, parameter.grad))
                     parameter.grad = None
 
-    def restore(self, *, gradients: bool = True) -> bool:
+    def restore(self, *, gradients: bool = True) -> Restored:
         """Put back what was changed. Safe to call at any time, any number of times.
 
         `gradients=False` forgets hidden gradients: after an exception inside the step a new backward may have run.
-        True: somebody has set another learning rate meanwhile, which stays.
         """
         if not (self._scaled_floats or self._scaled_tensors or self._hidden):
-            return False
-        overtaken = False
+            return Restored()
+        overtaken = made_up = False
         for group, lr, scaled in self._scaled_floats:
             # somebody who set another lr meanwhile meant it
             if group["lr"] == scaled:
@@ -88,8 +103,9 @@ class Actuator:
             tensor.copy_(before)
         if gradients:
             for parameter, gradient in self._hidden:
+                made_up = made_up or parameter.grad is not None
                 parameter.grad = gradient
         self._scaled_floats.clear()
         self._scaled_tensors.clear()
         self._hidden.clear()
-        return overtaken
+        return Restored(overtaken, made_up)

@@ -86,6 +86,8 @@ class StepHooks:
         """Steps of each optimizer that are under way inside each other; left as it was by one that raised."""
         self._overtaken = False
         """It has been said that somebody set a learning rate while it was scaled."""
+        self._made_up = False
+        """It has been said that an optimizer made up gradients."""
         self._handles: list[RemovableHandle] = []
         self._release_scaler: Callable[[], None] | None = None
 
@@ -93,6 +95,11 @@ class StepHooks:
     def lr(self) -> float:
         """Learning rate of the first parameter group of the first optimizer, before scaling; see `Actuator.lr`."""
         return self._first.lr
+
+    @property
+    def began(self) -> bool:
+        """Whether any step has begun since the hooks were put on."""
+        return bool(self._stepped)
 
     def put_on(self, scaler: torch.amp.GradScaler | None) -> None:
         """Put the hooks on the optimizers, and on the gradient scaler where there is one."""
@@ -152,11 +159,19 @@ class StepHooks:
             return None
 
     def _deciding(self, optimizer: torch.optim.Optimizer, closure: Callable[[], Any]) -> Callable[[], Any]:
+        decided = False
+
         def closure_then_decision() -> Any:
+            nonlocal decided
             loss = closure()
             try:
+                if decided:
+                    # a search along the step evaluates it again: still the same step, with new gradients
+                    self._hide_again(optimizer)
+                    return loss
                 if loss is not None and not self._announced() and self._opens_a_step(optimizer):
                     self._observe(loss)
+                decided = True
                 self._take_part(optimizer)
             except Exception as error:
                 self._fault(error, everywhere=False)
@@ -184,9 +199,13 @@ class StepHooks:
         found_inf = getattr(optimizer, "found_inf", None)
         self._join(optimizer, found_inf if isinstance(found_inf, torch.Tensor) else None)
         if self.act.skip:
-            self.actuators[id(optimizer)].hide_gradients()
+            self.actuators[id(optimizer)].skip()
         elif self.act.scale != 1.0:
             self.actuators[id(optimizer)].scale(self.act.scale)
+
+    def _hide_again(self, optimizer: torch.optim.Optimizer) -> None:
+        if self.act.skip and not self.removed:
+            self.actuators[id(optimizer)].hide_gradients()
 
     def _scaler_dropped(self, optimizer: torch.optim.Optimizer) -> None:
         """The gradient scaler found an overflow and did not call the optimizer."""
@@ -221,7 +240,15 @@ class StepHooks:
             self._fault(error)
 
     def _put_back(self, optimizer: torch.optim.Optimizer, *, gradients: bool = True) -> None:
-        if self.actuators[id(optimizer)].restore(gradients=gradients) and not self._overtaken:
+        found = self.actuators[id(optimizer)].restore(gradients=gradients)
+        if found.made_up and not self._made_up:
+            self._made_up = True
+            logger.warning(
+                "lbw-sim: run %s: %s made up gradients in a step that was to be skipped, where parameters had none: "
+                "the weights stayed, its own state went on. A step() that passes over them, as torch's do, skips whole",
+                self._run_id, type(optimizer).__name__,
+            )  # fmt: skip
+        if found.overtaken and not self._overtaken:
             self._overtaken = True
             logger.warning(
                 "lbw-sim: run %s: while the guard held the learning rate at %.3g times its own, somebody set another "

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
 import hashlib
 import logging
 import time
@@ -41,8 +42,16 @@ logger = logging.getLogger("lbw_sim")
 
 Mode = Literal["shadow", "active"]
 
+_MANY_LOSSES, _SOME_LOSSES = 1000, 10
+"""Observed without any step, so that something is wrong: in mid-run, when gradients may be accumulated; at the end."""
 attached: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
 """Every optimizer that has a guard now."""
+
+
+def _close(guard: weakref.ref[LiveGuard]) -> None:
+    live = guard()
+    if live is not None:
+        live.close()
 
 
 class _Row(NamedTuple):
@@ -143,7 +152,7 @@ class LiveGuard:
         self._sinks = mirror
         self._mirror: Mirror | None = None
         if self._folder is not None:
-            Recorder.check(self._folder, self.run_id)
+            Recorder.check(self._folder, self.run_id, self._provenance)
         self._scaler = scaler
 
     def take_off(self) -> None:
@@ -152,7 +161,14 @@ class LiveGuard:
             self._mirror = Mirror(self._sinks)
         self._hooks.put_on(self._scaler)
         attached.update(self._optimizers)
-        atexit.register(self.close)
+        # weakly: a sweep that throws its optimizers away must not keep every model of it to its end
+        self._at_exit = functools.partial(_close, weakref.ref(self))
+        atexit.register(self._at_exit)
+
+    def __del__(self) -> None:
+        """Nobody closed it, and nobody can reach it any more."""
+        if "_at_exit" in self.__dict__:
+            self.close()
 
     def __repr__(self) -> str:
         state = f"grounded: {self.grounded}" if self.grounded else f"scale {self._decision.scale:.3g}"
@@ -208,6 +224,8 @@ class LiveGuard:
             return
         try:
             self._mail.post_loss(loss, tokens)
+            if self._mail.micro_batches == _MANY_LOSSES:
+                self._tell_unstepped()
             if grad_norm is not None:
                 self._mail.post("grad_norm", grad_norm)
             if batch is not None:
@@ -225,6 +243,16 @@ class LiveGuard:
         except Exception as error:
             self.ground(error)
 
+    def _tell_unstepped(self) -> None:
+        """A guard that watches nothing must not look like one that sees nothing wrong."""
+        if not self._hooks.began:
+            named = " or ".join(type(optimizer).__name__ for optimizer in self._optimizers)
+            logger.warning(
+                "lbw-sim: run %s: %d losses were observed and no step of %s was seen, so nothing is decided or "
+                "recorded. Is it another optimizer that steps, one inside of it say? Attach to the one whose step() "
+                "is called", self.run_id, self._mail.micro_batches, named,
+            )  # fmt: skip
+
     def mark(self, event: str) -> None:
         """Write a word (24 ASCII characters at most) into the row of the coming step: an injected fault, an epoch.
 
@@ -237,7 +265,7 @@ class LiveGuard:
                 "gradient scaler dropped. Choose another one", self.run_id, event,
             )  # fmt: skip
             return
-        self._event = event
+        self._event = str(event)  # an epoch's number, most likely
 
     def state_dict(self) -> dict[str, Any]:
         """The guard's memory as plain numbers and strings: goes into any checkpoint, loads with `weights_only`.
@@ -299,9 +327,11 @@ class LiveGuard:
         if self._closed:
             return
         self._settle_safely()
+        if self._mail.micro_batches >= _SOME_LOSSES:
+            self._tell_unstepped()
         self._closed = True
         self.detach()
-        atexit.unregister(self.close)
+        atexit.unregister(self._at_exit)
         try:
             if costs := self.cost_us:
                 told = ", ".join(f"{name} {cost:.0f}" for name, cost in costs.items())
@@ -405,6 +435,9 @@ class LiveGuard:
 
     def _end_step(self) -> None:
         """The weights have been updated: measure that, and with a delay send the step's numbers on their way."""
+        # a closure that is evaluated several times a step tells of it several times: the first one counted
+        if not self._mail.empty:
+            self._mail, self._batch = Mail(), None
         row = self._row
         if row is None:
             return

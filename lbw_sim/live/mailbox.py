@@ -39,6 +39,11 @@ class Mail:
         """Nothing was posted yet."""
         return not self._losses and not self._values
 
+    @property
+    def micro_batches(self) -> int:
+        """Losses that were posted."""
+        return len(self._losses)
+
     def post_loss(self, loss: SupportsFloat, tokens: SupportsFloat | None = None) -> None:
         """Add one micro-batch's mean loss; the step's loss is the mean weighted by tokens."""
         weight = 1.0 if tokens is None else _number(tokens)

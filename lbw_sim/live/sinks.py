@@ -107,6 +107,8 @@ class Mirror:
             return
         self._capacity = 0
         self._stop.set()
+        if thread is threading.current_thread():
+            return  # the guard was found to be garbage just here, and the loop below goes on to its end
         thread.join(timeout_s)
         if thread.is_alive():
             self.dropped += len(self._queue)

@@ -24,6 +24,8 @@ from lbw_sim.wording import counted
 
 logger = logging.getLogger("lbw_sim")
 
+_SCHEDULED = ("lr", "momentum", "betas")
+"""What torch's schedulers set in a group; the next value is computed from the present one by most."""
 _MEMORY_1 = ("memory.limit_in_bytes", "memory.usage_in_bytes")
 _MEMORY_2 = ("memory.max", "memory.current")
 """Files of a control group, version 1 and 2: limit and use."""
@@ -43,6 +45,10 @@ class _Snapshot(NamedTuple):
     states: list[dict[str, Any]]
     """The optimizer's state of each parameter; empty before the first update."""
     others: list[dict[str, Any]]
+    shared: list[dict[str, Any]]
+    """What each optimizer keeps in its state under a name, and not for one parameter."""
+    rates: list[list[dict[str, Any]]]
+    """Of each optimizer, by group, what a scheduler of `also` sets there; empty where none does."""
 
 
 class Snapshots:
@@ -51,7 +57,8 @@ class Snapshots:
     `device`: where they lie: `"cpu"` (pinned memory when the weights are on a GPU, copied without waiting) or `"same"`
     as the weights. `also`: further objects with `state_dict` and `load_state_dict` that go back with the weights: a
     scheduler, a gradient scaler, a sampler; what is not named stays where it is, so that by default the run goes on
-    with the next batch and the next learning rate. So does what an optimizer keeps in its `param_groups` (Prodigy's
+    with the next batch and the next learning rate. With a scheduler its optimizer's learning rate goes back: most
+    compute the next one from it. So does what an optimizer keeps in its `param_groups` (Prodigy's
     `d`, schedule-free's `k`), unless it is named itself, learning rate included. `model`: when given, its buffers
     (running statistics) go back too. Of `also` all go back or, when one of them fails, none, and the guard is grounded.
     `on_rollback(step)` is called after each rollback with the step that the run is at again; if it raises, that is
@@ -158,7 +165,8 @@ class Snapshots:
                     }
                 )
         others = [copy.deepcopy(other.state_dict()) for other in self._also]
-        self._ring.append(_Snapshot(step, weights, states, others))
+        shared = [copy.deepcopy(_shared(optimizer)) for optimizer in optimizers]
+        self._ring.append(_Snapshot(step, weights, states, others, shared, self._rates(optimizers)))
         self.seconds += time.perf_counter() - started
         self.taken += 1
 
@@ -182,7 +190,16 @@ class Snapshots:
                 local(weight).copy_(kept)
             for (optimizer, parameter), kept_state in zip(_parameters_of(optimizers), snapshot.states, strict=True):
                 _put_back(optimizer, parameter, kept_state)
+        for optimizer, kept_shared in zip(optimizers, snapshot.shared, strict=True):
+            state: dict[Any, Any] = optimizer.state
+            for name in _shared(optimizer):
+                del state[name]
+            state.update(copy.deepcopy(kept_shared))
         self._load_companions(snapshot)
+        if self.failure is None:
+            for optimizer, kept_rates in zip(optimizers, snapshot.rates, strict=True):
+                for group, kept_rate in zip(optimizer.param_groups, kept_rates, strict=False):
+                    _put_rate_back(group, kept_rate)
         del self._ring[index + 1 :]
         if self._on_rollback is not None:
             try:
@@ -209,6 +226,17 @@ class Snapshots:
                     other.load_state_dict(now)
                 except Exception as worse:
                     logger.warning("lbw-sim: a %s could not be put back either: %r", type(other).__name__, worse)
+
+    def _rates(self, optimizers: Sequence[torch.optim.Optimizer]) -> list[list[dict[str, Any]]]:
+        """Learning rates and momenta, of optimizers that a scheduler of `also` steers."""
+        steered = {id(found) for other in self._also if (found := _steered(other)) is not None}
+        return [
+            [
+                {name: copy.deepcopy(group[name]) for name in _SCHEDULED if name in group}
+                for group in (optimizer.param_groups if id(optimizer) in steered else ())
+            ]
+            for optimizer in optimizers
+        ]
 
     def state_dict(self) -> dict[str, Any]:
         """The steps that are held and, with `in_checkpoints`, what they hold."""
@@ -278,6 +306,29 @@ def _put_back(optimizer: torch.optim.Optimizer, parameter: torch.Tensor, kept: d
             local(there).copy_(value)
         else:
             state[name] = value.to(local(parameter).device, copy=True)
+
+
+def _shared(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """What it keeps in its state for all parameters, by name."""
+    state: dict[Any, Any] = optimizer.state
+    return {name: value for name, value in state.items() if isinstance(name, str)}
+
+
+def _steered(other: Any) -> torch.optim.Optimizer | None:
+    """The optimizer of a scheduler, also of one that a library has wrapped, as accelerate does."""
+    scheduler = getattr(other, "scheduler", other)
+    optimizer = getattr(scheduler, "optimizer", None) if hasattr(scheduler, "get_last_lr") else None
+    optimizer = getattr(optimizer, "optimizer", optimizer)
+    return optimizer if isinstance(optimizer, torch.optim.Optimizer) else None
+
+
+def _put_rate_back(group: dict[str, Any], kept: dict[str, Any]) -> None:
+    for name, value in kept.items():
+        if is_tensor(there := group[name]) and is_tensor(value):
+            # in place: a compiled step reads this very tensor
+            there.copy_(value)
+        else:
+            group[name] = copy.deepcopy(value)
 
 
 def _parameters_of(optimizers: Sequence[torch.optim.Optimizer]) -> Iterator[tuple[torch.optim.Optimizer, torch.Tensor]]:

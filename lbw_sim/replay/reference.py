@@ -7,12 +7,14 @@ bits that this one gives.
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lbw_sim.errors import ComponentError
 from lbw_sim.guard import Guard, GuardSpec
 from lbw_sim.notebook import grid, warned
 from lbw_sim.trace import Trace
@@ -76,10 +78,21 @@ def telemetry_rows(
 
 
 def decide(guard: Guard, columns: Mapping[str, NDArray[np.generic]]) -> Iterator[Decision]:
-    """The guard's decisions along telemetry columns, from its initial state, with its own delay."""
+    """The guard's decisions along telemetry columns, from its initial state, with its own delay.
+
+    Raises ComponentError when a component raises.
+    """
     state, before = guard.init(), guard.not_yet
-    for now in telemetry_rows(columns, guard.extra_channels):
-        state, decision = guard.step(state, guard.seen(now, before))
+    for row, now in enumerate(telemetry_rows(columns, guard.extra_channels)):
+        try:
+            state, decision = guard.step(state, guard.seen(now, before))
+        except Exception as error:
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            raise ComponentError(
+                f"a component of this guard raised {type(error).__name__}: {error} ({place.filename} line "
+                f"{place.lineno}) at row {row} (step {now.step}); a step must never raise: a live run would go on "
+                "from there without a guard"
+            ) from error
         before = now
         yield decision
 
@@ -88,7 +101,7 @@ def replay(trace: Trace, spec: GuardSpec) -> Replay:
     """Run a guard along the final lineage of a recorded run.
 
     Raises ChannelError when the guard needs a channel that the trace does not hold, SpecError when a component of the
-    spec is not installed.
+    spec is not installed, ComponentError when one raises.
     """
     guard = spec.build()
     guard.require(trace.channels, f"trace {trace.run_id!r}")

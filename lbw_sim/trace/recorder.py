@@ -44,6 +44,15 @@ def _cannot_write(run_id: str, folder: Path, error: OSError) -> TraceError:
     )
 
 
+def _check_facts(provenance: provenance_.Provenance) -> None:
+    if unfit := [
+        f"{key!r}={value!r}"
+        for key, value in provenance.items()
+        if not isinstance(key, str) or not (value is None or isinstance(value, (str, int, float)))
+    ]:
+        raise TraceError(f"provenance {'; '.join(unfit)}: a text, a number or None is needed; str() makes a text")
+
+
 class Recorder:
     """Records one segment of a run: a new run, or what a resumed one does from here.
 
@@ -115,9 +124,7 @@ class Recorder:
                 f"extra_channels is {', '.join(map(str, channels))}"
             )
         facts = provenance_.collect() if provenance is None else dict(provenance)
-        for key, value in facts.items():
-            if not isinstance(key, str) or not (value is None or isinstance(value, (str, int, float))):
-                raise TraceError(f"provenance {key!r}={value!r}: a text, a number or None is needed")
+        _check_facts(facts)
         try:
             run_folder.mkdir(parents=True, exist_ok=True)
             recover_run(run_folder)
@@ -141,11 +148,13 @@ class Recorder:
             raise _cannot_write(run_id, run_folder, error) from None
 
     @staticmethod
-    def check(folder: str | Path, run_id: str) -> None:
-        """Refuse now what `open` would refuse later about the place: a bad run id, a folder that cannot be written.
+    def check(folder: str | Path, run_id: str, provenance: provenance_.Provenance) -> None:
+        """Refuse now what `open` would refuse later: a bad run id, a folder that cannot be written, provenance that is
+        neither text nor number.
 
         Makes the run's folder. Raises TraceError.
         """
+        _check_facts(provenance)
         run_folder = local_path(folder, "runs are recorded") / run_folder_name(run_id)
         try:
             run_folder.mkdir(parents=True, exist_ok=True)

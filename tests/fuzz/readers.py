@@ -124,7 +124,7 @@ def seeds(folder: Path) -> dict[str, list[bytes]]:
         "parquet": [b"\x00" + parquet, b"\x01" + journal[16 : 16 + length]],
         "tensorboard": [b"\x01" + plain + b"\xff\xff" + tensor, b"\x00" + framed_events(plain)],
         "wandb": [b"\x01" + history + b"\xff\xff" + history, b"\x00" + framed_wandb(history)],
-        "text": [line.encode() for line in lines],
+        "text": [f"{line}\n".encode() for line in lines],
         "csv": [b"step,loss,lr\n1,2.5,0.1\n2,,nan\n", b"step\tloss\n1\t2\n"],
         "jsonl": [b'{"step": 1, "loss": 2.5}\n{"step": 2, "loss": NaN}\n'],
         "hugging_face": [json.dumps(state).encode()],

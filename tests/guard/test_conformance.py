@@ -48,6 +48,37 @@ def test_hidden_memory_is_noticed() -> None:
         check_component(Remembers())
 
 
+def test_a_memory_that_shows_late_is_noticed() -> None:
+    calls = []
+
+    @analyzer(version=1)
+    class Tires:
+        """Has enough of it after three inputs' worth of steps."""
+
+        def init(self) -> CountState:
+            return CountState(0.0)
+
+        def step(self, state: CountState, signals: Signals) -> tuple[CountState, Assessment]:
+            calls.append(1)
+            return state, Assessment(3 if len(calls) % 2400 > 805 else 1)
+
+    with pytest.raises(ComponentError, match="remembers outside its state"):
+        check_component(Tires())
+
+
+def test_a_missing_docstring_is_noticed() -> None:
+    @analyzer(version=1)
+    class Silent:
+        def init(self) -> CountState:
+            return CountState(0.0)
+
+        def step(self, state: CountState, signals: Signals) -> tuple[CountState, Assessment]:
+            return state, Assessment(1)
+
+    with pytest.raises(ComponentError, match="has no docstring"):
+        check_component(Silent())
+
+
 def test_a_state_that_turns_nan_is_noticed() -> None:
     @analyzer(version=1)
     class Poisoned:
@@ -74,5 +105,6 @@ def test_a_step_that_raises_is_noticed() -> None:
         def step(self, state: CountState, signals: Signals) -> tuple[CountState, Assessment]:
             return state, Assessment(int(1.0 / signals.loss_z))
 
-    with pytest.raises(ComponentError, match="step raised"):
+    with pytest.raises(ComponentError, match="step raised") as told:
         check_component(Raises())
+    assert len(str(told.value)) < 500, "said once, and not for each of the inputs"

@@ -7,11 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from lbw_sim.errors import ComponentError
 from lbw_sim.guard import GuardSpec, components, load_plugin
 from lbw_sim.guard.conformance import check_component
+from lbw_sim.replay.reference import decide
 
 RULE = '''
 """A rule of somebody's own."""
@@ -61,7 +63,22 @@ def test_a_plugin_cannot_replace_a_built_in_component(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("x = 1", "defines no component"), ("1/0", "ZeroDivisionError"), (None, "no such Python file")],
+    [
+        ("x = 1", "defines no component"),
+        ("1/0", "ZeroDivisionError"),
+        (None, "no such Python file"),
+        ("import sys; sys.exit(0)", "SystemExit"),
+        (RULE.replace('needs=("loss",)', 'needs=("loss")'), r"bad.py: analyzer 'plugged_jump': needs='loss' is a text"),
+        (
+            RULE.replace("analyzer", "sensor").replace('needs=("loss",)', 'emits=("loss",), needs=("gradnorm",)'),
+            r"no telemetry channel named 'gradnorm'.*Did you mean 'grad_norm'\?.*extra=\('gradnorm',\)",
+        ),
+        (RULE.replace("version=1", "version='1'"), "version='1' is not a whole number"),
+        (
+            RULE.replace("    def init", "    slack: float = 1.5\n\n    def init"),
+            "'plugged_jump': slack must be declared",
+        ),
+    ],
 )
 def test_a_bad_plugin_is_refused_with_the_reason(text: str | None, message: str, tmp_path: Path) -> None:
     if text is not None:
@@ -80,3 +97,18 @@ def test_an_installed_package_offers_components_by_an_entry_point(tmp_path: Path
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "True"
+
+
+def test_a_component_that_raises_in_a_replay_is_named_with_its_line_and_row(tmp_path: Path) -> None:
+    (tmp_path / "raising.py").write_text(
+        RULE.replace("PluggedJump", "RaisingJump").replace(
+            "        jumped", "        1 / (signals.loss - 2.25)\n        jumped"
+        )
+    )
+    (info,) = load_plugin(tmp_path / "raising.py")
+    spec = GuardSpec.from_toml(
+        f'lbw_spec = 1\n[sensor]\nname="raw"\n[analyzer]\nname="{info.name}"\n[policy]\nname="hold"\n'
+    )
+    columns = {"step": np.arange(10, 20), "loss": 2.0 + np.arange(10) / 16}
+    with pytest.raises(ComponentError, match=r"raised ZeroDivisionError: .*raising.py line \d+\) at row 4 \(step 14\)"):
+        list(decide(spec.build(), columns))

@@ -486,3 +486,19 @@ def test_a_training_process_killed_with_kill_9_leaves_every_step_that_it_finishe
     assert steps == list(range(len(steps)))
     assert len(steps) > finished[-1]
     assert verify(trace).rows == len(steps)
+
+
+def test_facts_that_no_trace_can_hold_are_refused_before_training(tmp_path: Path) -> None:
+    facts: Any = {"seed": 1, "layers": [4, 4], "config": Path("run.yaml"), "debug": True}
+    with pytest.raises(TraceError, match=r"'layers'=\[4, 4\]; 'config'=.*: a text, a number or None is needed"):
+        attach(make_run().optimizer, EAGER, trace=tmp_path, provenance=facts)
+
+
+def test_a_mark_may_be_a_number(tmp_path: Path) -> None:
+    run = make_run()
+    with attach(run.optimizer, EAGER, trace=tmp_path, run_id="epochs") as live:
+        for epoch in range(3):
+            live.mark(epoch)  # type: ignore[arg-type]
+            train(run, range(2 * epoch, 2 * epoch + 2), live)
+        assert live.grounded is None
+    assert read_trace(tmp_path).to_numpy()["event"].tolist() == ["0", "", "1", "", "2", ""]

@@ -108,6 +108,37 @@ def test_training_with_every_probe_is_bit_for_bit_training_without(tmp_path: Pat
     }
 
 
+def test_buffers_that_every_forward_pass_writes_are_those_of_training_alone() -> None:
+    class Centred(nn.Module):
+        """Counts its passes in place, and replaces its running mean, in evaluation mode too."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(4, 1)
+            self.register_buffer("passes", torch.zeros(1))
+            self.register_buffer("mean", torch.zeros(4))
+            self.register_buffer("mask", torch.ones(4))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.passes += 1
+            self.mean = 0.9 * self.mean + 0.1 * x.detach().mean(0)
+            output: torch.Tensor = self.linear((x - self.mean) * self.mask / self.passes)
+            return output
+
+    def fly(watched: bool) -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        model = Centred()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        mask = model.mask._version  # a graph that waits for its backward would not survive a new one
+        with attach(optimizer, "never", probes=all_probes(model, optimizer) if watched else ()) as live:
+            train(model, optimizer, 30, live)
+        assert float(model.passes) == 30
+        assert model.mask._version == mask
+        return [tensor.clone() for tensor in model.state_dict().values()]
+
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(fly(True), fly(False), strict=True))
+
+
 def test_mode_comes_back_when_a_measurement_raises() -> None:
     model = noisy_model()
     model[1].eval()

@@ -372,3 +372,57 @@ def test_a_callback_that_fails_costs_no_rollback(caplog: pytest.LogCaptureFixtur
         assert live.grounded is None
         assert live.step < 45
     assert "on_rollback failed at step" in caplog.text
+
+
+@pytest.mark.parametrize("tensor_lr", [False, True])
+@pytest.mark.parametrize("scheduler", ["StepLR", "ExponentialLR", "OneCycleLR", "LambdaLR"])
+def test_a_scheduler_that_goes_back_takes_its_learning_rate_with_it(scheduler: str, tensor_lr: bool) -> None:
+    made: dict[str, dict[str, Any]] = {
+        "StepLR": {"step_size": 10},
+        "ExponentialLR": {"gamma": 0.9},
+        "OneCycleLR": {"max_lr": 0.1, "total_steps": 50},
+        "LambdaLR": {"lr_lambda": lambda epoch: 0.9**epoch},
+    }
+    run = make_run()
+    optimizer = torch.optim.AdamW(run.model.parameters(), lr=torch.tensor(0.1) if tensor_lr else 0.1)
+    schedule = getattr(torch.optim.lr_scheduler, scheduler)(optimizer, **made[scheduler])
+    ring = Snapshots(every_steps=5, keep=4, also=[schedule])
+    rates: dict[int, list[tuple[float, tuple[float, float]]]] = {}
+    step, lives = 0, 1
+    while step < 25:
+        group = optimizer.param_groups[0]
+        rates.setdefault(step, []).append((float(group["lr"]), group["betas"]))
+        if step % 5 == 0:
+            ring.take(step, [optimizer])
+        if step == 13 and lives == 1:
+            lives = 2
+            assert ring.roll_back(step, 7, [optimizer]) == 5
+            step = 5
+            continue
+        train(Run(run.model, optimizer), range(step, step + 1))
+        schedule.step()
+        step += 1
+    assert [rates[again][0] for again in range(5, 14)] == [rates[again][1] for again in range(5, 14)]
+    assert len({rate for rate, _ in (seen[-1] for seen in rates.values())}) > 2
+
+
+def test_what_an_optimizer_keeps_under_a_name_goes_back_too() -> None:
+    class Counting(torch.optim.SGD):
+        def step(self, closure: Any = None) -> Any:
+            self.state["all"] = {"k": self.state["all"].get("k", 0) + 1}
+            if self.state["all"]["k"] > 6:
+                self.state["late"] = torch.ones(1)
+            return super().step(closure)
+
+    run = make_run()
+    optimizer = Counting(run.model.parameters(), lr=1e-2)
+    ring = Snapshots(every_steps=2, keep=4, in_checkpoints=True)
+    for step in range(10):
+        if step % 2 == 0:
+            ring.take(step, [optimizer])
+        train(Run(run.model, optimizer), range(step, step + 1))
+    again = Snapshots(keep=4, in_checkpoints=True)
+    again.load_state_dict(ring.state_dict())
+    assert again.roll_back(10, 5, [optimizer]) == 4
+    assert optimizer.state["all"] == {"k": 4}
+    assert "late" not in optimizer.state

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import copy
+import gc
 import math
+import os
 import pickle
+import subprocess
+import sys
 import weakref
 from pathlib import Path
 from typing import Any
@@ -508,3 +512,134 @@ def test_a_loop_that_goes_back_by_itself_loads_a_guarded_adamw_in_mid_run(tmp_pa
     train(Run(run.model, optimizer), range(20, 30), optimizer)
     optimizer.guard.close()
     assert verify(read_trace(tmp_path)).rows == 30
+
+
+@pytest.mark.parametrize("observes", [False, True])
+def test_a_closure_that_is_evaluated_twice_a_step_is_one_step(observes: bool, tmp_path: Path) -> None:
+    class Searching(torch.optim.SGD):
+        """Evaluates its closure at two places, as a line search does."""
+
+        @torch.no_grad()
+        def step(self, closure: Any = None) -> Any:
+            for _ in range(2):
+                with torch.enable_grad():
+                    loss = closure()
+            used.append(self.param_groups[0]["lr"])
+            for parameter in self.param_groups[0]["params"]:
+                if parameter.grad is not None:
+                    parameter.add_(parameter.grad, alpha=-self.param_groups[0]["lr"])
+            return loss
+
+    run, used, losses = make_run(), [], []
+    optimizer = Searching(run.model.parameters(), lr=1e-2)
+    with attach(optimizer, EAGER, trace=tmp_path, run_id="search", **ACTIVE) as live:
+
+        def closure() -> torch.Tensor:
+            x, y = batch(step)
+            optimizer.zero_grad()
+            loss = spike(step, (run.model(x) - y).square().mean())
+            loss.backward()
+            losses.append(loss.item())
+            if observes:
+                live.observe(loss)
+            return loss
+
+        for step in range(60):  # noqa: B007 (the closure reads it)
+            before = weights(run)
+            optimizer.step(closure)
+            if live.applied_scale == 0.0:
+                assert same_bits(before, weights(run))
+            assert optimizer.param_groups[0]["lr"] == 1e-2
+    columns = read_trace(tmp_path).to_numpy()
+    assert columns["loss"].tolist() == losses[::2], "the first evaluation counts, and only in its own step"
+    assert used == columns["effective_lr"].tolist()
+    assert 0.0 < min(used) < 1e-2
+
+
+def test_a_skipped_step_moves_no_weight_where_the_optimizer_makes_up_gradients(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Filling(torch.optim.SGD):
+        """Gives zeros to a parameter without gradient, as Muon's reference code does."""
+
+        def step(self, closure: Any = None) -> Any:
+            for parameter in self.param_groups[0]["params"]:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+            return super().step(closure)
+
+    run = make_run()
+    optimizer = Filling(run.model.parameters(), lr=1e-2, momentum=0.9, weight_decay=0.1)
+    with attach(optimizer, EAGER, **ACTIVE) as live:
+        train(Run(run.model, optimizer), range(20), live)
+        before = weights(run)
+        for step in (20, 21):
+            train(Run(run.model, optimizer), range(step, step + 1), live, fault=lambda _, loss: loss * math.nan)
+            assert live.applied_scale == 0.0
+            assert same_bits(before, weights(run))
+            assert math.isnan(float(next(iter(run.model.parameters())).grad.sum()))  # type: ignore[union-attr]
+        train(Run(run.model, optimizer), range(22, 24), live)
+        assert not same_bits(before, weights(run))
+    assert optimizer.param_groups[0]["lr"] == 1e-2
+    assert caplog.text.count("Filling made up gradients") == 1
+
+
+def test_a_guard_that_is_thrown_away_unclosed_takes_nothing_with_it(tmp_path: Path) -> None:
+    """As in a sweep that makes a new model and a new GuardedAdamW for each trial."""
+
+    def trial(number: int) -> weakref.ref[torch.Tensor]:
+        run = make_run()
+        optimizer = GuardedAdamW(run.model.parameters(), guard=EAGER, trace=tmp_path, run_id=f"trial-{number}")
+        train(Run(run.model, optimizer), range(5), optimizer.guard)
+        return weakref.ref(next(iter(run.model.parameters())))
+
+    files = len(os.listdir("/proc/self/fd"))
+    weights_of = [trial(number) for number in range(3)]
+    gc.collect()
+    assert [weight() for weight in weights_of] == [None] * 3
+    assert len(os.listdir("/proc/self/fd")) == files
+    for number in range(3):
+        assert (tmp_path / f"run_id=trial-{number}" / "segment-000.parquet").exists()
+        assert read_trace(tmp_path, f"trial-{number}").to_numpy()["step"].tolist() == [0, 1, 2, 3, 4]
+
+
+def test_a_guard_that_nobody_closed_is_closed_when_the_process_ends(tmp_path: Path) -> None:
+    program = (
+        "import sys, torch\n"
+        "from lbw_sim.live import attach\n"
+        "model = torch.nn.Linear(2, 1)\n"
+        "optimizer = torch.optim.SGD(model.parameters(), lr=0.1)\n"
+        "live = attach(optimizer, 'default', trace=sys.argv[1], run_id='left')\n"
+        "model(torch.ones(1, 2)).sum().backward(); live.observe(1.0); optimizer.step()\n"
+    )
+    subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True)
+    assert (tmp_path / "run_id=left" / "segment-000.parquet").exists()
+
+
+@pytest.mark.parametrize(("losses", "warnings"), [(3, 0), (20, 1), (1500, 2)])
+def test_a_guard_on_an_optimizer_that_never_steps_says_so(
+    losses: int, warnings: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Sharp(torch.optim.Optimizer):
+        """Sharpness-aware: the loop calls its two half steps, and it calls the inner optimizer's step."""
+
+        def __init__(self, inner: torch.optim.Optimizer) -> None:
+            super().__init__(inner.param_groups, {})
+            self.base = inner
+
+        def second_step(self) -> None:
+            self.base.step()
+
+    run = make_run()
+    optimizer = Sharp(run.optimizer)
+    with attach(optimizer, EAGER) as live:
+        for _ in range(losses):
+            live.observe(1.0)
+            optimizer.second_step()
+    assert caplog.text.count("no step of Sharp was seen") == warnings
+    with attach(run.optimizer, EAGER) as live:
+        for _ in range(1500):
+            live.observe(1.0)
+        run.optimizer.step()
+        live.observe(1.0)
+    assert caplog.text.count("was seen") == warnings + 1, "in the first step: that may be a very long accumulation"

@@ -404,3 +404,33 @@ def test_the_fifty_public_runs_import_with_every_row_and_label(tmp_path: Path) -
         assert facts(tmp_path, entry["id"])["cadence_steps"] == entry["logging_interval"]
     traces = read_traces(tmp_path)
     assert sum(len(trace.labels) for trace in traces) == sum(map(len, labels.values()))
+
+
+@pytest.mark.parametrize("last", ["loss", "lr"])
+def test_a_csv_that_is_being_written_never_gives_half_of_a_number(last: str, tmp_path: Path) -> None:
+    names = ["step", "lr", "loss"] if last == "loss" else ["step", "loss", "lr"]
+    rows = [{"step": step, "loss": f"{12.5 + step:.4f}", "lr": "1.5e-03"} for step in range(5)]
+    text = ",".join(names) + "\n" + "".join(",".join(str(row[name]) for name in names) + "\n" for row in rows)
+    for end in range(text.rstrip("\n").rfind("\n") + 2, len(text) + 1):
+        (tmp_path / "log.csv").write_text(text[:end])
+        found = import_path(tmp_path / "log.csv", tmp_path / f"out-{end}")
+        columns = read_trace(tmp_path / f"out-{end}").to_numpy()
+        whole = end >= len(text) - 1
+        assert columns["loss"].tolist() == [12.5, 13.5, 14.5, 15.5, 16.5][: 5 if whole else 4]
+        assert set(columns["lr"].tolist()) == {1.5e-3}
+        assert any("cut short" in said for said in found.runs[0].suspicions) != whole
+
+
+@pytest.mark.parametrize(("train", "held_out"), [("train", "val"), ("Training", "test"), (None, "eval")])
+def test_rows_of_an_evaluation_do_not_take_the_place_of_a_step(
+    train: str | None, held_out: str, tmp_path: Path
+) -> None:
+    lines = []
+    for step in range(20):
+        lines.append({"step": step, "loss": 3.0 - step / 100} | ({} if train is None else {"type": train}))
+        if step % 5 == 0:
+            lines.append({"step": step, "loss": 9.0, "type": held_out})
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = import_path(tmp_path / "log.jsonl", tmp_path / "out")
+    assert read_trace(tmp_path / "out").to_numpy()["loss"].tolist() == [3.0 - step / 100 for step in range(20)]
+    assert not any("does not rise" in said for said in found.runs[0].suspicions)

@@ -90,7 +90,7 @@ def test_what_megatron_averages_and_leaves_out_is_said(tmp_path: Path) -> None:
 
 def test_a_line_of_nothing_but_digits_takes_no_longer_than_another(tmp_path: Path) -> None:
     line = "step:1/9 train_loss:2.5 train_time:"
-    (tmp_path / "train.log").write_text("\n".join(line + filler * 60_000 for filler in ("7", ",", " ", "-", "7.")))
+    (tmp_path / "train.log").write_text("".join(f"{line}{filler * 60_000}\n" for filler in ("7", ",", " ", "-", "7.")))
     (run,) = import_path(tmp_path / "train.log", tmp_path / "out", source="modded_nanogpt").runs
     assert run.rows == 5
 
@@ -110,3 +110,32 @@ def test_an_importer_dropped_into_the_folder_is_found(tmp_path: Path) -> None:
 
     known = importers()
     assert {"tensorboard", "hugging_face", "wandb", "mlflow", "trackio", "lightning", "csv", *LOGS} <= set(known)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "iter {}: loss {:.4f}, time 12.00ms, mfu 40.00%",
+        "step  {}/19560 | loss {:.6f} (+0.1z)| norm 1.2345 (+0.1z)| lr 3.00e-04 | 1000 ms",
+        " iteration  {}/  500000 | learning rate: 1.000000E-04 | lm loss: {:.6E} | grad norm: 1.234 |",
+    ],
+)
+def test_a_log_that_is_being_written_never_gives_half_of_a_number(line: str, tmp_path: Path) -> None:
+    text = "".join(line.format(step, 12.5 + step) + "\n" for step in (95, 96, 97))
+    last = text.rstrip("\n").rfind("\n") + 1
+    for end in (*range(last + 1, len(text), 3), len(text)):
+        (tmp_path / "train.log").write_text(text[:end])
+        found = import_path(tmp_path / "train.log", tmp_path / f"out-{end}")
+        columns = read_trace(tmp_path / f"out-{end}").to_numpy()
+        assert columns["loss"].tolist() == [107.5, 108.5, 109.5][: 3 if end == len(text) else 2]
+        assert set(columns["lr"].tolist()) <= {1e-4, 3e-4} or line.startswith("iter")
+        told = any("the last line has no end" in said for said in found.runs[0].suspicions)
+        assert told == (end < len(text)) or end - last < 25
+
+
+def test_lines_behind_a_progress_bar_are_lines(tmp_path: Path) -> None:
+    bar = "\r  3%|#   | 3/100 [00:01<00:20]\r"
+    text = "".join(f"{bar}iter {step}: loss {9 - step}.0000, time 12.00ms, mfu 40.00%\r" for step in range(5))
+    (tmp_path / "train.log").write_bytes(text.encode())
+    import_path(tmp_path / "train.log", tmp_path / "out")
+    assert read_trace(tmp_path / "out").to_numpy()["loss"].tolist() == [9.0, 8.0, 7.0, 6.0, 5.0]

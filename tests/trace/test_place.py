@@ -63,10 +63,10 @@ def test_googles_client_is_told_to_give_up_unless_the_uri_says_when() -> None:
 def test_a_uri_is_read_and_not_written_also_where_a_path_has_eaten_a_slash(tmp_path: Path) -> None:
     for given in ("s3://bucket/traces", Path("s3://bucket/traces")):
         with pytest.raises(TraceError, match="runs are recorded on this machine only"):
-            Recorder.check(given, "run")
+            Recorder.check(given, "run", {})
     with pytest.raises(TraceError, match="runs are watched on this machine only"):
         find_run(Path("s3://bucket/traces"))
-    Recorder.check(tmp_path / "s3:" / "bucket", "run")  # a folder may be called so
+    Recorder.check(tmp_path / "s3:" / "bucket", "run", {})  # a folder may be called so
 
 
 def test_a_file_is_a_run_by_path_and_by_uri() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,16 +24,31 @@ def every(every_steps: int, who: str) -> int:
     return int(every_steps)
 
 
+class _Buffer(NamedTuple):
+    module: nn.Module
+    name: str
+    there: Tensor
+    version: int
+    kept: Tensor
+
+
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Evaluate `model` inside: no gradients, evaluation mode, and afterwards modes and random numbers as before.
+    """Evaluate `model` inside: no gradients, evaluation mode; afterwards modes, buffers, random numbers are as before.
 
-    In evaluation mode BatchNorm reads its running statistics and leaves them alone. Python's and NumPy's own random
-    numbers are not restored. A model compiled by `torch.compile` is compiled once more, for evaluation. Where a whole
-    training step stands under `torch.autocast`, its cache of cast weights is neither read nor filled: it would give the
-    weights as they were before a probe moved them, or give training weights that have no gradient.
+    In evaluation mode BatchNorm reads its running statistics and leaves them alone; a model that counts or averages in
+    every forward pass gets its buffers back. Neither what it keeps in plain attributes nor Python's and NumPy's own
+    random numbers are restored. A model compiled by `torch.compile` is compiled once more, for evaluation. Where a
+    whole training step stands under `torch.autocast`, its cache of cast weights is neither read nor filled: it would
+    give the weights as they were before a probe moved them, or give training weights that have no gradient.
     """
     modes = [(module, module.training) for module in model.modules()]
+    buffers = [
+        _Buffer(module, name, there, there._version, there.detach().clone())
+        for module, _ in modes
+        for name, there in module._buffers.items()
+        if there is not None and not there.is_inference()
+    ]
     # the states of the generators live on the host: reading them does not wait for the device
     devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
     cached = torch.is_autocast_cache_enabled()
@@ -46,6 +62,11 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
             torch.set_autocast_cache_enabled(cached)
             for module, training in modes:
                 module.training = training
+            for module, name, there, version, kept in buffers:
+                module._buffers[name] = there
+                # only where it was written to: a graph that waits for its backward may hold the others
+                if there._version != version:
+                    there.copy_(kept)
 
 
 def numbers_in(tensor: Tensor) -> Tensor:

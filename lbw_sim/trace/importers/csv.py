@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -50,9 +50,10 @@ SUFFIXES = {
 }
 RUN_COLUMNS = ("run_name", "run_id", "run_uuid", "run")
 """Columns by which a file tells several runs apart."""
-SPLIT_COLUMNS = ("split", "phase", "stage", "mode", "subset")
+SPLIT_COLUMNS = ("split", "phase", "stage", "mode", "subset", "type")
 """Columns by which a file tells training from evaluation."""
 TRAINING = ("train", "training")
+EVALUATION = ("eval", "evaluation", "val", "valid", "validation", "dev", "test")
 MOST_RUNS = 1000
 TORN = "the last line was cut short"
 _ROWS_AT_ONCE = 65_536
@@ -93,20 +94,21 @@ def open_runs(path: Path, columns: Mapping[str, str]) -> Iterator[LoggedRun]:
             yield run_of(path, kind, mapping, run_id_from(title), facts=facts)
         return
     mapping = find_columns(there, columns, path)
-    training: dict[str, str] = {}
-    if (split := _one_of(there, SPLIT_COLUMNS)) is not None and split not in mapping.values():
-        training.update((split, text) for text in _distinct(path, kind, split) if plain(text) in TRAINING)
+    training: dict[str, Collection[str]] = {}
+    split = _one_of(there, SPLIT_COLUMNS)
+    if split is not None and split not in mapping.values():
+        training = {split: kept} if (kept := _of_training(_distinct(path, kind, split))) else {}
     by = _one_of(there, RUN_COLUMNS)
     names = _distinct(path, kind, by) if by is not None else []
     for name in names if by is not None and len(names) > 1 else [None]:
-        only = training if by is None or name is None else {**training, by: name}
+        only = training if by is None or name is None else {**training, by: [name]}
         run_id = run_id_from(path if name is None else name.replace("/", "-"))
         yield run_of(path, kind, mapping, run_id, only=only, facts=facts_of_tags(there))
 
 
 def run_of(
-    path: Path, kind: str, mapping: Mapping[str, str], run_id: str, *, only: Mapping[str, str] | None = None,
-    facts: Provenance | None = None,
+    path: Path, kind: str, mapping: Mapping[str, str], run_id: str, *,
+    only: Mapping[str, Collection[str]] | None = None, facts: Provenance | None = None,
 ) -> LoggedRun:  # fmt: skip
     """The run whose rows `read_rows` reads."""
     lost: list[str] = []
@@ -124,11 +126,11 @@ def read_rows(
     kind: str,
     mapping: Mapping[str, str],
     *,
-    only: Mapping[str, str] | None = None,
+    only: Mapping[str, Collection[str]] | None = None,
     lost: list[str] | None = None,
 ) -> Iterator[Rows]:
-    """The rows of a file; `only` those in which each of these columns holds that text. A last line that was cut short
-    is told in `lost`. Raises TraceError."""
+    """The rows of a file; `only` those in which each of these columns holds one of these texts. A last line that was
+    cut short is told in `lost`. Raises TraceError."""
     only, lost = only or {}, [] if lost is None else lost
     lost.clear()
     wanted = [*mapping.values(), *only]
@@ -143,7 +145,7 @@ def read_rows(
             size = len(values["step"])
             for column, held in only.items():
                 # in the place of rows left out: no step, so that they are dropped with the evaluations
-                mine = np.array([text == held for text in _texts(cells(column))], bool)
+                mine = np.array([text in held for text in _texts(cells(column))], bool)
                 measured = {name: there & mine for name, there in measured.items()}
             yield steps_only(values, measured, str(path), row)
             row += size
@@ -165,6 +167,18 @@ def _panels(there: Sequence[str]) -> dict[str, dict[str, str]]:
         if step is not None and dash and trace_name is not None:
             found.setdefault(title, {"step": step}).setdefault(trace_name, name)
     return {title: mapping for title, mapping in found.items() if "loss" in mapping}
+
+
+def _of_training(texts: Sequence[str]) -> list[str]:
+    """Of the texts in a column that may tell training from evaluation, those on rows of training; empty: it does not.
+
+    >>> _of_training(["Train", "val"]), _of_training(["", "eval"]), _of_training(["a", "b"]), _of_training(["test"])
+    (['Train'], [''], [], [])
+    """
+    if training := [text for text in texts if plain(text) in TRAINING]:
+        return training
+    others = [text for text in texts if plain(text) not in EVALUATION]
+    return others if len(others) < len(texts) else []
 
 
 def _distinct(path: Path, kind: str, column: str) -> list[str]:
@@ -240,7 +254,8 @@ def _delimiter(header: bytes) -> str:
 
 
 def _whole_lines(path: Path, header: bytes, delimiter: str) -> int | None:
-    """Bytes of a file up to the line in which its writer died, one with fewer cells than the header.
+    """Bytes of a file up to the line in which its writer died or is at work: a last one without an end that has fewer
+    cells than the header or, since half of a number is another number, a shorter last cell than the line before it.
 
     None: there is no such line, or the file is compressed.
     """
@@ -249,9 +264,11 @@ def _whole_lines(path: Path, header: bytes, delimiter: str) -> int | None:
     size = path.stat().st_size
     with open(path, "rb") as file:
         file.seek(max(0, size - _LONGEST_HEADER))
-        last = file.read().rpartition(b"\n")[2]
+        *_, before, last = (b"", *file.read().split(b"\n"))
     cells = delimiter.encode()
-    return size - len(last) if last and last.count(cells) < header.count(cells) else None
+    ends = [len(line.strip(b"\r").rpartition(cells)[2]) for line in (before, last)]
+    torn = last.count(cells) < header.count(cells) or (ends[1] < ends[0] and before != header)
+    return size - len(last) if last and torn else None
 
 
 def _csv(

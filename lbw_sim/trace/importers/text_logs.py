@@ -119,26 +119,29 @@ _STEP_KEYS = ("step_num", "step", "iteration", "samples_count", "epoch_num")
 _MLLOG_LOSSES = ("train_loss", "reduced_train_loss", "loss", "tracked_stats")
 
 
-def lines_of(path: Path, lost: list[str]) -> Iterator[str]:
-    """The lines of a text file, without colours; longer ones are cut. Raises OSError."""
+def lines_of(path: Path, mark: bytes, lost: list[str]) -> Iterator[str]:
+    """The lines of a text file, without colours; longer ones are cut, and what a carriage return parts, as behind a
+    progress bar, are lines. A last one without an end is left out: half of a number is another number. `lost` tells of
+    it where `mark` stands in it. Raises OSError.
+    """
     cut = 0
     with pa.input_stream(str(path), compression="detect") as raw:
         pending = b""
         while block := raw.read(1 << 20):
-            *lines, pending = (pending + block).split(b"\n")
+            *lines, pending = (pending + block).replace(b"\r", b"\n").split(b"\n")
             for line in lines:
                 cut += len(line) > LONGEST_LINE
                 yield _text(line)
             if len(pending) > LONGEST_LINE:
                 cut, pending = cut + 1, pending[:LONGEST_LINE]
-        if pending:
-            yield _text(pending)
+    if mark in pending:
+        lost.append(f"{path.name}: the last line has no end, as in a log that is being written, and is left out")
     if cut:
         lost.append(f"{path.name}: lines longer than {LONGEST_LINE} bytes are cut there")
 
 
 def _text(line: bytes) -> str:
-    text = line[:LONGEST_LINE].decode("utf-8", "replace").rstrip("\r")
+    text = line[:LONGEST_LINE].decode("utf-8", "replace")
     return _COLOURS.sub("", text) if "\x1b" in text else text
 
 
@@ -206,8 +209,9 @@ def _runs_of(layout: TextLog | None, files: Sequence[Path], columns: Mapping[str
 
         def history(path: Path = path, lost: list[str] = lost) -> Iterator[dict[str, Any]]:
             lost.clear()
-            lines = lines_of(path, lost)
-            return mllog_steps(lines) if layout is None else steps_of(layout, lines)
+            if layout is None:
+                return mllog_steps(lines_of(path, _MLLOG.encode(), lost))
+            return steps_of(layout, lines_of(path, layout.mark, lost))
 
         names: dict[str, str] = {}
         for row in history():
@@ -225,7 +229,8 @@ def _importer(layout: TextLog) -> Importer:
     def recognises(path: Path, head: bytes) -> bool:
         if layout.mark not in head or b"\0" in head[:4096]:
             return False
-        return start.search(_COLOURS.sub("", head.decode("utf-8", "replace"))) is not None
+        text = head.replace(b"\r", b"\n").decode("utf-8", "replace")
+        return start.search(_COLOURS.sub("", text)) is not None
 
     return Importer(
         name=layout.name,
