@@ -25,7 +25,9 @@ from lbw_sim.live.probes import (
     PairedProbe,
     RobustRms,
     UpdateNorm,
+    measuring,
 )
+from lbw_sim.live.probes.measuring import undisturbed
 from lbw_sim.trace import read_trace
 
 EVERYTHING = {
@@ -137,6 +139,32 @@ def test_buffers_that_every_forward_pass_writes_are_those_of_training_alone() ->
         return [tensor.clone() for tensor in model.state_dict().values()]
 
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(fly(True), fly(False), strict=True))
+
+
+def test_a_large_buffer_is_copied_once_something_is_seen_to_write_it() -> None:
+    class Packed(nn.Module):
+        """Packed weights, and a queue that every forward pass writes."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(1, 1)
+            self.register_buffer("packed", torch.ones(1_000_000))
+            self.register_buffer("queue", torch.zeros(1_000_000))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.queue += 1
+            output: torch.Tensor = self.linear(x)
+            return output
+
+    model = Packed()
+    for _ in range(3):
+        model(torch.ones(1, 1))
+        before = model.queue[0].item()
+        with undisturbed(model):
+            assert measuring._copied(model, "packed", model.packed) is None
+            model(torch.ones(1, 1))
+    # the first measurement could not know it: 3 passes of training, and that one
+    assert model.queue[0].item() == before == 4
 
 
 def test_mode_comes_back_when_a_measurement_raises() -> None:

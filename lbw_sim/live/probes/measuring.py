@@ -6,6 +6,7 @@ It decides neither what is measured nor when.
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -24,12 +25,18 @@ def every(every_steps: int, who: str) -> int:
     return int(every_steps)
 
 
+_LARGE_BYTES = 2**20
+_versions: weakref.WeakKeyDictionary[nn.Module, dict[str, int]] = weakref.WeakKeyDictionary()
+"""Of the large buffers of a module, when they were first met; -1: something writes it."""
+
+
 class _Buffer(NamedTuple):
     module: nn.Module
     name: str
     there: Tensor
     version: int
-    kept: Tensor
+    kept: Tensor | None
+    """None: a copy would be too large for something that nothing was seen to write."""
 
 
 @contextmanager
@@ -37,14 +44,15 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     """Evaluate `model` inside: no gradients, evaluation mode; afterwards modes, buffers, random numbers are as before.
 
     In evaluation mode BatchNorm reads its running statistics and leaves them alone; a model that counts or averages in
-    every forward pass gets its buffers back. Neither what it keeps in plain attributes nor Python's and NumPy's own
-    random numbers are restored. A model compiled by `torch.compile` is compiled once more, for evaluation. Where a
-    whole training step stands under `torch.autocast`, its cache of cast weights is neither read nor filled: it would
-    give the weights as they were before a probe moved them, or give training weights that have no gradient.
+    every forward pass gets its buffers back, those of more than a megabyte from the second time on that something has
+    written them in place. Neither what it keeps in plain attributes nor Python's and NumPy's own random numbers are
+    restored. A model compiled by `torch.compile` is compiled once more, for evaluation. Where a whole training step
+    stands under `torch.autocast`, its cache of cast weights is neither read nor filled: it would give the weights as
+    they were before a probe moved them, or give training weights that have no gradient.
     """
     modes = [(module, module.training) for module in model.modules()]
     buffers = [
-        _Buffer(module, name, there, there._version, there.detach().clone())
+        _Buffer(module, name, there, there._version, _copied(module, name, there))
         for module, _ in modes
         for name, there in module._buffers.items()
         if there is not None and not there.is_inference()
@@ -65,8 +73,19 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
             for module, name, there, version, kept in buffers:
                 module._buffers[name] = there
                 # only where it was written to: a graph that waits for its backward may hold the others
-                if there._version != version:
+                if kept is not None and there._version != version:
                     there.copy_(kept)
+
+
+def _copied(module: nn.Module, name: str, buffer: Tensor) -> Tensor | None:
+    """Packed weights are as large as a model, and nothing writes them."""
+    if buffer.nbytes > _LARGE_BYTES:
+        met = _versions.setdefault(module, {})
+        if met.setdefault(name, buffer._version) != buffer._version:
+            met[name] = -1
+        if met[name] != -1:
+            return None
+    return buffer.detach().clone()
 
 
 def numbers_in(tensor: Tensor) -> Tensor:
