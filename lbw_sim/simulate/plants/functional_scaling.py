@@ -18,7 +18,7 @@ class FunctionalScalingState(NamedTuple):
     noise: Bank
 
 
-@plant(version=2)
+@plant(version=3)
 class FunctionalScaling:
     """L = floor + A (1 + p T)^-s + N Σ_k lr_k² (1 + p (T - T_k))^-q, T the sum of learning rates (arXiv 2509.19189).
 
@@ -54,7 +54,7 @@ class FunctionalScaling:
         """One update and the next batch."""
         # an impulse of 0 and an advance of 0 leave the bank as it is: cheaper than choosing between two banks
         lr = taken_lr(action) if action.skipped != 1.0 else 0.0
-        bank = remembered(state.noise, lr * lr, lr, self.pace / 262144.0, self.pace, self.forgetting)
+        bank = remembered(state.noise, lr * lr, lr, self.pace, self.forgetting)
         state = FunctionalScalingState(state.time + lr, bank)
         signal = self.amplitude * power(1.0 + self.pace * state.time, -self.exponent)
         return state, shown(self.floor + signal + self.noise * left(state.noise), self.noise_sd * noise.batch)

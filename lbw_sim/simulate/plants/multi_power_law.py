@@ -7,7 +7,7 @@ from typing import NamedTuple
 from lbw_sim.params import param, plant
 from lbw_sim.simulate.forgetting import Bank, left, remembered
 from lbw_sim.simulate.plants import shown, taken_lr
-from lbw_sim.simulate.powers import power
+from lbw_sim.simulate.powers import logarithm, power
 from lbw_sim.values import Action, Measured, Noise
 
 
@@ -23,13 +23,14 @@ class MultiPowerLawState(NamedTuple):
     """0 before the first step."""
 
 
-@plant(version=2)
+@plant(version=3)
 class MultiPowerLaw:
     """L = floor + A S1^-α - B Σ_k (lr_(k-1) - lr_k) G(lr_k^-γ S_k), G(x) = 1 - (1 + C x)^-β (arXiv 2503.12811).
 
     S1 is the sum of learning rates, `start_lr_sum` of the warm-up included; S_k that from step k on. The sum over all
     past k is kept as a bank of exponentials (`simulate.forgetting`); `tests/simulate` measures its error against the
-    direct sum: below 1e-5 of B times the falls. A skipped step counts for nothing.
+    direct sum: below 2e-5 of B times the falls, for falls to a hundredth of `reference_lr`; a fall to a thousandth may
+    be wrong by 1 %. A skipped step counts for nothing.
 
     Cannot represent: divergence, spikes or damage. Fitted on cosine and constant schedules it predicts a sudden cut to
     a third within some 10 to 35 % of its effect, and a cut to a tenth hardly at all (docs/results/lr_cut_effect.md).
@@ -61,10 +62,9 @@ class MultiPowerLaw:
         # a fall of 0 and an advance of 0 leave the bank as it is: cheaper than choosing between two banks
         elapsed = lr if moved else 0.0
         fall = state.previous_lr - lr if moved and state.previous_lr > 0.0 else 0.0
-        # 2^-18 of the pace at the peak: rates up to 32 times that pace, for falls to a fraction of the peak
-        slowest = self.pace * power(self.reference_lr, -self.lr_exponent) / 262144.0
-        pace = self.pace * power(max(lr, 0.001 * self.reference_lr), -self.lr_exponent)
-        pending = remembered(state.pending, fall, elapsed, slowest, pace, self.annealing_exponent)
+        pace = self.pace * power(self.reference_lr, -self.lr_exponent)
+        delay = self.lr_exponent * logarithm(max(lr * (1.0 / self.reference_lr), 0.001))
+        pending = remembered(state.pending, fall, elapsed, pace, self.annealing_exponent, delay)
         state = MultiPowerLawState(
             state.lr_sum + elapsed, state.gained + fall, pending, lr if moved else state.previous_lr
         )
