@@ -20,6 +20,9 @@ _BOOLEAN = re.compile(r" ([<>]=?|[=!]=|[&|]) |^not ")
 LONGEST_PIECE = 60
 """Lines of a step beyond which it is cut into pieces: so few that a core works on several lanes' at once, so many that
 few values cross; measured in `benchmarks/rollout.py`."""
+MOST_WAITING = 7
+"""Values that a piece holds at a time, beyond which it runs over a vector of lanes after the other: of four vectors
+abreast, no result of one waits for another's, but their values fill the registers. Measured there: 10 to 30 %."""
 LARGEST_BUFFER = 24 * 1024
 """Bytes of state of all lanes, beyond which half as many fly: together with a step's inputs they stay in a core's first
 cache, 32 KiB on many. Measured: 10 to 20 % of a step."""
@@ -302,7 +305,24 @@ def over_lanes(bodies: Sequence[Sequence[str]], lanes: int) -> list[str]:
     """Each body over all lanes, one after the other."""
     if lanes == 1:
         return [line for body in bodies for line in body]
-    return [line for body in bodies if body for line in (f"for lane in range({lanes}):", *indented(body))]
+    lines = []
+    for body in bodies:
+        if body:
+            lines += [f"for lane in {_how(body, lanes)}({lanes}):", *indented(body)]
+    return lines
+
+
+def _how(body: Sequence[str], lanes: int) -> str:
+    """The kind of loop: `abreast` where 16 lanes at a time fit into the registers."""
+    if lanes % 16 or any(line.endswith(":") for line in body):
+        return "range"
+    last_read = {name: i for i, line in enumerate(body) for name in names_in(line.partition(" = ")[2])}
+    waiting: set[str] = set()
+    most = 0
+    for i, line in enumerate(body):
+        waiting = {name for name in waiting | names_in(line.partition(" = ")[0]) if last_read.get(name, -1) > i}
+        most = max(most, len(waiting))
+    return "abreast" if most <= MOST_WAITING else "range"
 
 
 def indented(lines: Iterable[str]) -> list[str]:
