@@ -321,11 +321,11 @@ def _compiled(
     guards, layout, row_count = chunk.guards, chunk.source.layout, seen.shape[1] - 1
     lanes = layout.lanes
     kernel, extract = kernel_files.compiled(chunk.source.text), kernel_files.compiled(kernels.extraction())
-    buffer, win, place = chunk.start.buffer.copy(), chunk.start.win.copy(), chunk.start.place.copy()
+    buffer, win, place, unfit = chunk.start.again()
     block = min(BLOCK_ROWS, row_count)
-    words = np.empty(lanes * -(-block // kernels.WORD_ROWS))
+    words = kernels.cache_aligned(lanes * -(-block // kernels.WORD_ROWS))
     outputs = {
-        name: np.empty(row_count * lanes if rows else 0, np.float64 if name in ("scale", "energy") else np.int8)
+        name: kernels.cache_aligned(row_count * lanes if rows else 0, float if name in ("scale", "energy") else np.int8)
         for name in DECIDED
     }
     listed = min(max_alarms, (row_count + 1) // 2)
@@ -358,7 +358,7 @@ def _compiled(
             for lane in range(len(guards) if rows else 0)
         ],
     )
-    refused = chunk.start.unfit | (counted["fault"] != 0.0) | _too_large(columns)
+    refused = unfit | (counted["fault"] != 0.0) | _too_large(columns)
     for lane, guard in enumerate(guards):
         if refused[lane]:
             _replace(found, lane, _reference(guard, columns, rows, max_alarms))

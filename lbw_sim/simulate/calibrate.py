@@ -101,13 +101,13 @@ def playback(plants: Sequence[Any], record: Record) -> NDArray[np.float64]:
             found[place] = _plain(subject, record)
         return found
     layout, lanes = source.layout, source.layout.lanes
-    inputs = np.empty((2, steps, lanes))
+    inputs = kernels.cache_aligned((2, steps, lanes))
     inputs[0] = record.effective_lr[:, None]
     inputs[1] = record.skipped[:, None]
     for first in range(0, len(plants), lanes):
         group = subjects[first : first + lanes]
         start = kernels.start(layout, group)
-        out = np.empty(steps * lanes)
+        out = kernels.cache_aligned(steps * lanes)
         kernel(inputs, 0, steps, start.buffer, start.win, start.place, out)
         found[first : first + len(group)] = out.reshape(steps, lanes)[:, : len(group)].T
         row = layout.summary_row("fault") * lanes

@@ -242,6 +242,7 @@ class _Chunk(NamedTuple):
     cells: list[int]
     source: kernels.Source | None
     """None: plain Python."""
+    start: kernels.Start | None
 
 
 def _chunks(
@@ -266,7 +267,14 @@ def _chunks(
                 source = None
                 warnings.warn(f"simulated in plain Python: {reason}", CompileWarning, stacklevel=3)
         together = source.layout.lanes if source else 1
-        chunks += [_Chunk(members[first : first + together], source) for first in range(0, len(members), together)]
+        starts: dict[tuple[int, ...], kernels.Start] = {}
+        for first in range(0, len(members), together):
+            chunk = members[first : first + together]
+            flying = tuple(cells[cell][0] for cell in chunk)
+            # many seeds of the same guards and plants begin alike
+            if source and flying not in starts:
+                starts[flying] = kernels.start(source.layout, [loops[loop] for loop in flying])
+            chunks.append(_Chunk(chunk, source, starts.get(flying)))
     return chunks
 
 
@@ -276,14 +284,14 @@ def _fly(
 ) -> list[_Flown]:  # fmt: skip
     handed = [(loops[loop], rates[schedule], noise.batch[seed], noise.walk[seed])
               for loop, schedule, seed in (cells[cell] for cell in chunk.cells)]  # fmt: skip
-    if chunk.source is None:
+    if chunk.source is None or chunk.start is None:
         return [_reference(*one, rows) for one in handed]
     layout, lanes = chunk.source.layout, chunk.source.layout.lanes
     kernel = kernel_files.compiled(chunk.source.text)
-    start = kernels.start(layout, [one[0] for one in handed])
+    start = chunk.start.again()
     steps = len(handed[0][1])
-    outputs = [np.empty(steps * lanes, kind) for kind in (_ROWS.values() if rows else ())]
-    inputs = np.zeros((len(StepInputs._fields), BLOCK_ROWS, lanes))
+    outputs = [kernels.cache_aligned(steps * lanes, kind) for kind in (_ROWS.values() if rows else ())]
+    inputs = kernels.cache_aligned((len(StepInputs._fields), BLOCK_ROWS, lanes))
     # lanes without a candidate repeat the last one
     lane_cells = [cells[cell] for cell in chunk.cells] + [cells[chunk.cells[-1]]] * (lanes - len(handed))
     _, schedules, seeds = np.array(lane_cells).T
