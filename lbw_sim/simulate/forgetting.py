@@ -101,9 +101,7 @@ def faded(x: float) -> float:
 
 def left(bank: Bank) -> float:
     """What all impulses still amount to."""
-    # two sums, neither of which waits for the other
-    even, odd = 0.0, bank.still
-    for i in range(1, 25, 2):
-        even = even + bank[i]
-        odd = odd + bank[i + 1]
-    return even + odd
+    total = 0.0
+    for amount in bank:
+        total = total + amount
+    return total
