@@ -41,7 +41,10 @@ class Kept(NamedTuple):
 
 
 class Abreast(ir.MDValue):  # type: ignore[misc]
-    """What tells LLVM to do 16 turns of a loop at a time, in four vectors: metadata that has to name itself first."""
+    """What tells LLVM to do 16 turns of a loop at a time, in four vectors: metadata that has to name itself first.
+
+    It also lets LLVM add up in another order; from turn to turn of such a loop nothing is added up.
+    """
 
     def __init__(self, module: Any) -> None:
         four = ir.Constant(ir.IntType(32), 4)
