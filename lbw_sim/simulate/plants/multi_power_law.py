@@ -30,7 +30,7 @@ class MultiPowerLaw:
     S1 is the sum of learning rates, `start_lr_sum` of the warm-up included; S_k that from step k on. The sum over all
     past k is kept as a bank of exponentials (`simulate.forgetting`); `tests/simulate` measures its error against the
     direct sum: below 2e-5 of B times the falls, for falls to a hundredth of `reference_lr`; a fall to a thousandth may
-    be wrong by 1 %. A skipped step counts for nothing.
+    be wrong by 1 %, and beyond S = 65536 / `pace` nothing pays out any more. A skipped step counts for nothing.
 
     Cannot represent: divergence, spikes or damage. Fitted on cosine and constant schedules it predicts a sudden cut to
     a third within some 10 to 35 % of its effect, and a cut to a tenth hardly at all (docs/results/lr_cut_effect.md).
@@ -44,11 +44,11 @@ class MultiPowerLaw:
     amplitude: float = param(0.5, low=0.0, high=100.0, unit="nats", doc="A: loss above the floor at S1 = 1", log=True)
     exponent: float = param(0.5, low=0.01, high=3.0, doc="α")
     annealing_gain: float = param(500.0, low=0.0, high=1e6, unit="nats", doc="B: gain of a unit of fall", log=True)
-    pace: float = param(1.0, low=1e-9, high=1e6, doc="C", log=True)
+    pace: float = param(60.0, low=1e-3, high=1e4, doc="C reference_lr^-γ: C at the reference learning rate", log=True)
     annealing_exponent: float = param(0.5, low=0.05, high=2.0, doc="β")
     lr_exponent: float = param(0.5, low=0.0, high=1.5, doc="γ: a fall to a lower learning rate pays out sooner in S")
     start_lr_sum: float = param(0.3, low=1e-9, high=1e6, doc="S1 before the first step, as of a warm-up", log=True)
-    reference_lr: float = param(3e-4, low=1e-9, high=10.0, doc="peak learning rate; places the bank's rates", log=True)
+    reference_lr: float = param(3e-4, low=1e-9, high=10.0, doc="peak learning rate, of which `pace` holds", log=True)
     noise_sd: float = param(0.03, low=0.0, high=10.0, unit="nats", doc="standard deviation of a batch's difficulty")
 
     def init(self) -> MultiPowerLawState:
@@ -62,9 +62,8 @@ class MultiPowerLaw:
         # a fall of 0 and an advance of 0 leave the bank as it is: cheaper than choosing between two banks
         elapsed = lr if moved else 0.0
         fall = state.previous_lr - lr if moved and state.previous_lr > 0.0 else 0.0
-        pace = self.pace * power(self.reference_lr, -self.lr_exponent)
         delay = self.lr_exponent * logarithm(max(lr * (1.0 / self.reference_lr), 0.001))
-        pending = remembered(state.pending, fall, elapsed, pace, self.annealing_exponent, delay)
+        pending = remembered(state.pending, fall, elapsed, self.pace, self.annealing_exponent, delay)
         state = MultiPowerLawState(
             state.lr_sum + elapsed, state.gained + fall, pending, lr if moved else state.previous_lr
         )
