@@ -1,10 +1,11 @@
-"""Numbers with their nouns and lists of names, wherever one is said to a person.
+"""Numbers with their nouns, lists of names and commands to type, wherever one is said to a person.
 
 For sentences only: tables and JSON hold plain values.
 """
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 
 
@@ -24,3 +25,12 @@ def some(names: Sequence[str], most: int) -> str:
     ('a, b', 'a, b and 2 more')
     """
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def typed(argument: object) -> str:
+    """A path or another argument as it is typed into a shell.
+
+    >>> typed("traces"), typed("my traces")
+    ('traces', "'my traces'")
+    """
+    return shlex.quote(str(argument))

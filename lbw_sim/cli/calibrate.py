@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from lbw_sim.cli.options import Plugins, SkipBroken, Traces, load_traces, print_table, stages
-from lbw_sim.wording import counted
+from lbw_sim.wording import counted, typed
 
 
 def calibrate(
@@ -84,4 +84,4 @@ def calibrate(
         f"{counted(len(spec.training), 'run')} fitted: learning rate {low:.3g} to {high:.3g}, up to {steps} steps, "
         f"from step to step up to × {rise:.3g} and ÷ {fall:.3g}, scale down to {scale:.3g}."
     )
-    typer.echo(f"{out}: plant {spec.fingerprint}. Next: lbw simulate --plant {out} --guard default")
+    typer.echo(f"{out}: plant {spec.fingerprint}. Next: lbw simulate --plant {typed(out)} --guard default")

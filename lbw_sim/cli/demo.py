@@ -24,6 +24,7 @@ def demo(
 
     from lbw_sim.cli.options import stages
     from lbw_sim.errors import LbwError
+    from lbw_sim.wording import typed
 
     if out.exists() and any(out.iterdir()):
         raise LbwError(f"{out} is not empty: name another folder with --out, or remove it")
@@ -37,4 +38,5 @@ def demo(
     console.print(
         f"\nWritten to {out} in {time.monotonic() - started_s:.0f} s: summary.md, guard.toml, figures/, traces/"
     )
-    console.print(f"Look closer: lbw show {out}/traces/recorded   lbw score {out}/traces/recorded --families")
+    recorded = typed(out / "traces" / "recorded")
+    console.print(f"Look closer: lbw show {recorded}   lbw score {recorded} --families")

@@ -9,7 +9,7 @@ import typer
 
 from lbw_sim.cli.options import Json, Plugins, load_guards, print_json, print_table, stages
 from lbw_sim.errors import StressError
-from lbw_sim.wording import counted
+from lbw_sim.wording import counted, typed
 
 if TYPE_CHECKING:
     from lbw_sim.stress.forks import Loop
@@ -114,7 +114,7 @@ def fork(
     else:
         typer.echo("Every branch `off` is its trunk to the bit: a difference is the action's, on that trunk.")
     branches = f"{counted(len(found), 'branch', 'branches')} of {counted(len(seed), 'trunk')}"
-    typer.echo(f"{branches} in {out}. Next: lbw show {out}, lbw report {out}")
+    typer.echo(f"{branches} in {out}. Next: lbw show {typed(out)}, lbw report {typed(out)}")
 
 
 def _loop(text: str) -> Loop:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from lbw_sim.cli.options import Json, print_json, stages
-from lbw_sim.wording import counted
+from lbw_sim.wording import counted, typed
 
 MOST_LINES = 30
 
@@ -93,7 +93,7 @@ def import_(
         kinds = ", ".join(sorted({run.importer for run in runs}))
         typer.echo(
             f"{counted(len(runs), 'run')}, {counted(sum(run.rows for run in runs), 'row')} in {out}"
-            + (f" ({kinds}). Next: lbw replay {out}" if runs else "")
+            + (f" ({kinds}). Next: lbw replay {typed(out)}" if runs else "")
         )
     if not runs:
         raise LbwError(f"no run was found in {', '.join(paths)}")

@@ -12,7 +12,7 @@ import typer
 
 from lbw_sim.cli.options import Plugins, SkipBroken, check_output, load_by_id, load_guards, stages
 from lbw_sim.errors import LbwError
-from lbw_sim.wording import counted
+from lbw_sim.wording import counted, typed
 
 if TYPE_CHECKING:
     from lbw_sim.guard import GuardSpec
@@ -138,7 +138,7 @@ def _suite(suites: list[Path], named: list[str], imports: bool, out: Path, title
     if len(named) > 1 or imports:
         raise LbwError(
             f"{suites[0]} is a stress suite, and a page shows one suite and nothing else; its runs' own page is "
-            f"lbw report {suites[0] / 'traces'}"
+            f"lbw report {typed(suites[0] / 'traces')}"
         )
     suite = read_suite(suites[0])
     write_report(Report(suite_page(suite, title), (), ()), out)

@@ -25,7 +25,7 @@ from lbw_sim.cli.options import (
     tell_limits,
     until_interrupted,
 )
-from lbw_sim.wording import counted
+from lbw_sim.wording import counted, typed
 
 if TYPE_CHECKING:
     from lbw_sim.guard import GuardSpec
@@ -107,7 +107,7 @@ def score(
         if not any(trace.labels for trace in runs):
             typer.echo(
                 "None of these runs is labelled: recall is unknown, and every row counts as clean. "
-                f"lbw label {traces} --propose makes a start."
+                f"lbw label {typed(traces)} --propose makes a start."
             )
         typer.echo(f"oracle knows the labels; random raises {RANDOM_PER_10K:g} alarms per 10,000 rows, anywhere.")
 

@@ -21,7 +21,7 @@ from lbw_sim.cli.options import (
     stages,
 )
 from lbw_sim.errors import TuneError
-from lbw_sim.wording import counted, some
+from lbw_sim.wording import counted, some, typed
 
 if TYPE_CHECKING:
     from lbw_sim.tune import Tuned
@@ -166,7 +166,7 @@ def _report(tuned: Tuned, command: str, made: Written, as_json: bool, about: dic
     if not as_json:
         typer.echo(f"{made.guard}: guard {tuned.spec.fingerprint}; the whole account is in {made.facts}.")
         typer.echo(f"{made.front}: {counted(len(tuned.front) - 1, 'guard')} of the Pareto set, to choose from instead.")
-        typer.echo(f"Next, on runs that this has not seen: lbw backtest {made.guard} TRACES")
+        typer.echo(f"Next, on runs that this has not seen: lbw backtest {typed(made.guard)} TRACES")
 
 
 def _print(tuned: Tuned) -> None:

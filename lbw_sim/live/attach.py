@@ -16,6 +16,7 @@ from lbw_sim.errors import LiveError
 from lbw_sim.guard import GuardSpec
 from lbw_sim.guard.evidence import BacktestReport, require_backtest
 from lbw_sim.live.actuator import Actuator
+from lbw_sim.live.flags import flag
 from lbw_sim.live.live_guard import LiveGuard, Mode, attached
 from lbw_sim.live.probing import Probe, Probes
 from lbw_sim.live.ranks import Group, decide_together, refuse_together
@@ -110,6 +111,7 @@ def _prepared(
     spec = guard if isinstance(guard, GuardSpec) else GuardSpec.load(guard)
     if mode not in ("shadow", "active"):
         raise LiveError(f"mode={mode!r} is not 'shadow' or 'active'")
+    flag(unproven, "unproven")
     optimizers = plain_optimizers(optimizer)
     for one in optimizers:
         if one in attached:

@@ -20,6 +20,7 @@ except ImportError as error:
 
 from lbw_sim.errors import LiveError
 from lbw_sim.guard import GuardSpec
+from lbw_sim.live.flags import flag
 from lbw_sim.live.flight import Flight, Window
 from lbw_sim.live.live_guard import LiveGuard
 from lbw_sim.live.wrappers import refuse_deepspeed
@@ -51,7 +52,7 @@ class GuardCallback(Callback):  # type: ignore[misc]
         **options: Any,
     ) -> None:
         self._flight = Flight(guard, {"trace": trace, "run_id": run_id, **options})
-        self._measures_grad_norm = grad_norm
+        self._measures_grad_norm = flag(grad_norm, "GuardCallback: grad_norm")
         self._tokens = tokens
         self._loaded: dict[str, Any] = {}
         self._window = Window()

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from lbw_sim.errors import LiveError
+from lbw_sim.live.flags import flag
 from lbw_sim.values import UNSAFE_REGIMES, Decision, Telemetry
 
 logger = logging.getLogger("lbw_sim")
@@ -236,7 +237,7 @@ class WandbSink:
         if not all(callable(getattr(run, name, None)) for name in ("log", "define_metric")):
             raise LiveError(f"WandbSink: {type(run).__name__} is not a W&B run; give what wandb.init() returned")
         self._users = run
-        self._own = own_run
+        self._own = flag(own_run, "WandbSink: own_run")
         self._run: Any = None
 
     def write(self, rows: Sequence[MirrorRow]) -> None:

@@ -92,6 +92,8 @@ class Snapshots:
             for other in also
             if not (hasattr(other, "state_dict") and hasattr(other, "load_state_dict"))
         ]
+        if not isinstance(in_checkpoints, bool):
+            problems.append(f"in_checkpoints={in_checkpoints!r} is neither True nor False")
         if problems:
             raise LiveError(f"Snapshots: {'; '.join(problems)}")
         self.every_steps, self.keep, self.in_checkpoints = every_steps, keep, in_checkpoints

@@ -8,6 +8,7 @@ import json
 import os
 import pty
 import re
+import shlex
 import shutil
 import signal
 import struct
@@ -490,3 +491,19 @@ def test_stress_says_what_it_will_take_and_builds_nothing(tmp_path: Path) -> Non
     said = lbw(*ask).stdout
     assert "Nothing was built" in said
     assert not (tmp_path / "out").exists()
+
+
+def test_the_next_command_that_is_offered_can_be_typed_also_where_a_folder_has_a_space_in_it(tmp_path: Path) -> None:
+    (tmp_path / "run.csv").write_text("step,loss\n1,3.0\n2,2.5\n")
+    done = lbw("import", tmp_path / "run.csv", "--out", tmp_path / "my traces")
+    offered = shlex.split(done.stdout.partition("Next: ")[2])
+    assert offered == ["lbw", "replay", str(tmp_path / "my traces")]
+    lbw(*offered[1:])
+
+
+def test_every_command_that_is_offered_quotes_its_paths() -> None:
+    sources = [path.read_text() for path in (Path(__file__).parents[2] / "lbw_sim" / "cli").glob("*.py")]
+    offered = [found for source in sources for found in re.findall(r"\blbw [a-z]+ (?:--[a-z]+ )?\{([^}]*)\}", source)]
+    assert len(offered) >= 9
+    # of the demo, quoted as a whole beforehand
+    assert [one for one in offered if not one.startswith("typed(") and one != "recorded"] == []

@@ -14,6 +14,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -242,6 +243,31 @@ def join() -> dict[str, Any]:
     return {"scenario": "join", "weights": weights, "words": words}
 
 
+def local_sgd() -> dict[str, Any]:
+    """A round of unequally many local steps, then the mean of the weights: guarded over a group of its own, and not."""
+    weights, words = [], []
+    for guarded in (False, True):
+        net = model()
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        group = distributed.new_group(timeout=timedelta(seconds=1)) if guarded else None
+        live = attach(optimizer, "default", process_group=group) if guarded else None
+        for step in range(4 + 2 * rank):
+            x, y = batch(step)
+            optimizer.zero_grad()
+            loss = (net(x) - y).square().mean()
+            loss.backward()
+            if live is not None:
+                live.observe(loss)
+            optimizer.step()
+        for parameter in net.parameters():
+            distributed.all_reduce(parameter.data)
+        if live is not None:
+            words.append(live.grounded)
+            live.close()
+        weights.append([float(p.detach().double().sum()) for p in net.parameters()])
+    return {"scenario": "local_sgd", "weights": weights, "words": words}
+
+
 LATE = {"delay_steps": 1}
 SCENARIOS: dict[str, Callable[[], dict[str, Any]]] = {
     "ddp": lambda: fly("ddp", EAGER, fault=spike, at=slow_last_rank, tokens=lambda: 100.0 * (rank + 1)),
@@ -263,6 +289,7 @@ SCENARIOS: dict[str, Callable[[], dict[str, Any]]] = {
     "refusal": refusal,
     "resumption": resumption,
     "join": join,
+    "local_sgd": local_sgd,
     "death": lambda: fly("death", EAGER, fault=spike, at=die),
 }
 

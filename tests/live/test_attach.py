@@ -21,7 +21,7 @@ from lbw_sim.guard.analyzers.composite import Composite
 from lbw_sim.guard.envelope import Envelope
 from lbw_sim.guard.policies.damp_release import DampRelease
 from lbw_sim.guard.sensors.robust_loss import RobustLoss
-from lbw_sim.live import attach
+from lbw_sim.live import Snapshots, attach
 from lbw_sim.replay import verify
 from lbw_sim.trace import read_trace
 from lbw_sim.values import Posture, Reason, Regime
@@ -346,6 +346,18 @@ def test_a_trace_folder_that_cannot_be_written_is_refused_before_training(tmp_pa
     (tmp_path / "file").write_text("")
     with pytest.raises(TraceError, match="file"):
         attach(make_run().optimizer, EAGER, trace=tmp_path / "file")
+
+
+@pytest.mark.parametrize("said", ["no", "False", 0, 1, None])
+def test_a_flag_that_is_no_bool_is_refused_and_not_taken_for_a_yes(said: Any) -> None:
+    run = make_run()
+    for mode in ("active", "shadow"):
+        with pytest.raises(LiveError, match=r"unproven=.* is neither True nor False"):
+            attach(run.optimizer, EAGER, mode=mode, unproven=said)
+    with pytest.raises(LiveError, match=r"Snapshots: in_checkpoints=.* is neither True nor False"):
+        Snapshots(in_checkpoints=said)
+    with attach(run.optimizer, EAGER):
+        pass  # nothing was left on it
 
 
 def test_what_cannot_be_guarded_is_refused_with_the_reason() -> None:

@@ -251,6 +251,8 @@ def test_what_cannot_be_guarded_is_refused_before_the_first_step(tmp_path: Path)
     module = tiny_module()
     with pytest.raises(TypeError, match="unprovn"):
         GuardCallback(EAGER, unprovn=True)
+    with pytest.raises(LiveError, match="grad_norm='no' is neither True nor False"):
+        GuardCallback(EAGER, grad_norm="no")  # type: ignore[arg-type]
     with pytest.raises(LiveError, match="optimizes manually"):
         fit(tiny_module(automatic=False), tmp_path, GuardCallback(EAGER))
     with pytest.raises(LiveError, match="DeepSpeedLike is DeepSpeed's"):

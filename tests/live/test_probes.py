@@ -48,7 +48,8 @@ def batch_of(step: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def loss_of(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    return functional.mse_loss(model(batch[0]), batch[1])
+    given = batch[0].to(next(model.parameters()).dtype)
+    return functional.mse_loss(model(given).float(), batch[1])
 
 
 def all_probes(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Any]:
@@ -83,14 +84,21 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int, live: 
         optimizer.step()
 
 
-def test_training_with_every_probe_is_bit_for_bit_training_without(tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["float32", "autocast", "bfloat16 weights"])
+def test_training_with_every_probe_is_bit_for_bit_training_without(
+    precision: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     alone, watched = noisy_model(), noisy_model()
-    train(alone, torch.optim.AdamW(alone.parameters(), lr=1e-2), 30)
+    if precision == "bfloat16 weights":
+        alone.bfloat16(), watched.bfloat16()
     optimizer = torch.optim.AdamW(watched.parameters(), lr=1e-2)
     probes = all_probes(watched, optimizer)
-    with attach(optimizer, "default", trace=tmp_path, run_id="r", probes=probes) as live:
-        train(watched, optimizer, 30, live)
-        assert set(live.cost_us) == {type(probe).__name__ for probe in probes}
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "autocast"):
+        train(alone, torch.optim.AdamW(alone.parameters(), lr=1e-2), 30)
+        with attach(optimizer, "default", trace=tmp_path, run_id="r", probes=probes) as live:
+            train(watched, optimizer, 30, live)
+            assert set(live.cost_us) == {type(probe).__name__ for probe in probes}
+    assert caplog.text == ""
     for name, value in alone.state_dict().items():
         assert torch.equal(value, watched.state_dict()[name]), name
     assert all(module.training for module in watched.modules())
@@ -262,6 +270,44 @@ def test_a_half_step_is_half_a_step_also_where_the_whole_training_step_is_under_
     for channel in ("loss", "step_gain", "half_step_gain"):
         assert np.array_equal(found["whole step"][channel], found["forward only"][channel], equal_nan=True), channel
     assert not np.array_equal(found["whole step"]["step_gain"][1:], found["whole step"]["half_step_gain"][1:])
+
+
+def test_half_way_between_weights_in_bfloat16_is_the_middle_rounded_once_and_they_are_put_back() -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(32, 32).bfloat16()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)  # about the distance of neighbouring weights
+    seen: list[torch.Tensor] = []
+
+    def loss(batch: torch.Tensor) -> torch.Tensor:
+        seen.append(model.weight.detach().clone())
+        return model(batch).float().square().mean()
+
+    probe, batch = HalfStep(model, loss, optimizer), torch.randn(8, 32).bfloat16()
+    loss(batch).backward()
+    probe.before_step(0, batch)
+    optimizer.step()
+    values = probe.before_step(1, None)
+    _, before, after, between = seen
+    assert torch.equal(between, ((before.float() + after.float()) / 2.0).bfloat16())
+    assert torch.equal(model.weight, after)
+    assert not torch.equal(after, before)
+    assert 0.4 < float(values["half_step_gain"]) / float(values["step_gain"]) < 0.7
+
+
+@pytest.mark.parametrize(("kind", "warnings"), [(torch.bfloat16, 1), (torch.float16, 0), (torch.float32, 0)])
+def test_a_loss_in_bfloat16_is_told_once_to_be_too_coarse_for_a_half_step(
+    kind: torch.dtype, warnings: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(4, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    probe = HalfStep(model, lambda batch: loss_of(model, batch).to(kind), optimizer)
+    with attach(optimizer, "default", probes=[probe]) as live:
+        train(model, optimizer, 4, live)
+    assert (
+        caplog.text.count("HalfStep: the loss comes in bfloat16, where numbers between 2 and 4 lie 0.0156 apart")
+        == warnings
+    )
 
 
 def test_update_norm_is_the_length_of_the_weights_own_change(tmp_path: Path) -> None:

@@ -51,7 +51,18 @@ STEPS = 48
 """Of every scenario; the worker takes a second to import."""
 WHOLE = ("ddp", "ddp_late", "nan", "nan_late", "rollback", "fsdp", "fsdp_late", "fsdp_rollback")
 """Scenarios in which nothing of ours breaks."""
-OTHERS = ("broken", "broken_late", "disagreement", "recorder", "different", "refusal", "resumption", "norms", "join")
+OTHERS = (
+    "broken",
+    "broken_late",
+    "disagreement",
+    "recorder",
+    "different",
+    "refusal",
+    "resumption",
+    "norms",
+    "join",
+    "local_sgd",
+)
 
 
 @pytest.fixture(scope="module")
@@ -188,6 +199,16 @@ def test_a_rank_that_is_killed_leaves_a_whole_trace_and_one_that_is_stopped_only
     assert len(steps) >= 40
     assert Reason.GUARD_FAULT not in trace.to_numpy()["reason"].tolist()[:40], "three ranks agreed to the end"
     assert verify(trace).rows == len(steps)
+
+
+def test_over_a_group_of_its_own_a_guard_outlives_unequally_many_steps_and_training_is_what_it_was(
+    two: list[dict[str, dict[str, Any]]],
+) -> None:
+    for rank in two:
+        assert "error" not in rank["local_sgd"], rank["local_sgd"]
+        without, guarded = rank["local_sgd"]["weights"]
+        assert guarded == without
+    assert "imed out" in two[1]["local_sgd"]["words"][0], "nobody answered its fifth all-reduce"
 
 
 def test_inside_of_a_join_the_guard_is_grounded_and_training_is_what_it_was(

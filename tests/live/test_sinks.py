@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -286,6 +287,9 @@ def test_trackio_gets_a_run_of_its_own(tmp_path: Path, monkeypatch: pytest.Monke
 def test_what_is_not_there_is_said_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with pytest.raises(LiveError, match=r"not a W&B run; give what wandb.init\(\) returned"):
         WandbSink("my-run")
+    run = SimpleNamespace(log=print, define_metric=print)
+    with pytest.raises(LiveError, match="own_run='no' is neither True nor False"):
+        WandbSink(run, own_run="no")  # type: ignore[arg-type]
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
     for name in ("tensorboard", "trackio"):
         monkeypatch.delitem(sys.modules, name, raising=False)

@@ -6,7 +6,7 @@ import bz2
 import gzip
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -213,6 +213,23 @@ def test_a_json_array_is_not_taken_for_a_csv(tmp_path: Path) -> None:
     file = write(tmp_path / "run.json", '[{"step": 1, "loss": 3.0}, {"step": 2, "loss": 2.5}]')
     with pytest.raises(TraceError, match="not recognised as any of"):
         import_path(file, tmp_path / "out")
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress])
+def test_a_compressed_log_that_was_cut_short_is_said_to_be_and_what_to_do(
+    tmp_path: Path, pack: Callable[[bytes], bytes]
+) -> None:
+    text = "step,loss,lr\n" + "".join(f"{i},{3.0 - i * 1e-5:.6f},{i * 7919 % 100_003}\n" for i in range(60_000))
+    whole = pack(text.encode())
+    for name, size in (("early", 2_000), ("late", len(whole) - 50)):  # recognised only when its first megabyte is there
+        file = tmp_path / f"{name}.csv.gz"
+        file.write_bytes(whole[:size])
+        for source in (None, "csv"):
+            with pytest.raises(TraceError, match=rf"{name}\.csv\.gz.*cannot be .*cut short.*copy it again, or unpack"):
+                import_path(file, tmp_path / "out", source=source)
+    reasons = [item.reason for item in import_path(tmp_path, tmp_path / "out").passed_over]
+    assert len(reasons) == 2
+    assert all("cut short" in reason for reason in reasons)
 
 
 def test_a_run_whose_chosen_columns_are_empty_says_which_they_were(tmp_path: Path) -> None:

@@ -105,6 +105,25 @@ def test_a_text_without_training_steps_is_not_recognised_and_said_to_be_none_whe
     assert [item.path for item in import_path(tmp_path, tmp_path / "out").passed_over] == ["notes.txt"]
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+def test_a_log_in_utf_16_is_said_to_be_and_how_to_convert_it(tmp_path: Path, encoding: str) -> None:
+    file = tmp_path / "train.log"
+    file.write_bytes(LOGS["nanogpt"][0].encode(encoding))
+    for source in (None, "nanogpt"):
+        with pytest.raises(TraceError, match=r"train\.log: text in UTF-16.*iconv -f UTF-16 -t UTF-8"):
+            import_path(file, tmp_path / "out", source=source)
+    (item,) = import_path(tmp_path, tmp_path / "out").passed_over
+    assert item.reason.startswith("text in UTF-16")
+
+
+def test_a_byte_order_mark_in_utf_8_costs_no_line(tmp_path: Path) -> None:
+    for name, encoding in (("plain", "utf-8"), ("marked", "utf-8-sig")):
+        lines = [f"iter {step}: loss 2.{step}, time 1.0ms, mfu 1.00%\n" for step in range(9)]
+        (tmp_path / f"{name}.log").write_bytes("".join(lines).encode(encoding))
+    marked, plain = import_path(tmp_path, tmp_path / "out").runs
+    assert marked.rows == plain.rows == 9
+
+
 def test_an_importer_dropped_into_the_folder_is_found(tmp_path: Path) -> None:
     from lbw_sim.trace.importers import importers
 

@@ -208,6 +208,16 @@ def test_of_a_resumed_run_that_died_the_newest_state_is_imported(
     assert [run.rows for run in import_path(tmp_path / "run", tmp_path / "traces").runs] == [rows]
 
 
+@pytest.mark.parametrize("indent", [None, 2])
+def test_a_trainer_state_with_a_byte_order_mark_is_read(tmp_path: Path, indent: int | None) -> None:
+    state = {"global_step": 2, "logging_steps": 1, "log_history": [{"step": i, "loss": 3.0 - i} for i in (1, 2)]}
+    file = tmp_path / "run" / "trainer_state.json"
+    file.parent.mkdir()
+    file.write_text(json.dumps(state, indent=indent), encoding="utf-8-sig")
+    (run,) = import_path(file, tmp_path / "out").runs
+    assert (run.run_id, run.rows, run.importer) == ("run", 2, "hugging_face")
+
+
 def test_a_trainer_state_is_read_entry_by_entry_and_a_cut_one_as_far_as_it_goes(tmp_path: Path) -> None:
     history = [{"step": step, "loss": 2.5 - step / 1e5, "note": "x" * 100} for step in range(1, 5000)]
     text = json.dumps({"a": '"log_history": [1]', "log_history": history, "logging_steps": 1.0, "max_steps": 9})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any, SupportsFloat
 
@@ -11,6 +12,11 @@ from torch import Tensor, nn
 from lbw_sim.errors import LiveError
 from lbw_sim.live.probes.measuring import every, parameters_of, undisturbed
 from lbw_sim.live.snapshots import local
+
+logger = logging.getLogger("lbw_sim")
+
+COARSE = 1e-3
+"""Relative distance of neighbouring numbers from which a loss is too coarse: bfloat16 has 8e-3, float16 just below."""
 
 
 class HalfStep:
@@ -68,6 +74,7 @@ class HalfStep:
         self._batch: Any = None
         self._before: Tensor | float = 0.0
         self._step = -1
+        self._coarse_told = False
 
     def before_step(self, step: int, batch: object | None) -> Mapping[str, SupportsFloat]:
         """What the last update did, if it was measured; and remember what this one is to be measured by."""
@@ -82,6 +89,7 @@ class HalfStep:
             return values
         with undisturbed(self._model):
             self._before = self._loss(batch)
+            self._tell_coarse(self._before)
             self._kept = parameters_of(self._optimizer)
             self._old = _copied(self._kept, self._old)
         self._batch = batch
@@ -90,6 +98,20 @@ class HalfStep:
     def after_step(self, step: int) -> Mapping[str, SupportsFloat]:
         """Nothing: a gain is measured before the next decision."""
         return {}
+
+    def _tell_coarse(self, loss: Tensor | float) -> None:
+        """Say once that what a step brings is rounded away."""
+        if self._coarse_told or not isinstance(loss, Tensor) or not loss.is_floating_point():
+            return
+        if torch.finfo(loss.dtype).eps < COARSE:
+            return
+        self._coarse_told = True
+        kind = str(loss.dtype).removeprefix("torch.")
+        logger.warning(
+            "lbw-sim: HalfStep: the loss comes in %s, where numbers between 2 and 4 lie %.3g apart, and many a step "
+            "brings less: much of what the probe tells is rounding. Let it compute the loss in float32, "
+            "functional.cross_entropy(logits.float(), labels) say", kind, 2.0 * torch.finfo(loss.dtype).eps,
+        )  # fmt: skip
 
     def _half_way(self, batch: Any) -> Tensor | float:
         """The loss half-way between the weights of then and now."""

@@ -5,10 +5,12 @@ A folder is walked and every run in it imported; what is not recognised, or brok
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import importlib
 import os
 import pkgutil
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -27,6 +29,12 @@ __all__ = ["Imported", "Importer", "Imports", "PassedOver", "import_path", "impo
 HEAD_BYTES = 1 << 20
 """How far a file is looked into to recognise it: some logs begin with the whole source code of the run."""
 MOST_FILES = 100_000
+_PACKED = (b"\x1f\x8b", b"BZh", b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18")
+"""How gzip, bzip2, zstd and lz4 begin."""
+_CUT_SHORT = (
+    "It is compressed, and was cut short, is damaged or still being written: copy it again, or unpack what is there "
+    "(gzip -dc, zstd -dc) and import that"
+)
 READ_ERRORS = (OSError, ValueError, OverflowError, MemoryError, RecursionError, pa.ArrowException)
 
 
@@ -120,8 +128,13 @@ def _one_error(where: str) -> Iterator[None]:
     try:
         yield
     except READ_ERRORS as error:
-        text = " ".join(str(error).split())[:300] or type(error).__name__
-        raise TraceError(f"{where} cannot be read: {text}") from None
+        raise TraceError(f"{where} cannot be read: {_said(error)}") from None
+
+
+def _said(error: Exception) -> str:
+    """A library's words in one line, and what to do where a compressed file ends too early."""
+    text = " ".join(str(error).split())[:300] or type(error).__name__
+    return f"{text}. {_CUT_SHORT}" if re.search("compress|inflate", text, re.IGNORECASE) else text
 
 
 def _free_id(run_id: str, name: Path, taken: set[str]) -> str:
@@ -156,7 +169,11 @@ def _units(
     files = list(_walk(root)) if root.is_dir() else [root]
     for file in files:
         found = importers()[source] if source is not None else recognise(file)
-        if found is None:
+        if trouble := _trouble(file) if found is None or source is not None else "":
+            if not root.is_dir():
+                raise TraceError(f"{path}: {trouble}")
+            passed.append(PassedOver(str(file.relative_to(root)), trouble))
+        elif found is None:
             if not root.is_dir():
                 raise TraceError(
                     f"{path}: not recognised as any of {', '.join(importers())}. If it is one of them, say which by "
@@ -190,9 +207,38 @@ def recognise(file: Path) -> Importer | None:
     try:
         with open(file, "rb") as raw:
             head = raw.read(HEAD_BYTES)
-        if head[:2] == b"\x1f\x8b" or head[:3] == b"BZh" or head[:4] in (b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18"):
+        if head.startswith(_PACKED):
             with contextlib.suppress(*READ_ERRORS), pa.input_stream(str(file), compression="detect") as stream:
                 head = stream.read(HEAD_BYTES)
     except OSError:
         return None
+    head = head.removeprefix(codecs.BOM_UTF8)
     return next((importer for importer in importers().values() if importer.recognises(file, head)), None)
+
+
+def _trouble(file: Path) -> str:
+    """Why nobody can read a file that may well be a log, and what to do; empty: nothing of the kind."""
+    try:
+        with open(file, "rb") as raw:
+            head = raw.read(HEAD_BYTES)
+    except OSError:
+        return ""
+    if head.startswith(_PACKED):
+        try:
+            with pa.input_stream(str(file), compression="detect") as stream:
+                stream.read(HEAD_BYTES)
+        except READ_ERRORS as error:
+            return f"cannot be unpacked: {_said(error)}"
+        return ""
+    marked = head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) and 0 in head[:200]
+    if marked or _every_other_zero(head[:200]):
+        return (
+            "text in UTF-16, as > of Windows PowerShell writes it, and UTF-8 is read here: convert it (iconv -f UTF-16 "
+            "-t UTF-8 OLD > NEW; in PowerShell: Get-Content OLD | Set-Content -Encoding utf8 NEW)"
+        )
+    return ""
+
+
+def _every_other_zero(head: bytes) -> bool:
+    """Whether it looks like ASCII, two bytes a letter."""
+    return len(head) >= 40 and any(not any(head[at::2]) and 0 not in head[1 - at :: 2] for at in (0, 1))

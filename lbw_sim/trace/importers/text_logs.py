@@ -6,6 +6,7 @@ decimals is a rounded one, and what a system is known to leave out or to average
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -126,7 +127,7 @@ def lines_of(path: Path, mark: bytes, lost: list[str]) -> Iterator[str]:
     """
     cut = 0
     with pa.input_stream(str(path), compression="detect") as raw:
-        pending = b""
+        pending = raw.read(len(codecs.BOM_UTF8)).removeprefix(codecs.BOM_UTF8)
         while block := raw.read(1 << 20):
             *lines, pending = (pending + block).replace(b"\r", b"\n").split(b"\n")
             for line in lines:
