@@ -35,6 +35,9 @@ def demo(
     console = Console()
     console.print(Markdown(found.summary))
     console.print(
-        f"\nWritten to {out} in {time.monotonic() - started_s:.0f} s: summary.md, guard.toml, figures/, traces/"
+        f"\nWritten to {out} in {time.monotonic() - started_s:.0f} s: summary.md, guard.toml, figures/, traces/",
+        markup=False,
     )
-    console.print(f"Look closer: lbw show {out}/traces/recorded   lbw score {out}/traces/recorded --families")
+    console.print(
+        f"Look closer: lbw show {out}/traces/recorded   lbw score {out}/traces/recorded --families", markup=False
+    )

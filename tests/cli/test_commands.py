@@ -459,6 +459,14 @@ def test_label_adds_and_removes_hand_labels_of_one_run(own_traces: Path) -> None
     assert (own_traces / "run.svg").read_text().startswith("<?xml")
 
 
+def test_brackets_and_control_characters_of_a_note_are_shown_and_never_obeyed(own_traces: Path) -> None:
+    run = own_traces / f"run_id={HIT}"
+    lbw("label", run, "--add", "spike", 20, 30, "--note", "see [/issue 7] \x1b[2J")
+    for text in (lbw("label", run).stdout, lbw("show", run).stdout):
+        assert r"see [/issue 7] \x1b[2J" in text
+        assert "\x1b" not in text
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
