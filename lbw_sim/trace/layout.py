@@ -14,6 +14,8 @@ from pathlib import Path
 from lbw_sim.errors import TraceError
 
 LABELS = "_labels.json"
+MOST_MISSING = 1000
+"""Of a run's segments that are missing, so many are counted."""
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 _RUN_FOLDER = "run_id="
 _RUN_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
@@ -81,6 +83,17 @@ def segments_in(names: Iterable[str]) -> dict[int, str]:
 def journals_in(names: Iterable[str]) -> list[int]:
     """Numbers of the segments that have a journal."""
     return sorted(int(match[1]) for match in map(_JOURNAL.fullmatch, names) if match)
+
+
+def missing_in(names: Iterable[str]) -> list[int]:
+    """Numbers below the highest in use of which there is no file, not even a damaged one.
+
+    >>> missing_in(["segment-000.parquet", "_segment-001.journal.damaged", "segment-003.parquet", "_labels.json"])
+    [2]
+    """
+    used = {int(match[1]) for match in map(_ANY.fullmatch, names) if match}
+    # not a range up to the highest: the name of a stranger's file may say a billion
+    return sorted(set(range(min(len(used) + MOST_MISSING, max(used, default=0)))) - used)
 
 
 def next_segment(names: Iterable[str]) -> int:

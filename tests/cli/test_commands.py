@@ -172,6 +172,18 @@ def test_what_was_left_out_stands_in_what_is_handed_on(spoilt: Path, tmp_path: P
     assert any("2 runs that could not be read" in text for text in json.loads(evidence.read_text())["not_tested_on"])
 
 
+@pytest.mark.filterwarnings("ignore:.*segment 0 is missing:UserWarning")
+def test_verify_does_not_pass_a_run_of_which_a_segment_is_missing(own_traces: Path) -> None:
+    run = own_traces / f"run_id={HIT}"
+    table = pq.read_table(run / "segment-000.parquet", partitioning=None)
+    about = json.loads(table.schema.metadata[b"lbw"]) | {"segment": 1}
+    pq.write_table(table.replace_schema_metadata({b"lbw": json.dumps(about)}), run / "segment-001.parquet")
+    (run / "segment-000.parquet").unlink()
+    text = lbw("verify", own_traces, code=1).stdout
+    assert f"DIFFERS  run '{HIT}': segment 0 is missing" in text
+    assert "1 of 2 runs verified" in text
+
+
 def test_verify_counts_a_run_that_cannot_be_read_as_one_that_fails(spoilt: Path) -> None:
     done = lbw("verify", spoilt, code=1)
     assert done.stdout.count("UNREADABLE") == 2
