@@ -248,6 +248,13 @@ def test_a_loop_that_returns_no_loss_hears_of_it_before_its_branches_are_trained
     assert [trace.run_id for trace in read_traces(tmp_path)] == ["mine_s0"]
 
 
+def test_a_loss_with_its_graph_is_taken_without_a_warning(tmp_path: Path) -> None:
+    def loop(leg: Leg) -> torch.Tensor:
+        return torch.tensor(dropping_loop(leg), requires_grad=True)
+
+    assert fork_loop(loop, [0], [15], [ForkAction.planned("lr:0.1")], tmp_path)[0].is_trunk
+
+
 def test_the_interval_is_students_over_trunks() -> None:
     found = [
         Outcome(f"t{trunk}", step, branch, "", 2.0 + (branch == "cut") * gain, True)
