@@ -6,6 +6,7 @@ folder of traces as it is. It refuses run ids that could leave the folder.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 from os import PathLike
@@ -25,7 +26,9 @@ _ANY = re.compile(r"_?segment-(\d{3,9})\..*")
 
 
 def local_path(path: str | PathLike[str], what: str) -> Path:
-    """A path where `what` is done. Raises TraceError for a URI, also where a `Path` has made it a local one.
+    """A path where `what` is done; `~` is the user's home, as in a shell.
+
+    Raises TraceError for a URI, also where a `Path` has made it a local one.
 
     >>> local_path("s3://bucket/traces", "runs are recorded")
     Traceback (most recent call last):
@@ -34,7 +37,7 @@ def local_path(path: str | PathLike[str], what: str) -> Path:
     """
     if _URI.match(str(path)):
         raise TraceError(f"{path}: {what} on this machine only, and URIs are read")
-    return Path(path)
+    return Path(os.path.expanduser(path))
 
 
 def run_folder_name(run_id: str) -> str:
