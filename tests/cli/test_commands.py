@@ -172,6 +172,15 @@ def test_what_was_left_out_stands_in_what_is_handed_on(spoilt: Path, tmp_path: P
     assert any("2 runs that could not be read" in text for text in json.loads(evidence.read_text())["not_tested_on"])
 
 
+def test_a_terminal_that_knows_ascii_only_gets_the_table(traces: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "lbw_sim", "label", str(traces)],
+        env={**os.environ, "PYTHONIOENCODING": "ascii"}, capture_output=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr.decode()
+    assert HIT in done.stdout.decode("ascii")
+
+
 @pytest.mark.filterwarnings("ignore:.*segment 0 is missing:UserWarning")
 def test_verify_does_not_pass_a_run_of_which_a_segment_is_missing(own_traces: Path) -> None:
     run = own_traces / f"run_id={HIT}"
