@@ -23,7 +23,7 @@ from lbw_sim.score import unsafe_rows
 from lbw_sim.trace.layout import journals_in, local_path, run_folder_name, run_id_of, segments_in
 from lbw_sim.trace.tail import Appended, RunTail
 from lbw_sim.values import UNSAFE_REGIMES, Posture, Reason, Regime, name_of
-from lbw_sim.wording import counted
+from lbw_sim.wording import counted, printable
 
 RECENT_ROWS = 300
 """Rows in the curves of what is going on now."""
@@ -225,7 +225,7 @@ def draw(view: RunView, width: int) -> RenderableType:
     facts = view.facts()
     head = Text.assemble(
         (str(facts["run_id"]), "bold"), "  ",
-        f"guard {facts['guard']} ({facts['fingerprint']}), {facts['mode']}",
+        f"guard {printable(str(facts['guard']))} ({facts['fingerprint']}), {facts['mode']}",
         f"  segment {facts['segment']}" if facts["segment"] else "",
     )  # fmt: skip
     parts: list[RenderableType] = [head, _writer_line(view, facts)] if facts["guard"] else [_writer_line(view, facts)]
@@ -247,7 +247,7 @@ def draw(view: RunView, width: int) -> RenderableType:
     ]
     parts.append(Text(f"alarms  {view.alarm_count}{': ' if alarms else ''}{', '.join(alarms)}", overflow="ellipsis"))
     if view.events:
-        events = ", ".join(f"{word} at {step}" for step, word in reversed(view.events))
+        events = ", ".join(f"{printable(word)} at {step}" for step, word in reversed(view.events))
         parts.append(Text(f"events  {events}", overflow="ellipsis"))
     return Group(*parts)
 

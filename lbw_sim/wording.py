@@ -1,6 +1,6 @@
-"""Numbers with their nouns, lists of names and commands to type, wherever one is said to a person.
+"""Numbers with their nouns, lists of names, commands to type and texts of strangers, said to a person.
 
-For sentences only: tables and JSON hold plain values.
+Numbers and lists are for sentences only: tables and JSON hold plain values.
 """
 
 from __future__ import annotations
@@ -34,3 +34,14 @@ def typed(argument: object) -> str:
     ('traces', "'my traces'")
     """
     return shlex.quote(str(argument))
+
+
+def printable(text: str) -> str:
+    """A text from a file as a terminal may have it: what would move its cursor or change its colours is spelled out.
+
+    >>> print(printable("mine" + chr(27) + "[31m"))
+    mine\\x1b[31m
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)

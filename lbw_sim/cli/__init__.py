@@ -5,6 +5,7 @@ Errors meant for the user are one line on standard error and exit code 2; result
 
 from __future__ import annotations
 
+import io
 import sys
 
 from lbw_sim.errors import BrokenRunsError, LbwError
@@ -14,6 +15,9 @@ def main() -> None:
     """Entry point of the `lbw` console script."""
     from lbw_sim.cli.app import app
 
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # a terminal or a pipe that has no dash or bar gets a question mark, not a traceback after the work
+        sys.stdout.reconfigure(errors="replace")
     try:
         app(prog_name="lbw")
     except BrokenRunsError as error:

@@ -36,7 +36,8 @@ def demo(
     console = Console()
     console.print(Markdown(found.summary))
     console.print(
-        f"\nWritten to {out} in {time.monotonic() - started_s:.0f} s: summary.md, guard.toml, figures/, traces/"
+        f"\nWritten to {out} in {time.monotonic() - started_s:.0f} s: summary.md, guard.toml, figures/, traces/",
+        markup=False,
     )
     recorded = typed(out / "traces" / "recorded")
-    console.print(f"Look closer: lbw show {recorded}   lbw score {recorded} --families")
+    console.print(f"Look closer: lbw show {recorded}   lbw score {recorded} --families", markup=False)

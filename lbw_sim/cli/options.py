@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from lbw_sim.errors import BrokenRunsError, LbwError, TraceError, unknown_name
+from lbw_sim.wording import printable
 
 if TYPE_CHECKING:
     from lbw_sim.guard import GuardSpec
@@ -253,7 +254,7 @@ def print_table(rows: Sequence[Mapping[str, object]], columns: Sequence[Column])
     for row in rows:
         print()
         for title, column in zip(titles, columns, strict=True):
-            print(f"{title:{width}}  {column.cell(row)}")
+            print(f"{title:{width}}  {printable(column.cell(row))}")
     print()
 
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from lbw_sim.cli.options import Json, SkipBroken, load_traces, print_json, print_table
+from lbw_sim.wording import printable
 
 
 def show(
@@ -64,17 +65,17 @@ def show(
             text = (
                 ", ".join(value) if isinstance(value, list) else f"{value:.4g}" if isinstance(value, float) else value
             )
-            typer.echo(f"{name:20}  {text}")
+            typer.echo(f"{name:20}  {printable(str(text))}")
         for label in trace.labels:
             typer.echo(
                 f"{'label':20}  {label.kind} in steps {label.start_step}-{label.end_step}, {label.confidence} "
-                f"confidence, {label.source}{f': {label.note}' if label.note else ''}"
+                f"confidence, {label.source}{f': {printable(label.note)}' if label.note else ''}"
             )
         for name, value in trace.meta.provenance.items():
             if value is not None:
-                typer.echo(f"{name:20}  {value}")
+                typer.echo(f"{printable(name):20}  {printable(str(value))}")
         for limitation in trace.limitations:
-            typer.echo(f"{'limitation':20}  {limitation.text}")
+            typer.echo(f"{'limitation':20}  {printable(limitation.text)}")
     else:
         summaries = {trace.run_id: control_summary(trace.to_numpy()) for trace in runs}
         shown = [column for column in CONTROL_COLUMNS if column.key not in ("mean_scale", "rollbacks")]

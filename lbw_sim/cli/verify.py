@@ -12,12 +12,13 @@ from lbw_sim.wording import counted
 def verify(traces: Traces, plugin: Plugins = None, as_json: Json = False) -> None:
     """Rebuild each run's guard from its own trace, replay it and demand equal bits.
 
-    Exit code 0: every row of every run is what its guard decides. 1: some run is not, or cannot be read; its first
-    wrong row, or what is wrong with its file, is named.
+    Exit code 0: every row of every run is what its guard decides. 1: some run is not, is not whole, or cannot be read;
+    its first wrong row, its missing segments, or what is wrong with its file, is named.
     """
     from lbw_sim.guard import load_plugin
     from lbw_sim.replay import Verified
     from lbw_sim.replay import verify as verify_trace
+    from lbw_sim.trace.store import missing_words
 
     for path in plugin or ():
         load_plugin(path)
@@ -28,6 +29,8 @@ def verify(traces: Traces, plugin: Plugins = None, as_json: Json = False) -> Non
     unreadable = [str(fault) for fault in broken]
     for trace in watched(runs, "verifying"):
         try:
+            if trace.missing_segments:
+                raise VerifyError(f"run {trace.run_id!r}: {missing_words(trace.missing_segments)}")
             verified.append(verify_trace(trace))
         except VerifyError as error:
             differing.append(str(error))

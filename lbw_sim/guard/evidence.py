@@ -222,7 +222,7 @@ class BacktestReport(NamedTuple):
         if len(data) > MAX_BYTES:
             raise EvidenceError(f"{where}: more than {MAX_BYTES} bytes are no back-test report")
         try:
-            found = json.loads(data, parse_constant=_refuse_constant)
+            found = json.loads(data, parse_constant=_refuse_constant, object_pairs_hook=_refuse_repeats)
         except (ValueError, RecursionError) as error:
             raise EvidenceError(f"{where} is not JSON: {str(error)[:200]}") from None
         if not isinstance(found, dict) or "lbw_backtest" not in found:
@@ -285,6 +285,15 @@ _NAMES = {str: "text", int: "a whole number", float: "a finite number", bool: "t
 
 def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is not a number of JSON")
+
+
+def _refuse_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    # a reader sees the first of two, JSON takes the last: a figure could be put in front of the one that counts
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(name for place, (name, _) in enumerate(pairs) if name in dict(pairs[:place]))
+        raise ValueError(f"{twice[:60]!r} stands there twice")
+    return found
 
 
 def _shown(value: Any) -> str:

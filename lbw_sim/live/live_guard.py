@@ -152,7 +152,8 @@ class LiveGuard:
         self._sinks = mirror
         self._mirror: Mirror | None = None
         if self._folder is not None:
-            Recorder.check(self._folder, self.run_id, self._provenance)
+            # as it is now: a loop may change the working folder before its first step
+            self._folder = Recorder.check(self._folder, self.run_id, self._provenance)
         self._scaler = scaler
 
     def take_off(self) -> None:

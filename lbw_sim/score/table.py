@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from rich import box
 from rich.table import Table as RichTable
+from rich.text import Text
 
 from lbw_sim.notebook import grid
 from lbw_sim.score.control import ControlSummary
@@ -26,6 +27,7 @@ from lbw_sim.score.detection import (
 )
 from lbw_sim.score.range_measures import RangeMeasures
 from lbw_sim.values import nan
+from lbw_sim.wording import printable
 
 UNDEFINED = "–"
 
@@ -143,7 +145,8 @@ def rich_table(rows: Sequence[Mapping[str, object]], columns: Sequence[Column], 
     for column in columns:
         table.add_column(column.title, justify="right" if column.format else "left", no_wrap=True)
     for row in rows:
-        table.add_row(*(column.cell(row) for column in columns))
+        # as Text: a note or a guard's name may hold brackets, which are no markup
+        table.add_row(*(Text(printable(column.cell(row))) for column in columns))
     return table
 
 

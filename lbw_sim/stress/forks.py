@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, SupportsFloat
 
 import numpy as np
+import torch
 
 from lbw_sim.errors import LbwError, StressError
 from lbw_sim.guard import Envelope, Guard, GuardSpec, GuardState, state_to_data
@@ -286,7 +287,8 @@ def _fork(
             common: dict[str, Any] = {"seed": seed, "folder": folder, "checkpoints": Path(scratch), "guards": acting,
                                       "channels": _extra(acting)}  # fmt: skip
             leg = Leg(run_id=trunk, spec=quiet, mode="shadow", keep_steps=at, **common)
-            loop(leg)
+            # of the trunk it is not used, but a loop that returns none is found out before its branches are trained
+            _final_loss(loop(leg), trunk)
             done += 1
             _told(progress, done, total)
             if missing := sorted(set(at) - leg.kept):
@@ -307,11 +309,23 @@ def _fork(
                     run_id=run_id, spec=spec, mode=mode, first_step=origin.step, memory=memory,
                     unsafe_steps=unsafe_steps, origin=origin, **common,
                 )  # fmt: skip
-                loss = float(loop(leg))
+                loss = _final_loss(loop(leg), run_id)
                 outcomes.append(Outcome(*origin, run_id, loss, _is_trunk(origin, rows, folder)))
                 done += 1
                 _told(progress, done, total)
     return outcomes
+
+
+def _final_loss(returned: Any, run_id: str) -> float:
+    """What a leg came to, from a number or a tensor of one. Raises StressError."""
+    try:
+        # with its graph, as a loop has it at hand, torch warns of the conversion
+        return float(returned.detach() if isinstance(returned, torch.Tensor) else returned)
+    except (TypeError, ValueError, RuntimeError):
+        shown = "nothing" if returned is None else f"a {type(returned).__name__}"
+        raise StressError(
+            f"{run_id}: the loop returned {shown}; it has to return its final loss, a number or a tensor of one"
+        ) from None
 
 
 def _flown(plan: RunPlan, leg: Leg) -> float:

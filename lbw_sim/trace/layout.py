@@ -6,6 +6,7 @@ folder of traces as it is. It refuses run ids that could leave the folder.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 from os import PathLike
@@ -14,6 +15,8 @@ from pathlib import Path
 from lbw_sim.errors import TraceError
 
 LABELS = "_labels.json"
+MOST_MISSING = 1000
+"""Of a run's segments that are missing, so many are counted."""
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 _RUN_FOLDER = "run_id="
 _RUN_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
@@ -23,7 +26,9 @@ _ANY = re.compile(r"_?segment-(\d{3,9})\..*")
 
 
 def local_path(path: str | PathLike[str], what: str) -> Path:
-    """A path where `what` is done. Raises TraceError for a URI, also where a `Path` has made it a local one.
+    """A path where `what` is done; `~` is the user's home, as in a shell.
+
+    Raises TraceError for a URI, also where a `Path` has made it a local one.
 
     >>> local_path("s3://bucket/traces", "runs are recorded")
     Traceback (most recent call last):
@@ -32,7 +37,7 @@ def local_path(path: str | PathLike[str], what: str) -> Path:
     """
     if _URI.match(str(path)):
         raise TraceError(f"{path}: {what} on this machine only, and URIs are read")
-    return Path(path)
+    return Path(os.path.expanduser(path))
 
 
 def run_folder_name(run_id: str) -> str:
@@ -81,6 +86,17 @@ def segments_in(names: Iterable[str]) -> dict[int, str]:
 def journals_in(names: Iterable[str]) -> list[int]:
     """Numbers of the segments that have a journal."""
     return sorted(int(match[1]) for match in map(_JOURNAL.fullmatch, names) if match)
+
+
+def missing_in(names: Iterable[str]) -> list[int]:
+    """Numbers below the highest in use of which there is no file, not even a damaged one.
+
+    >>> missing_in(["segment-000.parquet", "_segment-001.journal.damaged", "segment-003.parquet", "_labels.json"])
+    [2]
+    """
+    used = {int(match[1]) for match in map(_ANY.fullmatch, names) if match}
+    # not a range up to the highest: the name of a stranger's file may say a billion
+    return sorted(set(range(min(len(used) + MOST_MISSING, max(used, default=0)))) - used)
 
 
 def next_segment(names: Iterable[str]) -> int:

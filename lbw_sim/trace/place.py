@@ -44,7 +44,7 @@ class Place:
         text = os.fspath(path)
         scheme, found, rest = text.partition("://")
         if not found:
-            return cls(arrow_fs.LocalFileSystem(), os.path.abspath(text), "")
+            return cls(arrow_fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(text)), "")
         uri = text
         if scheme in ("gs", "gcs") and "retry_limit_seconds=" not in rest:
             uri += f"{'&' if '?' in rest else '?'}retry_limit_seconds={GIVE_UP_S}"

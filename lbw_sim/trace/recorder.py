@@ -113,7 +113,8 @@ class Recorder:
         Raises TraceError, before anything is trained, when something does not fit or the folder cannot be written;
         SpecError when the guard cannot be built here.
         """
-        run_folder = local_path(folder, "runs are recorded") / run_folder_name(run_id)
+        # from the root: `close` finds it, wherever the process works by then
+        run_folder = local_path(folder, "runs are recorded").absolute() / run_folder_name(run_id)
         if mode not in MODES:
             raise TraceError(f"mode {mode!r} is not {' or '.join(MODES)}")
         own = spec.build().extra_channels
@@ -148,20 +149,22 @@ class Recorder:
             raise _cannot_write(run_id, run_folder, error) from None
 
     @staticmethod
-    def check(folder: str | Path, run_id: str, provenance: provenance_.Provenance) -> None:
+    def check(folder: str | Path, run_id: str, provenance: provenance_.Provenance) -> Path:
         """Refuse now what `open` would refuse later: a bad run id, a folder that cannot be written, provenance that is
         neither text nor number.
 
-        Makes the run's folder. Raises TraceError.
+        Makes the run's folder; returns `folder` from the root of the file system. Raises TraceError.
         """
         _check_facts(provenance)
-        run_folder = local_path(folder, "runs are recorded") / run_folder_name(run_id)
+        folder = local_path(folder, "runs are recorded").absolute()
+        run_folder = folder / run_folder_name(run_id)
         try:
             run_folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=run_folder):
                 pass
         except OSError as error:
             raise _cannot_write(run_id, run_folder, error) from None
+        return folder
 
     @property
     def rows(self) -> int:

@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -26,12 +26,12 @@ from lbw_sim.notebook import facts, warned
 from lbw_sim.trace import parquet
 from lbw_sim.trace.journal import DamagedHeaderError, JournalReader, TraceWarning
 from lbw_sim.trace.labels import MAX_BYTES, Label, parse_labels
-from lbw_sim.trace.layout import LABELS, run_folder_name, run_id_of, segment_name, segments_in
+from lbw_sim.trace.layout import LABELS, missing_in, run_folder_name, run_id_of, segment_name, segments_in
 from lbw_sim.trace.limitations import Limitation, limitations
 from lbw_sim.trace.place import Place
 from lbw_sim.trace.recovery import recover_run
 from lbw_sim.trace.schema import SegmentMeta, columns
-from lbw_sim.wording import counted
+from lbw_sim.wording import counted, some
 
 if TYPE_CHECKING:
     from lbw_sim.plots import Picture
@@ -87,6 +87,8 @@ class Trace:
     segments: tuple[Segment, ...]
     """At least one, in order."""
     labels: tuple[Label, ...] = ()
+    missing_segments: tuple[int, ...] = ()
+    """Those before the last one of which nothing lies in the run's folder: lost, or not copied with the others."""
 
     @property
     def meta(self) -> SegmentMeta:
@@ -174,7 +176,8 @@ def read_trace(path: str | os.PathLike[str], run_id: str | None = None) -> Trace
     """A recorded run, from its folder `…/run_id=X`, from one file of it, or from a folder of runs.
 
     A folder that holds several runs needs `run_id`. `path` may be a URI such as `s3://bucket/traces`. Raises TraceError
-    that names the file and what is wrong with it; warns with TraceWarning about journals that are damaged.
+    that names the file and what is wrong with it; warns with TraceWarning about journals that are damaged
+    and segments that are missing.
     """
     place = Place.of(path)
     kind = place.kind()
@@ -307,33 +310,58 @@ def _read_run(place: Place) -> Trace | None:
             recover_run(Path(place.path))
     for _ in range(10):
         try:
-            segments = _read_segments(place)
+            names = place.listing()[0]
+            found = _read_segments(place, names)
         except FileNotFoundError:
             continue  # somebody is tidying up
         break
     else:
         raise TraceError(f"{place}: its files come and go; read it when it is at rest")
-    if not segments:
+    if not found:
         return None
-    ids = sorted({segment.meta.run_id for segment in segments})
+    ids = sorted({segment.meta.run_id for segment in found.values()})
     if len(ids) > 1:
         raise TraceError(f"{place}: holds segments of several runs: {', '.join(ids)}")
+    for number, segment in found.items():
+        if (own := segment.meta.segment) != number:
+            raise TraceError(
+                f"{place.below(segment_name(number))}: is segment {own} by its own account: renamed, or a second copy. "
+                f"Give it its name, {segment_name(own)}, or move it away"
+            )
     # the folder's name is what other tools take for the run id
-    return Trace(run_id_of(place.name) or ids[0], tuple(segments), _labels(place))
+    missing = tuple(missing_in(names))
+    if missing:
+        warnings.warn(f"{place}: {missing_words(missing)}", TraceWarning, stacklevel=2)
+    return Trace(run_id_of(place.name) or ids[0], tuple(found.values()), _labels(place), missing)
 
 
-def _read_segments(place: Place) -> list[Segment]:
-    segments = []
-    for number, name in segments_in(place.listing()[0]).items():
+def missing_words(segments: Sequence[int]) -> str:
+    """That these segments are not there, for warnings and errors.
+
+    >>> missing_words([0, 2])
+    'segments 0, 2 are missing, lost or not copied with the others: the run is not whole'
+    """
+    several = len(segments) > 1
+    numbers = some([str(segment) for segment in segments], 8)
+    return (
+        f"segment{'s' * several} {numbers} {'are' if several else 'is'} missing, lost or not copied with the others: "
+        f"the run is not whole"
+    )
+
+
+def _read_segments(place: Place, names: Sequence[str]) -> dict[int, Segment]:
+    """Number by file name -> segment. Raises TraceError, and FileNotFoundError."""
+    found = {}
+    for number, name in segments_in(names).items():
         try:
             try:
-                segments.append(_read_file(place.below(name)))
+                found[number] = _read_file(place.below(name))
             except FileNotFoundError:
                 # a journal whose writer finished it since we looked
-                segments.append(_read_file(place.below(segment_name(number))))
+                found[number] = _read_file(place.below(segment_name(number)))
         except DamagedHeaderError as error:
             warnings.warn(f"{error}. Passed over", TraceWarning, stacklevel=2)
-    return segments
+    return found
 
 
 def _read_file(place: Place) -> Segment:

@@ -173,6 +173,27 @@ def test_what_was_left_out_stands_in_what_is_handed_on(spoilt: Path, tmp_path: P
     assert any("2 runs that could not be read" in text for text in json.loads(evidence.read_text())["not_tested_on"])
 
 
+def test_a_terminal_that_knows_ascii_only_gets_the_table(traces: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "lbw_sim", "label", str(traces)],
+        env={**os.environ, "PYTHONIOENCODING": "ascii"}, capture_output=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr.decode()
+    assert HIT in done.stdout.decode("ascii")
+
+
+@pytest.mark.filterwarnings("ignore:.*segment 0 is missing:UserWarning")
+def test_verify_does_not_pass_a_run_of_which_a_segment_is_missing(own_traces: Path) -> None:
+    run = own_traces / f"run_id={HIT}"
+    table = pq.read_table(run / "segment-000.parquet", partitioning=None)
+    about = json.loads(table.schema.metadata[b"lbw"]) | {"segment": 1}
+    pq.write_table(table.replace_schema_metadata({b"lbw": json.dumps(about)}), run / "segment-001.parquet")
+    (run / "segment-000.parquet").unlink()
+    text = lbw("verify", own_traces, code=1).stdout
+    assert f"DIFFERS  run '{HIT}': segment 0 is missing" in text
+    assert "1 of 2 runs verified" in text
+
+
 def test_verify_counts_a_run_that_cannot_be_read_as_one_that_fails(spoilt: Path) -> None:
     done = lbw("verify", spoilt, code=1)
     assert done.stdout.count("UNREADABLE") == 2
@@ -458,6 +479,14 @@ def test_label_adds_and_removes_hand_labels_of_one_run(own_traces: Path) -> None
     assert json.loads((run / "_labels.json").read_text()) == before
     lbw("label", run, "--figure", own_traces / "run.svg")
     assert (own_traces / "run.svg").read_text().startswith("<?xml")
+
+
+def test_brackets_and_control_characters_of_a_note_are_shown_and_never_obeyed(own_traces: Path) -> None:
+    run = own_traces / f"run_id={HIT}"
+    lbw("label", run, "--add", "spike", 20, 30, "--note", "see [/issue 7] \x1b[2J")
+    for text in (lbw("label", run).stdout, lbw("show", run).stdout):
+        assert r"see [/issue 7] \x1b[2J" in text
+        assert "\x1b" not in text
 
 
 @pytest.mark.parametrize(

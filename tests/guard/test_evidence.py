@@ -79,6 +79,14 @@ def test_a_report_that_was_changed_by_hand_is_refused(tmp_path: Path, was: bytes
         require_backtest(SPEC, path)
 
 
+def test_a_figure_that_was_put_in_front_of_the_one_that_counts_is_refused() -> None:
+    text = REPORT.to_json()
+    for key in ("guard", "recall", "energy"):
+        edited = text.replace(f'"{key}": ', f'"{key}": 1.0, "{key}": ', 1)
+        with pytest.raises(EvidenceError, match=f"'{key}' stands there twice"):
+            BacktestReport.from_json(edited)
+
+
 def test_every_flipped_byte_of_a_report_is_refused_or_changes_nothing() -> None:
     data = REPORT.to_json().encode()
     for at in range(0, len(data), 7):

@@ -98,6 +98,35 @@ def spike(step: int, loss: torch.Tensor) -> torch.Tensor:
     return loss * 40.0 if 30 <= step < 36 else loss
 
 
+def test_the_trace_stays_where_it_was_asked_for_when_the_loop_changes_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "before" / "after").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "before")
+    run = make_run()
+    with attach(run.optimizer, EAGER, trace="traces", run_id="early") as live:
+        monkeypatch.chdir(tmp_path / "before" / "after")
+        train(run, range(3), live)
+        monkeypatch.chdir(tmp_path)
+    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*segment*")] == [
+        "before/traces/run_id=early/segment-000.parquet"
+    ]
+
+
+def test_a_tilde_is_the_home_of_the_user_in_writing_and_in_reading(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "home").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    run = make_run()
+    with attach(run.optimizer, EAGER, trace="~/traces", run_id="mine") as live:
+        train(run, range(3), live)
+    assert [path.name for path in tmp_path.iterdir()] == ["home"]
+    assert read_trace("~/traces").run_id == "mine"
+    assert read_trace(tmp_path / "home" / "traces").segments[0].rows == 3
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_shadow_guard_changes_no_bit_of_training(kind: str, tmp_path: Path) -> None:
     alone, watched = make_run(kind), make_run(kind)

@@ -233,6 +233,28 @@ def test_a_loop_that_keeps_no_checkpoint_hears_of_it(tmp_path: Path) -> None:
         fork_loop(loop, [0], [5], [ForkAction.of_guard("zscore")], tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("returned", "told"), [(None, "nothing"), ({"loss": 1.0}, "a dict"), (torch.ones(2), "Tensor")]
+)
+def test_a_loop_that_returns_no_loss_hears_of_it_before_its_branches_are_trained(
+    returned: Any, told: str, tmp_path: Path
+) -> None:
+    def loop(leg: Leg) -> Any:
+        dropping_loop(leg)
+        return returned
+
+    with pytest.raises(StressError, match=f"mine_s0: the loop returned .*{told}.*its final loss"):
+        fork_loop(loop, [0], [15], [ForkAction.planned("lr:0.1")], tmp_path, name="mine")
+    assert [trace.run_id for trace in read_traces(tmp_path)] == ["mine_s0"]
+
+
+def test_a_loss_with_its_graph_is_taken_without_a_warning(tmp_path: Path) -> None:
+    def loop(leg: Leg) -> torch.Tensor:
+        return torch.tensor(dropping_loop(leg), requires_grad=True)
+
+    assert fork_loop(loop, [0], [15], [ForkAction.planned("lr:0.1")], tmp_path)[0].is_trunk
+
+
 def test_the_interval_is_students_over_trunks() -> None:
     found = [
         Outcome(f"t{trunk}", step, branch, "", 2.0 + (branch == "cut") * gain, True)

@@ -16,7 +16,17 @@ from trace_rows import append_row, assert_rows, begin
 
 from lbw_sim import Telemetry
 from lbw_sim.errors import BrokenRunsError, TraceError
-from lbw_sim.trace import Label, columns, open_traces, read_labels, read_trace, read_traces, recover, write_labels
+from lbw_sim.trace import (
+    Label,
+    TraceWarning,
+    columns,
+    open_traces,
+    read_labels,
+    read_trace,
+    read_traces,
+    recover,
+    write_labels,
+)
 from lbw_sim.trace.parquet import final_rows
 from lbw_sim.values import Decision, Regime
 
@@ -189,6 +199,28 @@ def test_segments_of_different_runs_in_one_folder_are_refused(tmp_path: Path) ->
     (tmp_path / "run_id=two" / "segment-000.parquet").rename(tmp_path / "run_id=one" / "segment-001.parquet")
     with pytest.raises(TraceError, match="segments of several runs: one, two"):
         read_trace(tmp_path, "one")
+
+
+def test_a_segment_under_the_name_of_another_is_refused(tmp_path: Path) -> None:
+    for first in (0, 3):
+        record(tmp_path, "run", range(first, first + 3))
+    run = tmp_path / "run_id=run"
+    (run / "segment-002.parquet").write_bytes((run / "segment-001.parquet").read_bytes())
+    with pytest.raises(TraceError, match=r"segment-002.parquet: is segment 1 by its own account.*segment-001.parquet"):
+        read_trace(run)
+
+
+def test_a_missing_segment_is_told(tmp_path: Path) -> None:
+    for first in (0, 3, 6):
+        record(tmp_path, "run", range(first, first + 3))
+    run = tmp_path / "run_id=run"
+    assert read_trace(run).missing_segments == ()
+    (run / "segment-001.parquet").unlink()
+    with pytest.warns(TraceWarning, match="segment 1 is missing"):
+        trace = read_trace(run)
+    assert trace.missing_segments == (1,)
+    assert trace.to_numpy()["step"].tolist() == [0, 1, 2, 6, 7, 8]
+    assert read_trace(run / "segment-002.parquet").missing_segments == (), "one file was asked for"
 
 
 def test_a_renamed_run_folder_renames_the_run(tmp_path: Path) -> None:
