@@ -17,7 +17,7 @@ from pathlib import Path
 from lbw_sim.guard import GuardSpec
 from lbw_sim.score.stress_judgement import judge
 from lbw_sim.score.stress_page import markdown_page, page
-from lbw_sim.score.stress_results import Suite, read_suite, write_suite
+from lbw_sim.score.stress_results import NUDGE, Suite, read_suite, write_suite
 from lbw_sim.stress.presets import PRESETS
 from lbw_sim.stress.suite import SuitePlan, run_suite
 
@@ -55,9 +55,11 @@ def flown(workload: str, work: Path, processes: int) -> Suite:
         print(f"\r{workload}: {done} of {total}{left}   ", end="", file=sys.stderr)
 
     pictures = workload in ("vit", "mixer")
+    chance = (NUDGE, f"{NUDGE}:0.1") if pictures else ()
     preset = dataclasses.replace(
-        PRESETS["tiny-full"], about=TITLES[workload], workloads=(workload,), methods=("adamw", GUARD), controlled=(),
-        seeds=MORE_SEEDS if pictures else SEEDS, lrs=PICTURE_RATES if pictures else (),
+        PRESETS["tiny-full"], about=TITLES[workload], workloads=(workload,), controlled=(),
+        methods=("adamw", *chance, GUARD), seeds=MORE_SEEDS if pictures else SEEDS,
+        lrs=PICTURE_RATES if pictures else (),
     )  # fmt: skip
     suite = run_suite(SuitePlan(preset=preset, traces=False), work, processes=processes, progress=tell)
     print(file=sys.stderr)
