@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from lbw_sim.cli.options import Json, Plugins, Traces, described, print_json, watched
+from lbw_sim.cli.options import Json, Plugins, Traces, described, print_json, stages
 from lbw_sim.errors import TraceError, VerifyError
 from lbw_sim.wording import counted
 
@@ -18,7 +18,6 @@ def verify(traces: Traces, plugin: Plugins = None, as_json: Json = False) -> Non
     from lbw_sim.guard import load_plugin
     from lbw_sim.replay import Verified
     from lbw_sim.replay import verify as verify_trace
-    from lbw_sim.trace.store import missing_words
 
     for path in plugin or ():
         load_plugin(path)
@@ -27,15 +26,25 @@ def verify(traces: Traces, plugin: Plugins = None, as_json: Json = False) -> Non
     # without their rows, of which only some are held at a time
     runs, broken = described([traces])
     unreadable = [str(fault) for fault in broken]
-    for trace in watched(runs, "verifying"):
-        try:
-            if trace.missing_segments:
-                raise VerifyError(f"run {trace.run_id!r}: {missing_words(trace.missing_segments)}")
-            verified.append(verify_trace(trace))
-        except VerifyError as error:
-            differing.append(str(error))
-        except TraceError as error:
-            unreadable.append(str(error))
+    total = sum(segment.rows for trace in runs for segment in trace.segments)
+    done = 0
+    with stages() as progress:
+
+        def heard(rows: int) -> None:
+            nonlocal done
+            done += rows
+            progress("verifying rows", done, total)
+
+        for trace in runs:
+            end = done + sum(segment.rows for segment in trace.segments)
+            try:
+                verified.append(verify_trace(trace, heard))
+            except VerifyError as error:
+                differing.append(str(error))
+            except TraceError as error:
+                unreadable.append(str(error))
+            # the rest of a run that differs is not looked at
+            heard(end - done)
     rows = sum(item.rows for item in verified)
     if as_json:
         print_json(

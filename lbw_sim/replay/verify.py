@@ -7,7 +7,7 @@ changed by accident; it is no signature: who rewrites a whole trace consistently
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from lbw_sim.errors import ComponentError, VerifyError
@@ -16,8 +16,10 @@ from lbw_sim.replay.reference import DECIDED, telemetry_rows
 from lbw_sim.trace import Segment, Trace
 from lbw_sim.trace.parquet import ENUMS, to_numpy
 from lbw_sim.trace.schema import SCALER_OVERFLOW
+from lbw_sim.trace.store import missing_words
 from lbw_sim.values import Decision, Posture, Reason, Telemetry, name_of
 
+_HEARD_ROWS = 10_000
 _GROUNDED = frozenset({Reason.GUARD_FAULT, Reason.RECORDER_FAULT})
 
 
@@ -31,21 +33,29 @@ class Verified(NamedTuple):
     """Rows at the end of segments in which the guard had been grounded and no longer decided."""
 
 
-def verify(trace: Trace) -> Verified:
+def verify(trace: Trace, progress: Callable[[int], None] | None = None) -> Verified:
     """Replay every segment through its own guard from its own starting state.
 
-    Raises VerifyError, naming run, row and column, at the first row whose checksum, decision or effective lr is not
-    what the recorded telemetry gives; SpecError when the guard's components are not installed in that version.
+    `progress` hears how many further rows have been compared, some ten thousand at a time. Raises VerifyError, naming
+    run, row and column, at the first row whose checksum, decision or effective lr is not what the recorded telemetry
+    gives, or naming the segments that are missing; SpecError when the guard's components are not installed in that
+    version.
     """
+    if trace.missing_segments:
+        raise VerifyError(f"run {trace.run_id!r}: {missing_words(trace.missing_segments)}")
     rows = grounded_rows = 0
     for segment in trace.segments:
-        segment_rows, segment_grounded = _verify_segment(trace.run_id, segment)
+        segment_rows, segment_grounded = _verify_segment(trace.run_id, segment, progress or _quiet)
         rows += segment_rows
         grounded_rows += segment_grounded
     return Verified(trace.run_id, len(trace.segments), rows, grounded_rows)
 
 
-def _verify_segment(run_id: str, segment: Segment) -> tuple[int, int]:
+def _quiet(rows: int) -> None:
+    """Nobody listens."""
+
+
+def _verify_segment(run_id: str, segment: Segment, progress: Callable[[int], None]) -> tuple[int, int]:
     meta = segment.meta
     where = f"run {run_id!r} segment {meta.segment}"
     if meta.spec.fingerprint != meta.fingerprint:
@@ -83,6 +93,9 @@ def _verify_segment(run_id: str, segment: Segment) -> tuple[int, int]:
         fault = fault or _disobedience(now.lr, decided, done, meta.mode, acts=meta.mode == "active" and not grounded)
         if fault:
             raise VerifyError(f"{where} row {row} (step {now.step}): {fault}")
+        if row % _HEARD_ROWS == _HEARD_ROWS - 1:
+            progress(_HEARD_ROWS)
+    progress(segment.rows % _HEARD_ROWS)
     return segment.rows, grounded
 
 

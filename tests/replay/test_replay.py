@@ -74,6 +74,14 @@ def test_every_flight_verifies(preset: str, delay_steps: int, mode: str, tmp_pat
     assert verify(trace) == ("run", 1, ROWS, 0)
 
 
+def test_whoever_waits_for_a_long_verify_hears_of_every_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lbw_sim.replay.verify._HEARD_ROWS", 7)
+    trace = read_trace(record(tmp_path, GuardSpec.load("never")))
+    heard: list[int] = []
+    verify(trace, heard.append)
+    assert heard == [7] * (ROWS // 7) + [ROWS % 7]
+
+
 @pytest.mark.parametrize("delay_steps", [0, 1])
 def test_two_segments_verify_and_read_as_one(delay_steps: int, tmp_path: Path) -> None:
     spec = GuardSpec.load("default").with_changes({"delay_steps": delay_steps})
