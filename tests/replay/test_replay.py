@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -75,7 +76,7 @@ def test_every_flight_verifies(preset: str, delay_steps: int, mode: str, tmp_pat
 
 
 def test_whoever_waits_for_a_long_verify_hears_of_every_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lbw_sim.replay.verify._HEARD_ROWS", 7)
+    monkeypatch.setattr(sys.modules[verify.__module__], "_HEARD_ROWS", 7)
     trace = read_trace(record(tmp_path, GuardSpec.load("never")))
     heard: list[int] = []
     verify(trace, heard.append)
