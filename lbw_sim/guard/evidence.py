@@ -256,6 +256,10 @@ class BacktestReport(NamedTuple):
                 f"({spec.fingerprint}): another guard's evidence says nothing about this one. Back-test this one: "
                 f"lbw backtest GUARD.toml TRACES"
             )
+        if not any(run.rows for run in self.runs):
+            raise EvidenceError(
+                f"{where}: tells of no recorded row. Back-test the guard: lbw backtest GUARD.toml TRACES"
+            )
         try:
             held = GuardSpec.from_toml(self.spec_toml, where=where).fingerprint
         except (LbwError, RecursionError) as error:

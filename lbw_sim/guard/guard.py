@@ -106,7 +106,7 @@ class Guard:
             raise ChannelError(
                 f"sensor {meta(self.sensor).name!r} with analyzer {meta(self.analyzer).name!r} needs channel "
                 f"{', '.join(missing)}, which {where} does not hold; it holds {', '.join(sorted(there)) or 'none'}. "
-                f"Choose another guard, or record that channel"
+                f"Choose another guard, record that channel, or leave this out"
             )
 
     def init(self) -> GuardState:

@@ -179,6 +179,12 @@ def test_hostile_json_is_refused(text: str) -> None:
         BacktestReport.from_json(text)
 
 
+def test_a_report_of_no_recorded_row_lets_nothing_act() -> None:
+    for runs in ((), (RUN._replace(rows=0),)):
+        with pytest.raises(EvidenceError, match="tells of no recorded row"):
+            require_backtest(SPEC, REPORT._replace(runs=runs))
+
+
 def test_a_huge_report_takes_bounded_memory(tmp_path: Path) -> None:
     path = tmp_path / "huge.json"
     with open(path, "wb") as file:
