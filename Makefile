@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # what is imported is compiled then: compiling all of torch and transformers took longer than downloading them
 INSTALL := $(BIN)/python -m pip install --no-compile --quiet --disable-pip-version-check --constraint constraints.txt
+# where the environment says to keep no compiled file, every process would compile all of torch and transformers anew
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test check traces clean
 
@@ -16,7 +18,7 @@ test: $(VENV)/installed-dev check  ## lint, types and the whole test suite
 check: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	$(BIN)/mypy --num-workers 2
 
 traces: $(VENV)/installed-live  ## record the traces that ship in traces/ anew
 	$(BIN)/python analysis/record_traces.py

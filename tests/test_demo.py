@@ -24,7 +24,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 import lbw_sim.cli as cli, lbw_sim.demo as demo
 demo.FLIGHT_SEEDS, demo.RECORD_SEEDS = (100,), (0,)
 demo.RECORDED_LRS, demo.FLOWN_LRS = (1e-2, 1e-1), (3e-3, 1e-1)
-demo.STEPS, demo.FAULT_STEPS, demo.ONSET = 60, 96, 60
+demo.STEPS, demo.FAULT_STEPS, demo.ONSET = 40, 64, 40
 cli.main()
 """
     done = subprocess.run(

@@ -57,9 +57,12 @@ for language, block in re.findall(r"^```(python|sh|toml)\n(.*?)^```", open(page)
         exec(compile(block, page, "exec"), names)
     elif language == "sh":
         for line in block.splitlines():
-            words = shlex.split(line, comments=True)
-            if words[:1] == ["lbw"] and not {"|", ">", "<", "*"} & set(line):
-                # in this process: a new one for each would cost a second
+            tokens = shlex.shlex(line, posix=True, punctuation_chars=True)
+            tokens.whitespace_split = True
+            words = list(tokens)
+            if words[:1] == ["lbw"] and not any(set(word) <= set("();<>|&") for word in words):
+                # as the shell reads quotes and patterns, but in this process: a new one for each would cost seconds
+                words = subprocess.check_output(["bash", "-euc", f"printf '%s\\0' {line}"], text=True).split("\0")[:-1]
                 done = CliRunner().invoke(lbw_sim.cli.app.app, words[1:])
                 # compare answers as diff does: 1 where there is a difference
                 allowed = (0, 1) if words[1] == "compare" else (0,)

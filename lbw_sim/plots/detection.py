@@ -9,15 +9,17 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
-from matplotlib.transforms import Bbox
+from numpy.typing import NDArray
 
 from lbw_sim.plots.canvas import BLACK, BLUE, GREY, LINE_COLOURS, TEXT, WHITE, WIDTH, dress, footnote, new_figure, plain
 from lbw_sim.score.detection import FALSE_ALARM_BUDGET_PER_10K, Interval, RunScore, bootstrap, pooled
 from lbw_sim.wording import counted
 
+Array = NDArray[np.float64]
 REFERENCES = ("never", "oracle", "random")
 """Drawn hollow: they are no guards."""
 
@@ -157,10 +159,10 @@ def _name_points(info: DetectionInfo, ax: Axes) -> None:
     figure = ax.figure
     figure.draw_without_rendering()  # type: ignore[union-attr]
     to_pixels = ax.transData.transform
-    taken: list[Bbox] = []
+    taken: list[tuple[float, ...]] = []
     for point in info.points:
         x, y = to_pixels((point.false_alarms_per_10k, point.recall))
-        taken.append(Bbox.from_extents(x - 6, y - 6, x + 6, y + 6))
+        taken.append((x - 6, y - 6, x + 6, y + 6))
         for a, b in (
             ((point.false_alarms_interval.low, point.recall), (point.false_alarms_interval.high, point.recall)),
             ((point.false_alarms_per_10k, point.recall_interval.low), (point[3], point.recall_interval.high)),
@@ -168,33 +170,33 @@ def _name_points(info: DetectionInfo, ax: Axes) -> None:
             if not math.isfinite(sum((*a, *b))):
                 continue
             (x0, y0), (x1, y1) = to_pixels(a), to_pixels(b)
-            taken.append(Bbox.from_extents(x0 - 1, y0 - 1, x1 + 1, y1 + 1))
-    frame = ax.get_window_extent()
+            taken.append((x0 - 1, y0 - 1, x1 + 1, y1 + 1))
+    frame = ax.get_window_extent().extents
     for point in info.points:
         x, y = to_pixels((point.false_alarms_per_10k, point.recall))
         text = ax.annotate(
             plain(point.name), (point.false_alarms_per_10k, point.recall), xytext=(0, 0), textcoords="offset points",
             fontsize=TEXT, color=BLACK, annotation_clip=False, va="center", ha="center",
         )  # fmt: skip
-        size = text.get_window_extent()
-        best: tuple[float, float, float, Bbox] | None = None
-        for reach in (0, 8, 18, 30, 44):
-            for right, up in ((1, 1), (1, -1), (-1, 1), (-1, -1), (1, 0), (-1, 0), (0, 1), (0, -1)):
-                dx = right * (size.width / 2 + 8 + (reach if up == 0 else reach / 2))
-                dy = up * (size.height / 2 + 5 + reach)
-                box = Bbox.from_bounds(x + dx - size.width / 2, y + dy - size.height / 2, size.width, size.height)
-                cost = sum(_overlap(box, other) for other in taken) + 10.0 * (
-                    size.width * size.height - _overlap(box, frame)
-                )
-                if best is None or cost < best[0]:
-                    best = (cost, dx, dy, box)
-        assert best is not None
-        taken.append(best[3])
+        _, _, width, height = text.get_window_extent().bounds
+        offsets = [
+            (right * (width / 2 + 8 + (reach if up == 0 else reach / 2)), up * (height / 2 + 5 + reach))
+            for reach in (0, 8, 18, 30, 44)
+            for right, up in ((1, 1), (1, -1), (-1, 1), (-1, -1), (1, 0), (-1, 0), (0, 1), (0, -1))
+        ]
+        dx, dy = np.array(offsets).T
+        left, bottom = x + dx - width / 2, y + dy - height / 2
+        # all places at once: one by one they took a quarter of a report's time
+        boxes = np.stack([left, bottom, left + width, bottom + height])
+        covered = sum((_overlap(boxes, other) for other in taken), np.zeros(len(offsets)))
+        best = int(np.argmin(covered + 10.0 * (width * height - _overlap(boxes, frame))))
+        taken.append(tuple(boxes[:, best]))
         points_per_pixel = 72.0 / figure.dpi
-        text.set_position((best[1] * points_per_pixel, best[2] * points_per_pixel))
+        text.set_position((offsets[best][0] * points_per_pixel, offsets[best][1] * points_per_pixel))
 
 
-def _overlap(one: Bbox, other: Bbox) -> float:
-    width = min(one.x1, other.x1) - max(one.x0, other.x0)
-    height = min(one.y1, other.y1) - max(one.y0, other.y0)
-    return float(max(0.0, width) * max(0.0, height))
+def _overlap(boxes: Array, other: Sequence[float]) -> Array:
+    """Area that each box, a column of its left, bottom, right and top edge, shares with another."""
+    width = np.minimum(boxes[2], other[2]) - np.maximum(boxes[0], other[0])
+    height = np.minimum(boxes[3], other[3]) - np.maximum(boxes[1], other[1])
+    return np.maximum(0.0, width) * np.maximum(0.0, height)

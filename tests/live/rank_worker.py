@@ -1,7 +1,8 @@
-"""The ranks of the distributed tests: `rank_worker.py SIZE FOLDER SCENARIO...`, each a process of its own, over gloo.
+"""The ranks of the distributed tests, each a process of its own, over gloo.
 
-torch is imported once and the ranks are forked from there. Prints their process numbers, then trains; each rank writes
-a JSON line for each scenario into FOLDER/rank-N.jsonl. Every rank trains on batches of its own.
+torch is imported once. For each line `SIZE TAB FOLDER TAB SCENARIO...` that it reads, ranks are forked from there: it
+prints their process numbers, and `ended` when they have trained. Each rank writes a JSON line for each scenario into
+FOLDER/rank-N.jsonl, and trains on batches of its own.
 """
 
 from __future__ import annotations
@@ -45,10 +46,7 @@ REWINDING = GuardSpec.of(
 )
 ACTIVE: dict[str, Any] = {"mode": "active", "unproven": True}
 
-size, home, scenarios, rank = 1, Path(), [""], -1
-if __name__ == "__main__":
-    size, home, scenarios = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]
-folder = home / "traces"
+size, home, folder, scenarios, rank = 1, Path(), Path(), [""], -1
 
 
 def model() -> torch.nn.Module:
@@ -310,12 +308,16 @@ def run_rank() -> None:
 
 
 if __name__ == "__main__":
-    children = []
-    for rank in range(size):  # noqa: B007
-        child = os.fork()
-        if child == 0:
-            run_rank()
-        children.append(child)
-    print(*children, flush=True)
-    for child in children:
-        os.waitpid(child, 0)
+    for asked in sys.stdin:
+        number, place, *scenarios = asked.rstrip("\n").split("\t")
+        size, home, folder = int(number), Path(place), Path(place) / "traces"
+        children = []
+        for rank in range(size):  # noqa: B007
+            child = os.fork()
+            if child == 0:
+                run_rank()
+            children.append(child)
+        print(*children, flush=True)
+        for child in children:
+            os.waitpid(child, 0)
+        print("ended", flush=True)
