@@ -19,7 +19,7 @@ from lbw_sim.guard.registry import components
 from lbw_sim.replay import replay_many
 from lbw_sim.simulate import PlantSpec, drawn_noise, rollouts
 
-STEPS, SEEDS, TURNS, PYTHON_STEPS = 10_000, 64, 5, 1_000
+STEPS, SEEDS, TURNS, PYTHON_STEPS = 10_000, 64, 12, 1_000
 GUARDS = ("never", "zscore", "default")
 
 
