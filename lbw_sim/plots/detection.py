@@ -197,6 +197,7 @@ def _name_points(info: DetectionInfo, ax: Axes) -> None:
 
 def _overlap(boxes: Array, other: Sequence[float]) -> Array:
     """Area that each box, a column of its left, bottom, right and top edge, shares with another."""
-    width: Array = np.minimum(boxes[2], other[2]) - np.maximum(boxes[0], other[0])
-    height: Array = np.minimum(boxes[3], other[3]) - np.maximum(boxes[1], other[1])
-    return width.clip(min=0.0) * height.clip(min=0.0)
+    width = np.minimum(boxes[2], other[2]) - np.maximum(boxes[0], other[0])
+    height = np.minimum(boxes[3], other[3]) - np.maximum(boxes[1], other[1])
+    shared: Array = width.clip(min=0.0) * height.clip(min=0.0)
+    return shared
