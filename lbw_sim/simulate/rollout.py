@@ -243,6 +243,7 @@ class _Chunk(NamedTuple):
     source: kernels.Source | None
     """None: plain Python."""
     start: kernels.Start | None
+    """Shared by all chunks of the same loops, so only copied; None with plain Python."""
 
 
 def _chunks(

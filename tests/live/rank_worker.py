@@ -217,6 +217,18 @@ def resumption() -> dict[str, Any]:
     return {"scenario": "resumption", "words": words}
 
 
+def train(net: torch.nn.Module, optimizer: torch.optim.Optimizer, live: Any, steps: int) -> None:
+    """So many steps on this rank's batches, guarded or not."""
+    for step in range(steps):
+        x, y = batch(step)
+        optimizer.zero_grad()
+        loss = (net(x) - y).square().mean()
+        loss.backward()
+        if live is not None:
+            live.observe(loss)
+        optimizer.step()
+
+
 def join() -> dict[str, Any]:
     """Epochs of unequally many batches: even without `join()`, then uneven within it, guarded and not."""
     weights, words = [], []
@@ -226,14 +238,7 @@ def join() -> dict[str, Any]:
         live = attach(optimizer, "default", trace=folder, run_id="join") if guarded else None
         for within, steps in ((False, 5), (True, 12 if rank else 20)):
             with net.join(enable=within):
-                for step in range(steps):
-                    x, y = batch(step)
-                    optimizer.zero_grad()
-                    loss = (net(x) - y).square().mean()
-                    loss.backward()
-                    if live is not None:
-                        live.observe(loss)
-                    optimizer.step()
+                train(net, optimizer, live, steps)
         if live is not None:
             words.append(live.grounded)
             live.close()
@@ -249,14 +254,7 @@ def local_sgd() -> dict[str, Any]:
         optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
         group = distributed.new_group(timeout=timedelta(seconds=1)) if guarded else None
         live = attach(optimizer, "default", process_group=group) if guarded else None
-        for step in range(4 + 2 * rank):
-            x, y = batch(step)
-            optimizer.zero_grad()
-            loss = (net(x) - y).square().mean()
-            loss.backward()
-            if live is not None:
-                live.observe(loss)
-            optimizer.step()
+        train(net, optimizer, live, 4 + 2 * rank)
         for parameter in net.parameters():
             distributed.all_reduce(parameter.data)
         if live is not None:

@@ -29,8 +29,9 @@ class MultiPowerLaw:
 
     S1 is the sum of learning rates, `start_lr_sum` of the warm-up included; S_k that from step k on. The sum over all
     past k is kept as a bank of exponentials (`simulate.forgetting`); `tests/simulate` measures its error against the
-    direct sum: below 2e-5 of B times the falls, for falls to a hundredth of `reference_lr`; a fall to a thousandth may
-    be wrong by 1 %, and beyond S = 65536 / `pace` nothing pays out any more. A skipped step counts for nothing.
+    direct sum: below 2e-5 of B times the falls, for falls to a hundredth of `reference_lr` at γ up to 0.65. Where
+    (reference_lr / lr)^γ nears 128 a fall pays out too late: to a thousandth at γ = 0.65 by up to 5e-2. Beyond
+    S = 65536 / `pace` nothing pays out any more. A skipped step counts for nothing.
 
     Cannot represent: divergence, spikes or damage. Fitted on cosine and constant schedules it predicts a sudden cut to
     a third within some 10 to 35 % of its effect, and a cut to a tenth hardly at all (docs/results/lr_cut_effect.md).
