@@ -51,6 +51,15 @@ def test_a_learning_rate_that_is_too_low_counts_but_not_against_the_bar() -> Non
     assert missed(found) == []
 
 
+def test_a_missed_bar_of_sensitivity_says_how_much_of_it_is_adamws_own_below_its_best() -> None:
+    slow = [run(who, 0.003, seed, 2.01 + 0.4) for who in ("adamw", GUARD) for seed in SEEDS]
+    found = standing(suite([*grid(), *slow]), GUARD)
+    assert found.sensitivity_below == pytest.approx(0.4 / 4)
+    assert found.sensitivity_from.mean == pytest.approx((0.4 + 0.0 + 0.01 + 0.02) / 4)
+    (said,) = (text for text in missed(found) if text.startswith("sensitivity"))
+    assert said.endswith(" (bar 0.05; AdamW's own below its best learning rate: +0.100)")
+
+
 def test_harm_is_the_worst_seed_at_or_below_the_best_learning_rate_and_nowhere_else() -> None:
     rows = [r for r in grid(guard=(2.0, 9.9, 9.9)) if not (r.label == GUARD and r.lr == 0.01 and r.seed == 401)]
     found = standing(suite([*rows, run(GUARD, 0.01, 401, 2.01 * 1.03)]), GUARD)
