@@ -325,8 +325,8 @@ def _compiled(
     block = min(BLOCK_ROWS, row_count)
     words = kernels.cache_aligned(lanes * -(-block // kernels.WORD_ROWS))
     outputs = {
-        name: kernels.cache_aligned(row_count * lanes if rows else 0, float if name in ("scale", "energy") else np.int8)
-        for name in DECIDED
+        name: kernels.cache_aligned(row_count * lanes, float if name in ("scale", "energy") else np.int8)
+        for name in (DECIDED if rows else ())
     }
     listed = min(max_alarms, (row_count + 1) // 2)
     alarms = np.empty((lanes, listed, 2), np.int64)
@@ -335,7 +335,7 @@ def _compiled(
         if stop.is_set():
             raise KeyboardInterrupt
         end = min(begin + BLOCK_ROWS, row_count)
-        kernel(seen, begin, end, buffer, words, win, place, *(outputs.values() if rows else ()))
+        kernel(seen, begin, end, buffer, words, win, place, *outputs.values())
         extract(words, begin, end, lanes, begun, counts, unsafe, alarms)
     for lane in np.flatnonzero(begun >= 0).tolist():
         if counts[lane] < listed:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from typing import Any, Literal, NamedTuple
@@ -156,16 +156,17 @@ def rollouts(
             loops.append(Loop(guard=guard, plant=plant, stop_outside=int(stop_outside), **within))
     shape = (len(plants), len(guards), len(lrs), len(noise.batch))
     cells = list(product(range(len(loops)), range(len(lrs)), range(len(noise.batch))))
-    found: list[_Flown | None] = [None] * len(cells)
+    table = np.empty((len(cells), len(RESULTS)))
+    kept: list[dict[str, NDArray[Any]]] = [{} for _ in cells] if rows else []
     rates = list(lrs.values())
     chunks = _chunks(loops, rates, cells, rows, engine)
     total, done, lock, stop = sum(len(rates[cell[1]]) for cell in cells), 0, threading.Lock(), threading.Event()
 
     def fly(chunk: _Chunk) -> None:
         nonlocal done
-        flown = _fly(chunk, loops, rates, noise, cells, rows, stop)
-        for cell, one in zip(chunk.cells, flown, strict=True):
-            found[cell] = one
+        table[chunk.cells], shown = _fly(chunk, loops, rates, noise, cells, rows, stop)
+        for cell, one in zip(chunk.cells, shown, strict=rows):
+            kept[cell] = one
         with lock:
             done += sum(len(rates[cells[cell][1]]) for cell in chunk.cells)
             if progress is not None:
@@ -184,8 +185,7 @@ def rollouts(
                 fly(chunk)
     finally:
         stop.set()
-    table = np.array([one.results for one in found if one]).reshape(*shape, len(RESULTS))
-    results = {name: table[..., place] for place, name in enumerate(RESULTS)}
+    results = dict(zip(RESULTS, np.moveaxis(table.reshape(*shape, len(RESULTS)), -1, 0), strict=True))
     counts = np.array([results[f"{why}_steps"] for why in _WAYS_OUT]).astype(np.int64)
     outside_steps = counts.sum(axis=0)
     which = (1 << np.arange(len(_WAYS_OUT))) @ (counts > 0).reshape(len(_WAYS_OUT), -1)
@@ -208,7 +208,7 @@ def rollouts(
         lowest_scale=results["lowest_scale"],
         outside_steps=outside_steps,
         outside=outside,
-        rows=tuple(one.rows for one in found if one) if rows else (),
+        rows=tuple(kept),
     )
 
 
@@ -226,14 +226,6 @@ def loop_kernel(
     if key not in _sources:
         _sources[key] = kernels.loop_source(subject, inputs, results, outputs, lanes)
     return _sources[key]
-
-
-class _Flown(NamedTuple):
-    """One rollout."""
-
-    results: Sequence[float]
-    """In the order of `RESULTS`."""
-    rows: dict[str, NDArray[Any]]
 
 
 class _Chunk(NamedTuple):
@@ -267,10 +259,8 @@ def _chunks(
             except (CannotInline, OSError) as reason:
                 source = None
                 warnings.warn(f"simulated in plain Python: {reason}", CompileWarning, stacklevel=3)
-        together = source.layout.lanes if source else 1
         starts: dict[tuple[int, ...], kernels.Start] = {}
-        for first in range(0, len(members), together):
-            chunk = members[first : first + together]
+        for chunk in _side_by_side(members, cells, source.layout.lanes if source else 1):
             flying = tuple(cells[cell][0] for cell in chunk)
             # many seeds of the same guards and plants begin alike
             if source and flying not in starts:
@@ -279,29 +269,49 @@ def _chunks(
     return chunks
 
 
+def _side_by_side(members: Sequence[int], cells: Sequence[tuple[int, int, int]], lanes: int) -> Iterator[list[int]]:
+    """Cells that share their lanes: as many guards on one schedule and seed, which are laid out once for all of them;
+    the guards that are left, one after the other, on neighbouring seeds."""
+    by_loop: dict[int, list[int]] = {}
+    for cell in members:
+        by_loop.setdefault(cells[cell][0], []).append(cell)
+    lines = list(by_loop.values())
+    whole = len(lines) // lanes * lanes if lanes > 1 else 0
+    for first in range(0, whole, lanes):
+        yield from map(list, zip(*lines[first : first + lanes], strict=True))
+    rest = [cell for line in lines[whole:] for cell in line]
+    for first in range(0, len(rest), lanes):
+        yield rest[first : first + lanes]
+
+
 def _fly(
     chunk: _Chunk, loops: Sequence[Loop], rates: Sequence[NDArray[np.float64]], noise: Noise,
     cells: Sequence[tuple[int, int, int]], rows: bool, stop: threading.Event,
-) -> list[_Flown]:  # fmt: skip
-    handed = [(loops[loop], rates[schedule], noise.batch[seed], noise.walk[seed])
-              for loop, schedule, seed in (cells[cell] for cell in chunk.cells)]  # fmt: skip
+) -> tuple[NDArray[np.float64], list[dict[str, NDArray[Any]]]]:  # fmt: skip
+    """`RESULTS` of every cell, and with `rows` their steps."""
+
+    def reference(cell: int) -> tuple[list[float], dict[str, NDArray[Any]]]:
+        loop, schedule, seed = cells[cell]
+        return _reference(loops[loop], rates[schedule], noise.batch[seed], noise.walk[seed], rows)
+
     if chunk.source is None or chunk.start is None:
-        return [_reference(*one, rows) for one in handed]
+        found = [reference(cell) for cell in chunk.cells]
+        return np.array([results for results, _ in found]), [shown for _, shown in found] if rows else []
     layout, lanes = chunk.source.layout, chunk.source.layout.lanes
     kernel = kernel_files.compiled(chunk.source.text)
     start = chunk.start.again()
-    steps = len(handed[0][1])
-    outputs = [kernels.cache_aligned(steps * lanes, kind) for kind in (_ROWS.values() if rows else ())]
-    inputs = kernels.cache_aligned((len(StepInputs._fields), BLOCK_ROWS, lanes))
     # lanes without a candidate repeat the last one
-    lane_cells = [cells[cell] for cell in chunk.cells] + [cells[chunk.cells[-1]]] * (lanes - len(handed))
-    _, schedules, seeds = np.array(lane_cells).T
-    flown, lane_rates = np.unique(schedules, return_inverse=True)
+    padded = [cells[cell] for cell in chunk.cells] + [cells[chunk.cells[-1]]] * (lanes - len(chunk.cells))
+    _, schedules, seeds = np.array(padded).T
+    flown = sorted(set(schedules.tolist()))
     tables = {
-        "lr": (np.stack([rates[schedule] for schedule in flown]), _chosen(lane_rates)),
+        "lr": (np.stack([rates[schedule] for schedule in flown]), _chosen(np.searchsorted(flown, schedules))),
         "batch": (noise.batch, _chosen(seeds)),
         "walk": (noise.walk, _chosen(seeds)),
     }
+    steps = len(rates[flown[0]])
+    outputs = [kernels.cache_aligned(steps * lanes, kind) for kind in (_ROWS.values() if rows else ())]
+    inputs = kernels.cache_aligned((len(StepInputs._fields), BLOCK_ROWS, lanes))
     for begin in range(0, steps, BLOCK_ROWS):
         if stop.is_set():
             raise KeyboardInterrupt
@@ -314,19 +324,15 @@ def _fly(
             inputs, 0, length, start.buffer, start.win, start.place, *(out[begin * lanes :] for out in outputs)
         )  # fmt: skip
     table = start.buffer.reshape(layout.rows, lanes)
-    results = table[list(layout.results)].T.tolist()
+    results = table[list(layout.results), : len(chunk.cells)].T
+    by_name = {name: out.reshape(steps, lanes).T for name, out in zip(_ROWS, outputs, strict=rows)}
+    shown = [{name: values[lane].copy() for name, values in by_name.items()} for lane in range(len(results) * rows)]
     faults = start.unfit | (table[layout.summary_row("fault")] != 0.0)
-    return [
-        _reference(*one, rows)
-        if faults[lane]
-        else _Flown(
-            results[lane],
-            {name: out.reshape(steps, lanes)[:, lane].copy() for name, out in zip(_ROWS, outputs, strict=True)}
-            if rows
-            else {},
-        )
-        for lane, one in enumerate(handed)
-    ]
+    for lane in np.flatnonzero(faults[: len(results)]).tolist():
+        results[lane], slow = reference(chunk.cells[lane])
+        if rows:
+            shown[lane] = slow
+    return results, shown
 
 
 def _chosen(lines: NDArray[np.int64]) -> slice | NDArray[np.int64]:
@@ -339,7 +345,7 @@ def _chosen(lines: NDArray[np.int64]) -> slice | NDArray[np.int64]:
 
 def _reference(
     loop: Loop, lr: NDArray[np.float64], batch: NDArray[np.float64], walk: NDArray[np.float64], rows: bool
-) -> _Flown:
+) -> tuple[list[float], dict[str, NDArray[Any]]]:
     """One rollout in plain Python: what every faster way has to equal."""
     state, shown = loop.init(), []
     for inputs in zip(lr.tolist(), batch.tolist(), walk.tolist(), strict=False):
@@ -351,4 +357,4 @@ def _reference(
         kept = {
             name: np.array(values, _ROWS[name]) for name, values in zip(_ROWS, zip(*shown, strict=True), strict=True)
         }
-    return _Flown([float(getattr(state, name)) for name in RESULTS], kept)
+    return [float(getattr(state, name)) for name in RESULTS], kept
