@@ -141,7 +141,7 @@ def tune(
                 split_by=split_by, held_out=held_out or (), held_out_share=held_out_share,
                 false_alarms_per_10k=false_alarms, plants=plants, schedules=rates, seeds=seeds, seed=seed,
                 name=out.stem, ledger=ledger, workers=make_executor(executor, workers), plugins=plugin or (),
-                anyway=anyway, skip_broken=skip_broken, progress=progress,
+                anyway=anyway, skip_broken=skip_broken, skip_unusable=True, progress=progress,
             )  # fmt: skip
     except KeyboardInterrupt:
         print(f"lbw: interrupted; the same command goes on with what {ledger} holds", file=sys.stderr)
