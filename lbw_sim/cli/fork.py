@@ -18,7 +18,9 @@ TINY = "Tiny GPT"
 
 
 def fork(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of traces to add to; a killed fork goes on there.")] = Path("forks"),
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Folder of traces to add to; a killed fork goes on there.")
+    ] = Path("forks"),
     at: Annotated[list[int], typer.Option("--at", help="Step at which the trunk is forked; repeat.")] = [100],
     guard: Annotated[
         list[str] | None,
