@@ -80,7 +80,7 @@ def _letters(families: tuple[str, ...], sans_serif: tuple[str, ...]) -> frozense
     for family in families:
         # a family that is not installed draws nothing
         with suppress(ValueError):
-            held |= set(get_font(findfont(FontProperties(family=family), fallback_to_default=False)).get_charmap())
+            held |= set(get_font(findfont(FontProperties(family=[family]), fallback_to_default=False)).get_charmap())
     return frozenset(held)
 
 
