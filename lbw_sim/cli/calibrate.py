@@ -7,7 +7,16 @@ from typing import Annotated
 
 import typer
 
-from lbw_sim.cli.options import Plugins, SkipBroken, Traces, leaving_out, load_traces, print_table, stages
+from lbw_sim.cli.options import (
+    Plugins,
+    SkipBroken,
+    Traces,
+    leaving_out,
+    load_traces,
+    print_table,
+    say_next,
+    stages,
+)
 from lbw_sim.errors import SimulateError
 from lbw_sim.wording import counted, typed
 
@@ -90,4 +99,5 @@ def calibrate(
         f"{counted(len(spec.training), 'run')} fitted: learning rate {low:.3g} to {high:.3g}, up to {steps} steps, "
         f"from step to step up to × {rise:.3g} and ÷ {fall:.3g}, scale down to {scale:.3g}."
     )
-    typer.echo(f"{out}: plant {spec.fingerprint}. Next: lbw simulate --plant {typed(out)} --guard default")
+    typer.echo(f"{out}: plant {spec.fingerprint}.")
+    say_next(f"lbw simulate --plant {typed(out)} --guard default")

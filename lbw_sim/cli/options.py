@@ -303,6 +303,13 @@ def print_table(rows: Sequence[Mapping[str, object]], columns: Sequence[Column])
     print()
 
 
+def say_next(*commands: str, when: str = "Next") -> None:
+    """Commands to go on with, each whole on a line of its own, whatever the terminal's width: so it can be copied."""
+    typer.echo(f"{when}:")
+    for command in commands:
+        typer.echo(f"  {command}")
+
+
 def print_json(document: Any) -> None:
     """One JSON document on standard output; nan and infinite become null, as JSON has neither."""
     from lbw_sim.score import jsonable

@@ -21,6 +21,7 @@ from lbw_sim.cli.options import (
     load_usable,
     print_json,
     print_table,
+    say_next,
     stages,
     tell_limits,
     until_interrupted,
@@ -108,11 +109,10 @@ def score(
         typer.echo(f"{counted(len(oracle), 'run')}. recall: labelled events seen. baited: alarms on benign changes.")
         typer.echo("latched: clean rows spent in alarm. 95 %: bootstrap over runs.")
         if not any(trace.labels for trace in runs):
-            typer.echo(
-                "None of these runs is labelled: recall is unknown, and every row counts as clean. "
-                f"lbw label {typed(traces)} --propose makes a start."
-            )
+            typer.echo("None of these runs is labelled: recall is unknown, and every row counts as clean.")
         typer.echo(f"oracle knows the labels; random raises {RANDOM_PER_10K:g} alarms per 10,000 rows, anywhere.")
+        if not any(trace.labels for trace in runs):
+            say_next(f"lbw label {typed(traces)} --propose", when="A start with labels")
 
 
 def sweep(spec: GuardSpec, runs: Sequence[Trace]) -> list[list[RunScore]]:

@@ -18,6 +18,7 @@ from lbw_sim.cli.options import (
     load_guards,
     print_json,
     print_table,
+    say_next,
     stages,
 )
 from lbw_sim.errors import TuneError
@@ -166,7 +167,7 @@ def _report(tuned: Tuned, command: str, made: Written, as_json: bool, about: dic
     if not as_json:
         typer.echo(f"{made.guard}: guard {tuned.spec.fingerprint}; the whole account is in {made.facts}.")
         typer.echo(f"{made.front}: {counted(len(tuned.front) - 1, 'guard')} of the Pareto set, to choose from instead.")
-        typer.echo(f"Next, on runs that this has not seen: lbw backtest {typed(made.guard)} TRACES")
+        say_next(f"lbw backtest {typed(made.guard)} TRACES", when="Next, on runs that this has not seen")
 
 
 def _print(tuned: Tuned) -> None:
