@@ -24,7 +24,7 @@ from lbw_sim.errors import LbwError, ScoreError
 from lbw_sim.guard import BacktestReport, GuardSpec
 from lbw_sim.guard.evidence import CLOSED_LOOP, OPEN_LOOP, Detection, ReplayedRun, SimulatedEffect
 from lbw_sim.params import meta
-from lbw_sim.replay import Replays, replay_many
+from lbw_sim.replay import Replays, Unusable, replay_many, unusable_words
 from lbw_sim.score import RunScore, detection_rows, jsonable, match
 from lbw_sim.score.detection import family_of, never_alarms
 from lbw_sim.simulate import PlantSpec, simulated_effects
@@ -49,15 +49,17 @@ def backtest(
     plant_seeds: int = 20,
     seed: int = 0,
     left_out: int = 0,
+    unusable: Sequence[Unusable] = (),
     progress: Progress | None = None,
 ) -> BacktestReport:
     """Replay a guard along runs and write down what that shows. `plants`: calibrated ones, on which the guard flies as
     well, with `plant_seeds` noises from `seed` on; `seed` is also that of the bootstrap over runs. `left_out`: how many
-    further runs could not be read; the report says so.
+    further runs could not be read; `unusable`: those that the guard cannot see, as `usable_runs` finds them. The report
+    says both.
 
-    Every row outside a label counts as clean, also in a run that nobody has labelled. Raises ScoreError without a row,
-    or when one record comes twice; ChannelError when the guard needs a channel that a run or a plant lacks;
-    SimulateError when a plant was never calibrated; SpecError; TraceError.
+    Every row outside a label counts as clean, also in a run that nobody has labelled. Raises ScoreError without a run,
+    for one without a row, or when one record comes twice; ChannelError when the guard needs a channel that a run or a
+    plant lacks; SimulateError when a plant was never calibrated; SpecError; TraceError.
     """
     tell = progress or (lambda *_: None)
     runs: list[ReplayedRun] = []
@@ -68,7 +70,7 @@ def backtest(
     work = replay_many(traces, [spec], rows=True, progress=hear, max_alarms=sys.maxsize)
     for found, trace in zip(work, traces, strict=True):
         if not len(found.steps):
-            continue
+            raise ScoreError(f"run {trace.run_id!r} holds no row to back-test guard {spec.name!r} on: leave it out")
         about = (trace.labels, found.steps, trace.run_id)
         scores.append(match(found.alarms(0), *about))
         reference.append(match(never_alarms(), *about))
@@ -76,9 +78,7 @@ def backtest(
         seen.add(trace, found)
     refuse_repeats(((run.run_id, run.telemetry_sha256) for run in runs), ScoreError, "it would count twice")
     if not runs:
-        raise ScoreError(
-            f"guard {spec.name!r} cannot be back-tested: {counted(len(traces), 'run holds', 'runs hold')} no row"
-        )
+        raise ScoreError(f"guard {spec.name!r} cannot be back-tested on no run")
     effects: list[SimulatedEffect] = []
     for plant in plants:
         flying = partial(tell, f"flying on {plant.name}")
@@ -90,7 +90,7 @@ def backtest(
         runs=tuple(runs),
         detection=(*_detection(spec.name, scores, seed), *_detection("never", reference, seed)[:1]),
         caveat=f"{OPEN_LOOP} {CLOSED_LOOP}" if effects else OPEN_LOOP,
-        not_tested_on=tuple(_not_tested_on(spec, runs, scores, seen, effects, left_out)),
+        not_tested_on=tuple(_not_tested_on(spec, runs, scores, seen, effects, left_out, unusable)),
         versions={"lbw_sim": lbw_sim.__version__, "python": platform.python_version(), "numpy": np.__version__},
         made_at=datetime.now(UTC).isoformat(timespec="seconds"),
         simulated=tuple(effects),
@@ -190,6 +190,7 @@ def _not_tested_on(
     seen: _Seen,
     effects: Sequence[SimulatedEffect],
     left_out: int,
+    unusable: Sequence[Unusable],
 ) -> Iterable[str]:
     """One sentence for each thing that these runs cannot say about the guard; the weightiest first."""
     events = [event for score in scores for event in score.events]
@@ -212,6 +213,8 @@ def _not_tested_on(
             f"{counted(unlabelled, 'run')} of {len(runs)} without any label: every row there counts as clean, whether "
             f"or not somebody looked."
         )
+    for words in unusable_words(unusable):
+        yield f"Left out, {words}."
     if left_out:
         yield f"{counted(left_out, 'run')} that could not be read: left out, whatever the guard would have met there."
     if acted := [run.run_id for run in runs if run.mode == "active"]:

@@ -119,7 +119,7 @@ def test_a_record_that_comes_twice_is_refused(tmp_path: Path) -> None:
 
 
 def test_nothing_to_test_on_is_refused() -> None:
-    with pytest.raises(ScoreError, match="0 runs hold no row"):
+    with pytest.raises(ScoreError, match="on no run"):
         backtest(SPEC, [])
 
 

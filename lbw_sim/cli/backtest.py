@@ -13,9 +13,8 @@ from lbw_sim.cli.options import (
     Plugins,
     SkipBroken,
     load_guards,
-    open_all,
+    load_usable,
     print_table,
-    refusing,
     stages,
 )
 from lbw_sim.errors import LbwError
@@ -55,11 +54,11 @@ def backtest(
     if not out.resolve().parent.is_dir():
         raise LbwError(f"{out}: its folder is not there, so the report could not be written")
     plants = [PlantSpec.load(path) for path in plant or ()]
-    runs, left_out = refusing(*open_all(traces), skip_broken)
+    loaded = load_usable(traces, [spec], skip_broken)
     with stages() as progress:
         report = make(
-            spec, runs, plants=plants, plant_seeds=plant_seeds, seed=seed, left_out=left_out,
-            progress=progress,
+            spec, loaded.runs, plants=plants, plant_seeds=plant_seeds, seed=seed, left_out=loaded.unread,
+            unusable=loaded.unusable, progress=progress,
         )  # fmt: skip
     report.save(out)
     if as_json:

@@ -7,7 +7,17 @@ from typing import Annotated
 
 import typer
 
-from lbw_sim.cli.options import Plugins, SkipBroken, Traces, load_traces, print_table, stages
+from lbw_sim.cli.options import (
+    Plugins,
+    SkipBroken,
+    Traces,
+    leaving_out,
+    load_traces,
+    print_table,
+    say_next,
+    stages,
+)
+from lbw_sim.errors import SimulateError
 from lbw_sim.wording import counted, typed
 
 
@@ -37,7 +47,7 @@ def calibrate(
     """
     from lbw_sim.guard import load_plugin
     from lbw_sim.score import Column
-    from lbw_sim.simulate import PlantSpec, Record
+    from lbw_sim.simulate import PlantSpec, usable_records
     from lbw_sim.simulate import calibrate as fit
 
     for path in plugin or ():
@@ -53,13 +63,18 @@ def calibrate(
                 raise typer.BadParameter(f"{item!r} is not name=number", param_hint="--fix") from None
     runs = load_traces([traces], skip_broken)
     found = [trace for trace in runs if not run or any(part in trace.run_id for part in run)]
-    judged = [trace for trace in found if any(part in trace.run_id for part in held_out or ())]
+    records, unusable = usable_records(found)
+    leaving_out(unusable, len(found))
+    aside = [any(part in record.run_id for part in held_out or ()) for record in records]
+    judged = [record for record, held in zip(records, aside, strict=True) if held]
+    if held_out and not judged:
+        raise SimulateError(f"--held-out {' '.join(held_out)}: no run that can be used has that in its id")
     with stages() as progress:
         spec = fit(
-            [Record.of(trace) for trace in found if trace not in judged],
+            [record for record, held in zip(records, aside, strict=True) if not held],
             start,
             fixed=fixed,
-            held_out=[Record.of(trace) for trace in judged] if held_out else None,
+            held_out=judged if held_out else None,
             draws=draws,
             seed=seed,
             name=out.stem,
@@ -84,4 +99,5 @@ def calibrate(
         f"{counted(len(spec.training), 'run')} fitted: learning rate {low:.3g} to {high:.3g}, up to {steps} steps, "
         f"from step to step up to × {rise:.3g} and ÷ {fall:.3g}, scale down to {scale:.3g}."
     )
-    typer.echo(f"{out}: plant {spec.fingerprint}. Next: lbw simulate --plant {typed(out)} --guard default")
+    typer.echo(f"{out}: plant {spec.fingerprint}.")
+    say_next(f"lbw simulate --plant {typed(out)} --guard default")

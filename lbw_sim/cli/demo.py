@@ -22,7 +22,7 @@ def demo(
     from rich.console import Console
     from rich.markdown import Markdown
 
-    from lbw_sim.cli.options import stages
+    from lbw_sim.cli.options import say_next, stages
     from lbw_sim.errors import LbwError
     from lbw_sim.wording import typed
 
@@ -35,9 +35,7 @@ def demo(
         found = run(out, progress)
     console = Console()
     console.print(Markdown(found.summary))
-    console.print(
-        f"\nWritten to {out} in {time.monotonic() - started_s:.0f} s: summary.md, guard.toml, figures/, traces/",
-        markup=False,
-    )
+    seconds = time.monotonic() - started_s
+    typer.echo(f"\nWritten to {out} in {seconds:.0f} s: summary.md, guard.toml, figures/, traces/")
     recorded = typed(out / "traces" / "recorded")
-    console.print(f"Look closer: lbw show {recorded}   lbw score {recorded} --families", markup=False)
+    say_next(f"lbw show {recorded}", f"lbw score {recorded} --families", when="Look closer")

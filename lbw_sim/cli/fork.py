@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lbw_sim.cli.options import Json, Plugins, load_guards, print_json, print_table, stages
+from lbw_sim.cli.options import Json, Plugins, load_guards, print_json, print_table, say_next, stages
 from lbw_sim.errors import StressError
 from lbw_sim.wording import counted, typed
 
@@ -18,7 +18,9 @@ TINY = "Tiny GPT"
 
 
 def fork(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of traces to add to.")] = Path("forks"),
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Folder of traces to add to; a killed fork goes on there.")
+    ] = Path("forks"),
     at: Annotated[list[int], typer.Option("--at", help="Step at which the trunk is forked; repeat.")] = [100],
     guard: Annotated[
         list[str] | None,
@@ -114,7 +116,8 @@ def fork(
     else:
         typer.echo("Every branch `off` is its trunk to the bit: a difference is the action's, on that trunk.")
     branches = f"{counted(len(found), 'branch', 'branches')} of {counted(len(seed), 'trunk')}"
-    typer.echo(f"{branches} in {out}. Next: lbw show {typed(out)}, lbw report {typed(out)}")
+    typer.echo(f"{branches} in {out}.")
+    say_next(f"lbw show {typed(out)}", f"lbw report {typed(out)}")
 
 
 def _loop(text: str) -> Loop:

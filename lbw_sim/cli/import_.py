@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lbw_sim.cli.options import Json, print_json, stages
+from lbw_sim.cli.options import Json, print_json, say_next, stages
 from lbw_sim.wording import counted, typed
 
 MOST_LINES = 30
@@ -93,7 +93,9 @@ def import_(
         kinds = ", ".join(sorted({run.importer for run in runs}))
         typer.echo(
             f"{counted(len(runs), 'run')}, {counted(sum(run.rows for run in runs), 'row')} in {out}"
-            + (f" ({kinds}). Next: lbw replay {typed(out)}" if runs else "")
+            + (f" ({kinds})" if runs else "")
         )
+        if runs:
+            say_next(f"lbw replay {typed(out)}")
     if not runs:
         raise LbwError(f"no run was found in {', '.join(paths)}")

@@ -56,6 +56,8 @@ def label(
 
     Proposals read the loss of the whole run, ahead as well as back. They can't tell a change of data from a divergence.
     """
+    import numpy as np
+
     from lbw_sim.errors import LbwError
     from lbw_sim.score import Column, hindsight
     from lbw_sim.trace import Label, write_labels
@@ -80,6 +82,8 @@ def label(
         if add is not None:
             kind, start, end = add
             columns = trace.to_numpy()
+            if not len(columns["step"]):
+                raise LbwError(f"{trace.run_id} holds no row: there is no step to label")
             first, last = int(columns["step"][0]), int(columns["step"][-1])
             if end < first or start > last:
                 raise LbwError(f"{trace.run_id} holds steps {first} to {last}; the label is of {start} to {end}")
@@ -88,7 +92,9 @@ def label(
         proposals: tuple[Label, ...] = ()
         if propose or write:
             columns = trace.to_numpy() if columns is None else columns
-            proposals = hindsight.propose(columns["step"], columns["loss"])
+            # a loss that was not measured is no nan that the run had
+            measured = ~np.isnan(columns["loss"]) | (columns["nonfinite"] == 1.0)
+            proposals = hindsight.propose(columns["step"][measured], columns["loss"][measured])
         if write:
             fresh = hindsight.unknown_so_far(proposals, labels)
             labels += fresh

@@ -8,15 +8,16 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar
 
 import typer
 
 from lbw_sim.errors import BrokenRunsError, LbwError, TraceError, unknown_name
-from lbw_sim.wording import printable
+from lbw_sim.wording import counted, printable
 
 if TYPE_CHECKING:
     from lbw_sim.guard import GuardSpec
+    from lbw_sim.replay import Unusable
     from lbw_sim.score import Column
     from lbw_sim.trace import Trace
 
@@ -132,6 +133,50 @@ def _whole(found: Sequence[Trace], broken: Sequence[TraceError]) -> tuple[list[T
         else:
             whole.append(trace)
     return whole, faults
+
+
+class Loaded(NamedTuple):
+    """The runs of a command, and those of which its result says nothing."""
+
+    runs: list[Trace]
+    unusable: list[Unusable]
+    unread: int
+    """How many cannot be read."""
+
+    def tell(self) -> None:
+        """Say under a table what is not in it."""
+        from lbw_sim.replay import unusable_words
+
+        for words in unusable_words(self.unusable):
+            typer.echo(f"Left out, {words}.")
+        if self.unread:
+            typer.echo(f"Left out, {counted(self.unread, 'run')} that could not be read.")
+
+
+def load_usable(paths: Iterable[str], specs: Sequence[GuardSpec], skip_broken: bool) -> Loaded:
+    """As `load_traces`, without the runs that one of these guards cannot see; each is named on standard error.
+
+    Raises LbwError also when none is left.
+    """
+    from lbw_sim.replay import usable_runs
+
+    runs, unread = refusing(*open_all(paths), skip_broken)
+    usable, unusable = usable_runs(runs, specs)
+    leaving_out(unusable, len(runs))
+    return Loaded(usable, unusable, unread)
+
+
+def leaving_out(unusable: Sequence[Unusable], of: int) -> None:
+    """Say on standard error which runs are not used, of how many. Raises LbwError when none is left."""
+    from lbw_sim.replay import unusable_words
+
+    words = unusable_words(unusable)
+    if unusable and len(unusable) == of:
+        raise LbwError(f"no run can be used: {'; '.join(words)}")
+    for line in words:
+        print(f"left out: {line}", file=sys.stderr)
+    if unusable:
+        print(f"{len(unusable)} of {counted(of, 'run')} left out; the others are used", file=sys.stderr)
 
 
 def tell_limits(runs: Sequence[Trace], use: str, anyway: bool = False) -> None:
@@ -256,6 +301,13 @@ def print_table(rows: Sequence[Mapping[str, object]], columns: Sequence[Column])
         for title, column in zip(titles, columns, strict=True):
             print(f"{title:{width}}  {printable(column.cell(row))}")
     print()
+
+
+def say_next(*commands: str, when: str = "Next") -> None:
+    """Commands to go on with, each whole on a line of its own, whatever the terminal's width: so it can be copied."""
+    typer.echo(f"{when}:")
+    for command in commands:
+        typer.echo(f"  {command}")
 
 
 def print_json(document: Any) -> None:

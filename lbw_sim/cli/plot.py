@@ -7,7 +7,16 @@ from typing import Annotated
 
 import typer
 
-from lbw_sim.cli.options import Plugins, SkipBroken, Traces, check_output, load_by_id, load_guards, watched
+from lbw_sim.cli.options import (
+    Plugins,
+    SkipBroken,
+    Traces,
+    check_output,
+    leaving_out,
+    load_by_id,
+    load_guards,
+    watched,
+)
 from lbw_sim.wording import counted
 
 
@@ -26,14 +35,17 @@ def plot(
     from lbw_sim.errors import LbwError, unknown_name
     from lbw_sim.plots import comparison_figure, run_figure, save, stretches_given_up
     from lbw_sim.replay import replay as replay_trace
+    from lbw_sim.replay import usable_runs
 
     if file_format not in ("svg", "png", "pdf"):
         raise LbwError(unknown_name("figure format", file_format, ("svg", "png", "pdf")))
     spec = load_guards([guard], plugin)[0] if guard else None
     check_output(out / f"comparison.{file_format}")
     chosen, _ = load_by_id([traces], run, skip_broken)
+    runs, unusable = usable_runs(list(chosen.values()), [spec] if spec is not None else [])
+    leaving_out(unusable, len(chosen))
     drawn = {}
-    for trace in watched(list(chosen.values()), "drawing"):
+    for trace in watched(runs, "drawing"):
         columns, given_up = trace.to_numpy(), stretches_given_up(trace.to_numpy("all"))
         title = f"{trace.run_id}: guard {trace.meta.guard_name}"
         if spec is not None:

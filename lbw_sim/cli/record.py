@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lbw_sim.cli.options import Json, Plugins, load_guards, print_json, stages
+from lbw_sim.cli.options import Json, Plugins, load_guards, print_json, say_next, stages
 from lbw_sim.wording import counted, typed
 
 
@@ -79,4 +79,5 @@ def record(
         return
     for row in rows:
         typer.echo(f"{row['run']}: final validation loss {row['validation_loss']:.3f} nats per byte")
-    typer.echo(f"{counted(len(rows), 'run')} in {out}. Next: lbw plot {typed(out)}, lbw score {typed(out)}")
+    typer.echo(f"{counted(len(rows), 'run')} in {out}.")
+    say_next(f"lbw plot {typed(out)}", f"lbw score {typed(out)}")

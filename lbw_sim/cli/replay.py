@@ -17,7 +17,7 @@ from lbw_sim.cli.options import (
     Traces,
     check_output,
     load_guards,
-    load_traces,
+    load_usable,
     print_json,
     print_table,
     stages,
@@ -53,7 +53,8 @@ def replay(
         raise LbwError(f"--alarms writes the alarms of one guard, and --guard names {len(specs)}")
     if alarms is not None:
         check_output(alarms)
-    runs = load_traces([traces], skip_broken)
+    loaded = load_usable([traces], specs, skip_broken)
+    runs = loaded.runs
     tell_limits(runs, "replay")
     limits = {trace.run_id: [limitation.key for limitation in trace.limitations] for trace in runs}
     with stages() as progress:
@@ -77,11 +78,18 @@ def replay(
                     "unsafe_steps": int(found.unsafe_steps[place]),
                     "requested_energy": float(found.requested_energy[place]),
                     "limitations": limits[found.run_id],
+                    "left_out": None,
                 }
             )
     if alarms is not None:
         write_whole(alarms, json.dumps(spans, indent=1) + "\n")
     if as_json:
+        nothing = dict.fromkeys(rows[0])
+        rows += [
+            nothing | {"guard": spec.name, "run": run_id, "left_out": why}
+            for spec in specs
+            for run_id, why in loaded.unusable
+        ]
         print_json(rows)
         return
     columns = [
@@ -90,3 +98,4 @@ def replay(
         Column("requested_energy", "energy\nasked for", ".1f"),
     ]  # fmt: skip
     print_table(rows, columns)
+    loaded.tell()

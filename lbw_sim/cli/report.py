@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lbw_sim.cli.options import Plugins, SkipBroken, check_output, load_by_id, load_guards, stages
+from lbw_sim.cli.options import Plugins, SkipBroken, check_output, leaving_out, load_by_id, load_guards, stages
 from lbw_sim.errors import LbwError
 from lbw_sim.wording import counted, typed
 
@@ -78,7 +78,10 @@ def report(
     labelled, recall against false alarms. Replayed guards saw recorded losses: nothing here is a gain. Of a folder that
     lbw stress wrote it shows the suite: findings, tables, sensitivity to the learning rate, ranks.
     """
-    from lbw_sim.report import ReportOptions, build_report, write_report
+    from lbw_sim.guard import GuardSpec
+    from lbw_sim.replay import usable_runs
+    from lbw_sim.report import ReportOptions, build_report, showable, write_report
+    from lbw_sim.report.build import FALLBACK
     from lbw_sim.score.stress_results import is_suite
 
     check_output(out)
@@ -100,7 +103,9 @@ def report(
                 passed_over = _import(import_, folder, labels, progress)
             folders.append(str(folder))
         found, left_out = load_by_id(folders, run, skip_broken)
-        chosen = list(found.values())
+        guard_shown = shown[0] if shown else None
+        chosen, unusable = showable(list(found.values()), guard_shown, GuardSpec.load(FALLBACK))
+        leaving_out(unusable, len(found))
         progress = stack.enter_context(stages())
         sweeps = {}
         if curves:
@@ -109,14 +114,16 @@ def report(
             swept = {spec.name: spec for spec in shown or load_guards(["default"], None)}
             swept |= rules if rule is not None else {}
             for done, (name, spec) in enumerate(swept.items(), start=1):
-                sweeps[name] = sweep(spec, chosen)
+                # as the page's own figures of a rule: from the runs that it can work on
+                if seen := usable_runs(chosen, [spec])[0]:
+                    sweeps[name] = sweep(spec, seen)
                 progress("sweeping limits", done, len(swept))
         made = build_report(
             chosen,
             ReportOptions(
-                guard=shown[0] if shown else None, rules=rules, details=details, moments=moments, title=title,
+                guard=guard_shown, rules=rules, details=details, moments=moments, title=title,
                 grid=grid, environment=include_environment, sweeps=sweeps, passed_over=len(passed_over),
-                left_out=left_out,
+                left_out=left_out, unusable=unusable,
             ),
             progress,
         )  # fmt: skip

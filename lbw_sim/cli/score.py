@@ -18,9 +18,10 @@ from lbw_sim.cli.options import (
     Traces,
     check_figure,
     load_guards,
-    load_traces,
+    load_usable,
     print_json,
     print_table,
+    say_next,
     stages,
     tell_limits,
     until_interrupted,
@@ -72,7 +73,8 @@ def score(
     if figure is not None:
         check_figure(figure)
     specs = load_guards(guard, plugin)
-    runs = load_traces([traces], skip_broken)
+    loaded = load_usable([traces], specs, skip_broken)
+    runs = loaded.runs
     tell_limits(runs, "score", anyway)
     scores: dict[str, list[RunScore]] = {spec.name: [] for spec in specs}
     references: dict[str, list[RunScore]] = {"oracle": [], "random": []}
@@ -97,19 +99,20 @@ def score(
         sweeps = {spec.name: sweep(spec, runs) for spec in specs if curves}
         save(detection_figure(scores, seed=seed, sweeps=sweeps), figure)
     if as_json:
-        print_json(rows)
+        left_out = [one._asdict() for one in loaded.unusable]
+        print_json([row | {"left_out": left_out} for row in rows])
     else:
         shown = [row for row in rows if families or row["group"] == "all"]
         columns = [column for column in DETECTION_COLUMNS if families or column.key not in ("group", "runs")]
         print_table(shown, columns)
+        loaded.tell()
         typer.echo(f"{counted(len(oracle), 'run')}. recall: labelled events seen. baited: alarms on benign changes.")
         typer.echo("latched: clean rows spent in alarm. 95 %: bootstrap over runs.")
         if not any(trace.labels for trace in runs):
-            typer.echo(
-                "None of these runs is labelled: recall is unknown, and every row counts as clean. "
-                f"lbw label {typed(traces)} --propose makes a start."
-            )
+            typer.echo("None of these runs is labelled: recall is unknown, and every row counts as clean.")
         typer.echo(f"oracle knows the labels; random raises {RANDOM_PER_10K:g} alarms per 10,000 rows, anywhere.")
+        if not any(trace.labels for trace in runs):
+            say_next(f"lbw label {typed(traces)} --propose", when="A start with labels")
 
 
 def sweep(spec: GuardSpec, runs: Sequence[Trace]) -> list[list[RunScore]]:

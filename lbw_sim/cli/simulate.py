@@ -13,6 +13,7 @@ from lbw_sim.cli.options import (
     Json,
     Plugins,
     SkipBroken,
+    leaving_out,
     load_guards,
     load_traces,
     print_json,
@@ -154,8 +155,9 @@ def rates_of(text: str, steps: int, warmup: int) -> tuple[str, Any]:
 
 def _recorded(runs: Sequence[Trace], spec: PlantSpec, drawn: Noise) -> Noise:
     """The drawn noise with the batches' difficulty replaced by that of recorded runs, run after run."""
-    from lbw_sim.simulate import Record, recorded_noise
+    from lbw_sim.simulate import recorded_noise, usable_records
 
-    records = [Record.of(trace) for trace in runs]
+    records, unusable = usable_records(runs)
+    leaving_out(unusable, len(runs))
     batch = recorded_noise(spec, records, drawn.batch.shape[1])
     return drawn._replace(batch=batch[[seed % len(batch) for seed in range(len(drawn.batch))]])

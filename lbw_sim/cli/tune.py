@@ -18,6 +18,7 @@ from lbw_sim.cli.options import (
     load_guards,
     print_json,
     print_table,
+    say_next,
     stages,
 )
 from lbw_sim.errors import TuneError
@@ -141,7 +142,7 @@ def tune(
                 split_by=split_by, held_out=held_out or (), held_out_share=held_out_share,
                 false_alarms_per_10k=false_alarms, plants=plants, schedules=rates, seeds=seeds, seed=seed,
                 name=out.stem, ledger=ledger, workers=make_executor(executor, workers), plugins=plugin or (),
-                anyway=anyway, skip_broken=skip_broken, progress=progress,
+                anyway=anyway, skip_broken=skip_broken, skip_unusable=True, progress=progress,
             )  # fmt: skip
     except KeyboardInterrupt:
         print(f"lbw: interrupted; the same command goes on with what {ledger} holds", file=sys.stderr)
@@ -166,7 +167,7 @@ def _report(tuned: Tuned, command: str, made: Written, as_json: bool, about: dic
     if not as_json:
         typer.echo(f"{made.guard}: guard {tuned.spec.fingerprint}; the whole account is in {made.facts}.")
         typer.echo(f"{made.front}: {counted(len(tuned.front) - 1, 'guard')} of the Pareto set, to choose from instead.")
-        typer.echo(f"Next, on runs that this has not seen: lbw backtest {typed(made.guard)} TRACES")
+        say_next(f"lbw backtest {typed(made.guard)} TRACES", when="Next, on runs that this has not seen")
 
 
 def _print(tuned: Tuned) -> None:

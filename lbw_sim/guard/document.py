@@ -21,8 +21,9 @@ def text_of(path: Path, kind: str, names: Collection[str], error: type[LbwError]
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise error(unknown_name(f"{kind} or TOML file", str(path), names)) from None
-    except (OSError, UnicodeDecodeError) as reason:
-        raise error(f"{path} cannot be read as a {kind}: {reason}") from None
+    # ValueError: a text that is not UTF-8, or a name that no file can have
+    except (OSError, ValueError) as reason:
+        raise error(f"{str(path)!r} cannot be read as a {kind}: {reason}") from None
 
 
 def tables_of(

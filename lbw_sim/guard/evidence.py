@@ -210,9 +210,10 @@ class BacktestReport(NamedTuple):
         try:
             with open(path, "rb") as file:
                 data = file.read(MAX_BYTES + 1)
-        except OSError as error:
+        except (OSError, ValueError) as error:
+            why = error.strerror if isinstance(error, OSError) else error
             raise EvidenceError(
-                f"{path} cannot be read as a back-test report: {error.strerror}. `lbw backtest GUARD TRACES` writes one"
+                f"{str(path)!r} cannot be read as a back-test report: {why}. `lbw backtest GUARD TRACES` writes one"
             ) from None
         return cls.from_json(data, where=str(path))
 

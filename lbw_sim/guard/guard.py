@@ -6,7 +6,7 @@ number; its whole memory is the state that it is handed. It does not know what a
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -98,11 +98,14 @@ class Guard:
         """Names of the channels expected in `Telemetry.extra`, in this order."""
         return meta(self.sensor).extra
 
+    def missing(self, channels: Collection[str]) -> tuple[str, ...]:
+        """Which of the needed channels are not among these."""
+        return tuple(name for name in self.needs if name not in channels)
+
     def require(self, channels: Iterable[str], where: str) -> None:
         """Refuse a source that lacks a needed channel. `where` names the source. Raises ChannelError."""
         there = set(channels)
-        missing = [name for name in self.needs if name not in there]
-        if missing:
+        if missing := self.missing(there):
             raise ChannelError(
                 f"sensor {meta(self.sensor).name!r} with analyzer {meta(self.analyzer).name!r} needs channel "
                 f"{', '.join(missing)}, which {where} does not hold; it holds {', '.join(sorted(there)) or 'none'}. "

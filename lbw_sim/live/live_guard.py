@@ -142,7 +142,7 @@ class LiveGuard:
         self._alone = False
         """The ranks stopped deciding together; what this one measures is not what they would have seen."""
         self._closed = False
-        self._folder = Path(trace) if trace is not None and (self._ranks is None or self._ranks.records) else None
+        self._folder: Path | None = None
         first = self._optimizers[0].param_groups[0]["params"][0]
         self._provenance = {
             **collect(device=str(first.device), optimizer="+".join(type(o).__name__ for o in optimizers)),
@@ -151,9 +151,9 @@ class LiveGuard:
         self._recorder: Recorder | None = None
         self._sinks = mirror
         self._mirror: Mirror | None = None
-        if self._folder is not None:
+        if trace is not None and (self._ranks is None or self._ranks.records):
             # as it is now: a loop may change the working folder before its first step
-            self._folder = Recorder.check(self._folder, self.run_id, self._provenance)
+            self._folder = Recorder.check(trace, self.run_id, self._provenance)
         self._scaler = scaler
 
     def take_off(self) -> None:

@@ -8,13 +8,15 @@ from __future__ import annotations
 import io
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from matplotlib import rc_context
+from matplotlib import rc_context, rcParams
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font
 
 from lbw_sim.errors import ScoreError
 from lbw_sim.whole_file import write_whole
@@ -58,11 +60,28 @@ def new_figure(height: float, width: float = WIDTH) -> Figure:
 def plain(text: str) -> str:
     """Text from a file, to be drawn as it is: no formulas, no line breaks, no control characters.
 
-    >>> plain("run $x$\\n2")
-    'run \\\\$x\\\\$ 2'
+    A letter that the fonts lack is spelled out: boxes would be alike for all names, and matplotlib would warn of each.
+
+    >>> plain("run $x$\\n2"), plain("守卫")
+    ('run \\\\$x\\\\$ 2', '\\\\u5b88\\\\u536b')
     """
     # a lone $ is drawn as it is; two of them would start a formula, and may fail to parse
-    return printable(text).replace("$", r"\$")
+    text = printable(text)
+    if not text.isascii():
+        held = _letters(tuple(rcParams["font.family"]), tuple(rcParams["font.sans-serif"]))
+        text = "".join(c if ord(c) in held else c.encode("unicode_escape").decode("ascii") for c in text)
+    return text.replace("$", r"\$")
+
+
+@cache
+def _letters(families: tuple[str, ...], sans_serif: tuple[str, ...]) -> frozenset[int]:
+    """The letters that text can be drawn with under these settings; `sans_serif` is what that family stands for."""
+    held: set[int] = set()
+    for family in families:
+        # a family that is not installed draws nothing
+        with suppress(ValueError):
+            held |= set(get_font(findfont(FontProperties(family=[family]), fallback_to_default=False)).get_charmap())
+    return frozenset(held)
 
 
 def printable(text: str) -> str:

@@ -18,6 +18,7 @@ from lbw_sim.trace.parquet import ENUMS, to_numpy
 from lbw_sim.trace.schema import SCALER_OVERFLOW
 from lbw_sim.trace.store import missing_words
 from lbw_sim.values import Decision, Posture, Reason, Telemetry, name_of
+from lbw_sim.wording import counted
 
 _HEARD_ROWS = 10_000
 _GROUNDED = frozenset({Reason.GUARD_FAULT, Reason.RECORDER_FAULT})
@@ -38,8 +39,8 @@ def verify(trace: Trace, progress: Callable[[int], None] | None = None) -> Verif
 
     `progress` hears how many further rows have been compared, some ten thousand at a time. Raises VerifyError, naming
     run, row and column, at the first row whose checksum, decision or effective lr is not what the recorded telemetry
-    gives, or naming the segments that are missing; SpecError when the guard's components are not installed in that
-    version.
+    gives, or naming the segments that are missing, or the one whose number of rows is not what it was; SpecError when
+    the guard's components are not installed in that version.
     """
     if trace.missing_segments:
         raise VerifyError(f"run {trace.run_id!r}: {missing_words(trace.missing_segments)}")
@@ -62,6 +63,11 @@ def _verify_segment(run_id: str, segment: Segment, progress: Callable[[int], Non
         raise VerifyError(
             f"{where}: its guard spec has fingerprint {meta.spec.fingerprint} and the trace was recorded under "
             f"{meta.fingerprint}: the spec was altered, or written by a version that fills in other defaults"
+        )
+    if meta.rows is not None and segment.rows != meta.rows:
+        raise VerifyError(
+            f"{where} holds {counted(segment.rows, 'row')} and had {meta.rows:,} when it was finished: its file was "
+            f"written anew with others"
         )
     damaged = segment.damaged_rows()
     if damaged:

@@ -5,6 +5,6 @@ acting would have gained.
 """
 
 from lbw_sim.report.build import Report, ReportOptions, build_report, write_report
-from lbw_sim.report.findings import RunFindings
+from lbw_sim.report.findings import RunFindings, showable
 
-__all__ = ["Report", "ReportOptions", "RunFindings", "build_report", "write_report"]
+__all__ = ["Report", "ReportOptions", "RunFindings", "build_report", "showable", "write_report"]

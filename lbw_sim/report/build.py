@@ -33,6 +33,7 @@ from lbw_sim.plots import (
     stamp_figure,
     stamp_info,
 )
+from lbw_sim.replay import Unusable, unusable_words
 from lbw_sim.report import blocks, sections
 from lbw_sim.report.aside import Aside, worth_it
 from lbw_sim.report.findings import Columns, Progress, RunFindings, examine
@@ -76,6 +77,8 @@ class ReportOptions:
     """Files that were to be imported and were not; the page says how many."""
     left_out: int = 0
     """Runs that could not be read; the page says how many."""
+    unusable: Sequence[Unusable] = ()
+    """Runs that the guard shown cannot see, as `showable` finds them; the page names them."""
 
 
 class Report(NamedTuple):
@@ -121,7 +124,7 @@ def _build(traces: Sequence[Trace], options: ReportOptions, tell: Progress, stac
         if len(kept) > max(options.details, MOST_COMPARED if len(traces) <= MOST_COMPARED else 0):
             del kept[min(kept, key=lambda name: kept[name][0].noteworthy)]
     if not runs:
-        raise LbwError("a report needs at least one run with rows; there is none")
+        raise LbwError("a report needs at least one run; there is none")
 
     best = sorted(kept, key=lambda name: kept[name][0].noteworthy, reverse=True)[: options.details]
     # in the order in which the runs were given
@@ -419,6 +422,7 @@ def _foot(runs: Sequence[RunFindings], detailed: Sequence[str], options: ReportO
         said.append(f"{blocks.count(options.passed_over, 'file')} could not be imported and stand nowhere here.")
     if options.left_out:
         said.append(f"{blocks.count(options.left_out, 'run')} could not be read and stand nowhere here.")
+    said += [f"{words}: nothing of that stands here." for words in unusable_words(options.unusable)]
     if len(detailed) < len(runs):
         said.append(
             f"{len(detailed)} of {len(runs):,} runs have a section of their own: those with the most to see (values "

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from lbw_sim.errors import LbwError
 from lbw_sim.guard import GuardSpec
 from lbw_sim.plots import GivenUp, stretches_given_up
-from lbw_sim.replay import replay_many
+from lbw_sim.replay import Unusable, replay_many, usable_runs
 from lbw_sim.replay.ahead import compile_ahead
 from lbw_sim.replay.compiled import WORTH_COMPILING, Engine
 from lbw_sim.report.vitals import Vitals, vitals
@@ -164,7 +164,8 @@ def examine(
 
     `guard`: replayed over every run; None: as recorded, and `fallback` replayed over runs that no guard watched.
     `rules`: name -> guards that are replayed beside. `environment`: also tell where and on what a run was made.
-    Raises ChannelError when the guard shown cannot work on a run; a rule that cannot is told as refused.
+    Raises ChannelError when the guard shown cannot work on a run; a rule that cannot is told as refused. Raises
+    LbwError for a run without a row; `showable` finds such.
     """
     done = 0
     tell = progress or (lambda *_: None)
@@ -177,6 +178,8 @@ def examine(
         shown = [guard or (fallback if unwatched(trace) else None) for trace in batch]
         loaded = [trace.to_numpy() for trace in batch]
         for trace, spec in zip(batch, shown, strict=True):
+            if not len(trace.table()):
+                raise LbwError(f"run {trace.run_id!r} holds no row to report on: leave it out")
             if spec is not None:
                 spec.build().require(trace.channels, f"run {trace.run_id!r}")
         if engine == "compiled":
@@ -190,9 +193,22 @@ def examine(
         ):
             columns |= decisions
             done += 1
-            if len(columns["step"]):
-                yield _findings(trace, spec, columns, results, refused, environment), columns
+            yield _findings(trace, spec, columns, results, refused, environment), columns
             tell("replaying", done, len(traces))
+
+
+def showable(
+    traces: Sequence[Trace], guard: GuardSpec | None, fallback: GuardSpec
+) -> tuple[list[Trace], list[Unusable]]:
+    """The runs that `examine` takes with these guards, and the others. Raises TraceError."""
+    fit: list[Trace] = []
+    unusable: list[Unusable] = []
+    for trace in traces:
+        spec = guard or (fallback if unwatched(trace) else None)
+        found, others = usable_runs([trace], [spec] if spec is not None else [])
+        fit += found
+        unusable += others
+    return fit, unusable
 
 
 def workable(rules: Mapping[str, GuardSpec], traces: Sequence[Trace]) -> list[str]:

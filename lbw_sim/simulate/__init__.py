@@ -3,7 +3,7 @@
 numba is loaded when something is worth compiling, scipy when something is fitted.
 """
 
-from lbw_sim.simulate.calibrate import Record, calibrate, playback, recorded_noise
+from lbw_sim.simulate.calibrate import Record, calibrate, playback, recorded_noise, usable_records
 from lbw_sim.simulate.contrast import Contrast, fit_contrast, predicted_effect
 from lbw_sim.simulate.effect import simulated_effects
 from lbw_sim.simulate.rollout import Noise, Rollouts, drawn_noise, rollouts
@@ -25,4 +25,5 @@ __all__ = [
     "recorded_noise",
     "rollouts",
     "simulated_effects",
+    "usable_records",
 ]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from lbw_sim.errors import SimulateError, unknown_name
 from lbw_sim.params import ParamInfo, params_of
-from lbw_sim.replay import kernel_files, kernels
+from lbw_sim.replay import Unusable, kernel_files, kernels
 from lbw_sim.replay.symbolic import CannotInline
 from lbw_sim.simulate.loop import Playback, PlaybackInputs
 from lbw_sim.simulate.rollout import loop_kernel
@@ -42,6 +42,8 @@ HALF_WINDOW = 12
 """Steps before and after a batch whose median loss its difficulty is measured from."""
 FEWEST_RUNS = 6
 """Runs from which on they are resampled; with fewer, uncertainty comes from the curvature of the fit."""
+FEWEST_LOSSES = 2
+"""Finite ones, that a run needs to be fitted to."""
 
 Progress = Callable[[str, int, int], None]
 
@@ -62,14 +64,9 @@ class Record(NamedTuple):
     def of(cls, trace: Trace) -> Record:
         """The final lineage of a trace. Raises SimulateError when it lacks learning rates or does not start at 0."""
         columns = trace.to_numpy()
-        steps, effective = columns["step"], np.asarray(columns["effective_lr"], dtype=np.float64)
-        if not np.isfinite(effective).any():
-            effective = np.asarray(columns["lr"], dtype=np.float64)
-        if not len(steps) or steps[0] != 0 or not np.isfinite(effective).all():
-            raise SimulateError(
-                f"run {trace.run_id!r} cannot calibrate a plant: it has to start at step 0 and hold effective_lr, or "
-                f"lr, at every row"
-            )
+        if why := _why_unusable(columns):
+            raise SimulateError(f"run {trace.run_id!r} cannot calibrate a plant: it {why}")
+        steps, effective = columns["step"], _effective_lr(columns)
         # rows that were not logged: the learning rate in force goes on, the loss is unknown
         length = int(steps[-1]) + 1
         row_of = np.searchsorted(steps, np.arange(length), side="right") - 1
@@ -79,6 +76,37 @@ class Record(NamedTuple):
         lr = np.asarray(columns["lr"], dtype=np.float64)
         scale = np.divide(effective, lr, out=np.ones(len(lr)), where=(lr > 0) & np.isfinite(lr))
         return cls(trace.run_id, effective[row_of], skipped, loss, scale[row_of])
+
+
+def usable_records(traces: Iterable[Trace]) -> tuple[list[Record], list[Unusable]]:
+    """What calibration takes from each run, and the runs that it can do nothing with. Raises TraceError."""
+    records, unusable = [], []
+    for trace in traces:
+        columns = trace.to_numpy()
+        why = _why_unusable(columns)
+        if not why and np.isfinite(columns["loss"]).sum() < FEWEST_LOSSES:
+            why = f"holds fewer than {FEWEST_LOSSES} finite losses"
+        if why:
+            unusable.append(Unusable(trace.run_id, why))
+        else:
+            records.append(Record.of(trace))
+    return records, unusable
+
+
+def _why_unusable(columns: Mapping[str, NDArray[Any]]) -> str:
+    """Why these cannot become a `Record`; empty: they can."""
+    if not len(columns["step"]):
+        return "holds no row"
+    if columns["step"][0] != 0:
+        return f"starts at step {columns['step'][0]}, and a plant is fitted from step 0 on"
+    if not np.isfinite(_effective_lr(columns)).all():
+        return "does not hold effective_lr, or lr, at every row"
+    return ""
+
+
+def _effective_lr(columns: Mapping[str, NDArray[Any]]) -> NDArray[np.float64]:
+    effective = np.asarray(columns["effective_lr"], dtype=np.float64)
+    return effective if np.isfinite(effective).any() else np.asarray(columns["lr"], dtype=np.float64)
 
 
 def playback(plants: Sequence[Any], record: Record) -> NDArray[np.float64]:
@@ -241,13 +269,15 @@ def calibrate(
     `FEWEST_RUNS`. `noise_sd` is set from the differences of neighbouring losses, a plant's `SPREADS` from run-to-run
     differences. `progress` hears of each stage: its name, how much of it is done and how much there is in all.
 
+    A record with fewer than two finite losses is not fitted, and so not among `training` of the result.
+
     Raises SimulateError when no run has two finite losses, and where scipy is not installed.
     """
     try:
         import scipy.optimize  # noqa: F401
     except ImportError:
         raise SimulateError("calibration needs scipy: pip install 'lbw-sim[tune]'") from None
-    usable = [record for record in records if np.isfinite(record.loss).sum() >= 2]
+    usable = [record for record in records if np.isfinite(record.loss).sum() >= FEWEST_LOSSES]
     if not usable:
         raise SimulateError(f"none of {counted(len(records), 'run')} has two finite losses to fit")
     noise = float(np.median([_noise(record.loss) for record in usable]))

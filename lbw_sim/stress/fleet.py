@@ -78,6 +78,7 @@ def train(
     starts: Mapping[str, Start] | None = None,
     keep_steps: Collection[int] = (),
     keep: Keep | None = None,
+    ended: Callable[[RunResult], None] | None = None,
 ) -> list[RunResult]:
     """Train every plan; results in the order of the plans.
 
@@ -87,7 +88,8 @@ def train(
     changes a bit of any result.
 
     `starts`: run id -> where that run begins, instead of at step 0; what a result sums up begins there too. `keep` is
-    called with run id and checkpoint just before each of the `keep_steps`, from one thread at a time.
+    called with run id and checkpoint just before each of the `keep_steps`, `ended` with each result as soon as its
+    trace is whole, both from one thread at a time.
 
     Raises StressError for two plans with one run id, or one that `folder` holds already, and TraceError when a trace
     cannot be begun.
@@ -132,7 +134,16 @@ def train(
     try:
         torch.set_num_threads(1)
         kept = frozenset(keep_steps)
-        finished = pool.map(lambda graph: _train_graph(graph, folder, facts, count, starts, kept, hand_over), graphs)
+
+        def work(graph: list[RunPlan]) -> list[RunResult]:
+            results = _train_graph(graph, folder, facts, count, starts, kept, hand_over)
+            if ended is not None:
+                with lock:
+                    for result in results:
+                        ended(result)
+            return results
+
+        finished = pool.map(work, graphs)
         results = {result.run_id: result for part in finished for result in part}
     except BaseException:
         # or the graphs in flight would be trained to their end before anybody heard of it

@@ -25,10 +25,12 @@ from lbw_sim.guard.policies.planned import LATEST_STEP, Planned
 from lbw_sim.guard.sensors.raw import Raw
 from lbw_sim.replay.reference import telemetry_rows
 from lbw_sim.score.significance import student_quantile
+from lbw_sim.stress.corpus import corpus
 from lbw_sim.stress.fleet import Checkpoint, Start, train
 from lbw_sim.stress.flown import fly
+from lbw_sim.stress.fork_ledger import CHECKPOINTS, Forked, Stamp, common_stamp, forked_in, loop_stamp
 from lbw_sim.stress.leg import Leg
-from lbw_sim.stress.plan import TELEMETRY_CHANNELS, RunPlan
+from lbw_sim.stress.plan import TELEMETRY_CHANNELS, RunPlan, RunResult, check_run_ids
 from lbw_sim.trace import read_trace
 from lbw_sim.trace.ancestry import OFF, Ancestry
 from lbw_sim.trace.layout import run_folder_name
@@ -169,18 +171,20 @@ def fork_tiny(
     """Fork tiny GPTs: every trunk at every step of `at`, with nothing done and with each action; all are recorded.
 
     A trunk is unguarded (method `adamw`); a fault that hits it hits its branches. Runs share graphs, as in the fleet;
-    where a guard reads probes or may roll back, they fly one by one through `attach` instead, trunks too. Raises
-    StressError, and TraceError where the folder cannot be written.
+    where a guard reads probes or may roll back, they fly one by one through `attach` instead, trunks too. A fork that
+    was killed goes on, run by run, where the same call is made again. Raises StressError, and TraceError where the
+    folder cannot be written.
     """
     if bad := [plan.run_id for plan in trunks if plan.method != "adamw" or plan.excitation is not None]:
         raise StressError(f"trunks {', '.join(bad)}: a trunk is plain AdamW, method adamw without excitation")
+    check_run_ids(trunks)
     for plan in trunks:
         _check(at, actions, plan.steps)
     specs = [action.guard(step) for action in actions for step in at]
     if any(spec.tables["envelope"]["max_rollbacks"] > 0 or _extra([spec]) for spec in specs):
         by_id = {plan.run_id: plan for plan in trunks}
         return _fork(
-            {plan.run_id: (plan.seed, partial(_flown, by_id[plan.run_id])) for plan in trunks},
+            {plan.run_id: (plan.seed, partial(_flown, by_id[plan.run_id]), _plan_stamp(plan)) for plan in trunks},
             at, actions, folder, progress,
         )  # fmt: skip
     return _fork_fleet(trunks, at, actions, folder, progress)
@@ -201,12 +205,14 @@ def fork_loop(
     `loop` is called with a `Leg` for each trunk and each branch, and trains that leg to the end: it builds model and
     optimizer from `leg.seed`, calls `leg.restore(...)` once and `leg.keep(step, ...)` at the top of every step with
     whatever a checkpoint holds, attaches the leg's guard by `leg.attach(optimizer)`, and returns the final loss.
-    docs/fork.md shows one. Raises StressError, what `attach` raises, and what the loop raises.
+    docs/fork.md shows one. A fork that was killed goes on, leg by leg, where the same call is made again. Raises
+    StressError, what `attach` raises, and what the loop raises.
     """
     _check(at, actions, None)
     if len(set(seeds)) < len(seeds):
         raise StressError(f"seeds {', '.join(map(str, seeds))}: each stands for one trunk")
-    return _fork({f"{name}_s{seed}": (seed, loop) for seed in seeds}, at, actions, folder, progress)
+    about = loop_stamp(loop)
+    return _fork({f"{name}_s{seed}": (seed, loop, about) for seed in seeds}, at, actions, folder, progress)
 
 
 def _check(at: Collection[int], actions: Sequence[ForkAction], steps: int | None) -> None:
@@ -247,73 +253,129 @@ def _fork_fleet(
                 spec, method = (quiet, "adamw") if action is None else (action.guard(step), "guard")
                 # made before anything is trained: what a guard asks in vain is refused now
                 branches.append((origin, dataclasses.replace(plan, run_id=_run_id(origin), method=method, spec=spec)))
-    # room for the branches as well
-    if there := [plan.run_id for _, plan in branches if (folder / run_folder_name(plan.run_id)).exists()]:
-        raise StressError(f"{folder} holds {', '.join(there)} already; fork into another folder")
-    train(trunks, folder, _stage(progress, "trunks"), keep_steps=at, keep=keep)
-    rows = {plan.run_id: _columns(folder, plan.run_id) for plan in trunks}
-    starts = {}
-    for origin, plan in branches:
-        state, before, _ = _watched(plan.spec, rows[origin.trunk], origin.step)
-        starts[plan.run_id] = Start(kept[origin.trunk, origin.step], state, before, origin.provenance())
-    results = train([plan for _, plan in branches], folder, _stage(progress, "branches"), starts=starts)
-    return [
-        Outcome(*origin, result.run_id, result.validation_loss, _is_trunk(origin, rows[origin.trunk], folder))
-        for (origin, _), result in zip(branches, results, strict=True)
-    ]
+    stamps = {plan.run_id: _plan_stamp(plan) for plan in trunks}
+    stamps |= {plan.run_id: _plan_stamp(plan) | _origin_stamp(origin) for origin, plan in branches}
+    with forked_in(folder, stamps) as forked:
+        left = [(origin, plan) for origin, plan in branches if plan.run_id not in forked]
+        open_trunks = {origin.trunk for origin, _ in left}
+
+        def trunk_ended(result: RunResult) -> None:
+            forked.add(result.run_id, {"final_loss": result.validation_loss})
+
+        again = [plan for plan in trunks if plan.run_id in forked and plan.run_id in open_trunks]
+        fresh = [plan for plan in trunks if plan.run_id not in forked]
+        tell = _stage(progress, "trunks")
+        train(fresh, folder, tell, keep_steps=at, keep=keep, ended=trunk_ended)
+        with tempfile.TemporaryDirectory(prefix=CHECKPOINTS, dir=folder) as scratch:
+            train(again, Path(scratch), tell, keep_steps=at, keep=keep)
+            for plan in again:
+                _refuse_other_trunk(plan.run_id, folder, Path(scratch))
+        rows = {trunk: _columns(folder, trunk) for trunk in open_trunks}
+        starts = {}
+        for origin, plan in left:
+            state, before, _ = _watched(plan.spec, rows[origin.trunk], origin.step)
+            starts[plan.run_id] = Start(kept[origin.trunk, origin.step], state, before, origin.provenance())
+        origins = {plan.run_id: origin for origin, plan in branches}
+
+        def branch_ended(result: RunResult) -> None:
+            origin = origins[result.run_id]
+            is_trunk = _is_trunk(origin, rows[origin.trunk], folder)
+            forked.add(result.run_id, {"final_loss": result.validation_loss, "is_trunk": is_trunk})
+
+        train([plan for _, plan in left], folder, _stage(progress, "branches"), starts=starts, ended=branch_ended)
+        return [_outcome(origin, forked) for origin, _ in branches]
 
 
 def _fork(
-    trunks: Mapping[str, tuple[int, Loop]], at: Collection[int], actions: Sequence[ForkAction], folder: Path,
+    trunks: Mapping[str, tuple[int, Loop, Stamp]], at: Collection[int], actions: Sequence[ForkAction], folder: Path,
     progress: Progress | None,
 ) -> list[Outcome]:  # fmt: skip
-    """Leg after leg: trunk run id -> seed and loop."""
+    """Leg after leg: trunk run id -> seed, loop, and what a stored leg has to have been flown with to count."""
     quiet = GuardSpec.load("never")
     acting = [action.guard(step) for action in actions for step in at]
-    total = len(trunks) * (1 + len(at) * (1 + len(actions)))
-    done, outcomes = 0, []
+    channels = _extra(acting)
     origins = {
         run_id: [Ancestry(run_id, step, action) for step in sorted(at) for action in (OFF, *(a.name for a in actions))]
         for run_id in trunks
     }
-    guards = {action.name: action.guard for action in actions}
-    wanted = [*trunks, *(_run_id(origin) for each in origins.values() for origin in each)]
-    if there := [run_id for run_id in wanted if (folder / run_folder_name(run_id)).exists()]:
-        raise StressError(f"{folder} holds {', '.join(there)} already; fork into another folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    for trunk, (seed, loop) in trunks.items():
-        # beside the traces: there is room for a run there, and in memory there may be none
-        with tempfile.TemporaryDirectory(prefix="_checkpoints-", dir=folder) as scratch:
-            common: dict[str, Any] = {"seed": seed, "folder": folder, "checkpoints": Path(scratch), "guards": acting,
-                                      "channels": _extra(acting)}  # fmt: skip
-            leg = Leg(run_id=trunk, spec=quiet, mode="shadow", keep_steps=at, **common)
-            # of the trunk it is not used, but a loop that returns none is found out before its branches are trained
-            _final_loss(loop(leg), trunk)
-            done += 1
-            _told(progress, done, total)
-            if missing := sorted(set(at) - leg.kept):
-                raise StressError(
-                    f"{trunk}: no checkpoint of step {', '.join(map(str, missing))}: the loop has to call "
-                    f"leg.keep(step, ...) at the top of every step, and to reach that one"
-                )
-            rows = _columns(folder, trunk)
-            for origin in origins[trunk]:
-                acts = origin.branch != OFF
-                spec = guards[origin.branch](origin.step) if acts else quiet
-                state, before, unsafe_steps = _watched(spec, rows, origin.step)
-                memory = {"fingerprint": spec.fingerprint, "step": origin.step, "guard": state_to_data(state),
-                          "before": state_to_data(before)}  # fmt: skip
-                run_id = _run_id(origin)
-                mode: Literal["active", "shadow"] = "active" if acts else "shadow"
-                leg = Leg(
-                    run_id=run_id, spec=spec, mode=mode, first_step=origin.step, memory=memory,
-                    unsafe_steps=unsafe_steps, origin=origin, **common,
+    guards = {OFF: lambda step: quiet, **{action.name: action.guard for action in actions}}
+    stamps = {}
+    for trunk, (seed, _, about) in trunks.items():
+        common = {**common_stamp(), **about, "seed": str(seed), "channels": " ".join(sorted(channels))}
+        stamps[trunk] = common
+        for origin in origins[trunk]:
+            spec = guards[origin.branch](origin.step)
+            stamps[_run_id(origin)] = common | _origin_stamp(origin) | {"guard": spec.fingerprint}
+    with forked_in(folder, stamps) as forked:
+        left = {trunk: [one for one in each if _run_id(one) not in forked] for trunk, each in origins.items()}
+        total = sum(len(each) + (len(each) > 0 or trunk not in forked) for trunk, each in left.items())
+        done = 0
+        for trunk, (seed, loop, _) in trunks.items():
+            if trunk in forked and not left[trunk]:
+                continue
+            # beside the traces: there is room for a run there, and in memory there may be none
+            with tempfile.TemporaryDirectory(prefix=CHECKPOINTS, dir=folder) as scratch:
+                make = partial(Leg, seed=seed, checkpoints=Path(scratch), guards=acting, channels=channels)
+                # for its checkpoints: files that another process left would be loaded unseen
+                again = trunk in forked
+                leg = make(
+                    run_id=trunk, spec=quiet, mode="shadow", keep_steps=at,
+                    folder=Path(scratch, "again") if again else folder,
                 )  # fmt: skip
-                loss = _final_loss(loop(leg), run_id)
-                outcomes.append(Outcome(*origin, run_id, loss, _is_trunk(origin, rows, folder)))
+                # of the trunk it is not used, but a loop that returns none is found out before its branches are trained
+                loss = _final_loss(loop(leg), trunk)
                 done += 1
                 _told(progress, done, total)
-    return outcomes
+                if missing := sorted(set(at) - leg.kept):
+                    raise StressError(
+                        f"{trunk}: no checkpoint of step {', '.join(map(str, missing))}: the loop has to call "
+                        f"leg.keep(step, ...) at the top of every step, and to reach that one"
+                    )
+                if again:
+                    _refuse_other_trunk(trunk, folder, Path(scratch, "again"))
+                else:
+                    forked.add(trunk, {"final_loss": loss})
+                rows = _columns(folder, trunk)
+                for origin in left[trunk]:
+                    spec = guards[origin.branch](origin.step)
+                    state, before, unsafe_steps = _watched(spec, rows, origin.step)
+                    memory = {"fingerprint": spec.fingerprint, "step": origin.step, "guard": state_to_data(state),
+                              "before": state_to_data(before)}  # fmt: skip
+                    run_id = _run_id(origin)
+                    mode: Literal["active", "shadow"] = "shadow" if origin.branch == OFF else "active"
+                    leg = make(
+                        run_id=run_id, spec=spec, mode=mode, first_step=origin.step, memory=memory,
+                        unsafe_steps=unsafe_steps, origin=origin, folder=folder,
+                    )  # fmt: skip
+                    loss = _final_loss(loop(leg), run_id)
+                    forked.add(run_id, {"final_loss": loss, "is_trunk": _is_trunk(origin, rows, folder)})
+                    done += 1
+                    _told(progress, done, total)
+        return [_outcome(origin, forked) for each in origins.values() for origin in each]
+
+
+def _outcome(origin: Ancestry, forked: Forked) -> Outcome:
+    run_id = _run_id(origin)
+    return Outcome(*origin, run_id, **forked.finished[run_id])
+
+
+def _refuse_other_trunk(trunk: str, folder: Path, again: Path) -> None:
+    """Raise StressError when a trunk that was trained again is not the one that the finished branches left."""
+    if not _same_rows(_columns(again, trunk), _columns(folder, trunk)):
+        raise StressError(
+            f"{trunk} was trained again for its other branches, and is not the one that {folder} holds: the loop draws "
+            f"on something besides seed and step. Fork into another folder, in one go"
+        )
+
+
+def _plan_stamp(plan: RunPlan) -> Stamp:
+    about = {field.name: repr(getattr(plan, field.name)) for field in dataclasses.fields(plan) if field.name != "spec"}
+    texts = {name: corpus(name).digest for name in ("prose", "code")}
+    return {**common_stamp(), **texts, **about, "guard": plan.spec.fingerprint}
+
+
+def _origin_stamp(origin: Ancestry) -> Stamp:
+    return {"at": str(origin.step), "branch": origin.branch}
 
 
 def _final_loss(returned: Any, run_id: str) -> float:
@@ -360,8 +422,12 @@ def _is_trunk(origin: Ancestry, trunk: Mapping[str, Any], folder: Path) -> bool:
     """Whether a branch without an action has the trunk's rows to the bit; true of the others, which need not."""
     if origin.branch != OFF:
         return True
-    branch, after = _columns(folder, _run_id(origin)), trunk["step"] >= origin.step
-    return all(np.array_equal(branch[name], trunk[name][after], equal_nan=name != "step") for name in _SAME)
+    after = trunk["step"] >= origin.step
+    return _same_rows(_columns(folder, _run_id(origin)), {name: trunk[name][after] for name in _SAME})
+
+
+def _same_rows(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    return all(np.array_equal(one[name], other[name], equal_nan=name != "step") for name in _SAME)
 
 
 def _run_id(origin: Ancestry) -> str:

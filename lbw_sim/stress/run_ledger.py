@@ -1,4 +1,4 @@
-"""The finished runs of a suite, and what each was flown with; written as they end, for one suite at a time."""
+"""The finished runs of a suite or a fork, and what each was flown with; written as they end, for one at a time."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Ledger:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Keep a second suite out of the folder. Raises StressError."""
+        """Keep a second one out of the folder. Raises StressError."""
         try:
             file = self.path.open("ab")
         except OSError as error:
@@ -57,5 +57,5 @@ class Ledger:
         with file:
             # where there are no locks, nothing keeps two apart
             if lock(file.fileno()) is False:
-                raise StressError(f"another lbw stress is at work in {self.path.parent}; give this one another folder")
+                raise StressError(f"another command is at work in {self.path.parent}; give this one another folder")
             yield

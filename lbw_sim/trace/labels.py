@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lbw_sim.errors import TraceError, unknown_name
-from lbw_sim.trace.layout import LABELS
+from lbw_sim.trace.layout import LABELS, local_path
 from lbw_sim.whole_file import write_whole
 
 FORMAT = 1
@@ -59,7 +59,7 @@ def read_labels(run_folder: str | Path) -> tuple[Label, ...]:
 
 def write_labels(run_folder: str | Path, labels: Iterable[Label]) -> None:
     """Replace the labels of a run, at one stroke. Raises TraceError, all problems at once, and writes nothing then."""
-    path = Path(run_folder) / LABELS
+    path = local_path(run_folder, "labels are written") / LABELS
     labels = [Label(*label) for label in labels]
     _refuse_bad(labels, str(path))
     text = json.dumps({"lbw_labels": FORMAT, "labels": [label._asdict() for label in labels]}, indent=1)

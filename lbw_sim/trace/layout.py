@@ -28,13 +28,20 @@ _ANY = re.compile(r"_?segment-(\d{3,9})\..*")
 def local_path(path: str | PathLike[str], what: str) -> Path:
     """A path where `what` is done; `~` is the user's home, as in a shell.
 
-    Raises TraceError for a URI, also where a `Path` has made it a local one.
+    Raises TraceError for a URI, also where a `Path` has made it a local one, and for what no file system takes.
 
     >>> local_path("s3://bucket/traces", "runs are recorded")
     Traceback (most recent call last):
     ...
     lbw_sim.errors.TraceError: s3://bucket/traces: runs are recorded on this machine only, and URIs are read
     """
+    try:
+        fits = isinstance(path, (str, PathLike)) and b"\0" not in os.fsencode(path)
+    except (TypeError, ValueError):
+        fits = False
+    if not fits:
+        shown = repr(str(path) if isinstance(path, PathLike) else path)
+        raise TraceError(f"{shown:.200} is no path: {what} in a folder, named by text without null characters")
     if _URI.match(str(path)):
         raise TraceError(f"{path}: {what} on this machine only, and URIs are read")
     return Path(os.path.expanduser(path))

@@ -106,7 +106,7 @@ def finish(path: Path, target: Path, *, ended: str, lost_rows: int | None, failu
         # a whole Parquet file is there already when its maker was killed before it could remove the journal
         if _rows_finished(target) < rows:
             file.seek(0)
-            ending = {"ended": ended, "lost_rows": lost_rows, "failure": failure, "damage": damage}
+            ending = {"ended": ended, "rows": rows, "lost_rows": lost_rows, "failure": failure, "damage": damage}
             parquet.write_segment(JournalReader(file, str(path)), target, ending)
     if damage is not None and damage.bad_row is not None:
         warnings.warn(f"{path}: {damage}. Kept as {_put_aside(path).name}", TraceWarning, stacklevel=2)

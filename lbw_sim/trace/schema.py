@@ -148,6 +148,8 @@ class SegmentMeta:
     damage: Damage | None = None
     failure: str | None = None
     """Why rows were lost, when the writer could say."""
+    rows: int | None = None
+    """How many there were when the segment was finished; None: it is not, or an earlier release finished it."""
     crc32_seed: int = 0
     """Where the checksum of row 0 starts from; that of row n starts from it plus n."""
 
@@ -244,6 +246,9 @@ def check_description(found: Any, where: str) -> SegmentMeta:
         raise TraceError(f"{where}: lost_rows={lost!r:.60}, ended={ended!r:.60} do not describe an ending")
     if not (failure is None or isinstance(failure, str)):
         raise TraceError(f"{where}: failure is not text")
+    rows = found.get("rows")
+    if not (rows is None or (type(rows) is int and rows >= 0)):
+        raise TraceError(f"{where}: rows={str(rows)[:60]!r} is not a number of rows")
     seed = found.get("crc32_seed", 0)
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 1 << 32:
         raise TraceError(f"{where}: crc32_seed={str(seed)[:60]!r} is not a 32-bit number")
@@ -261,6 +266,7 @@ def check_description(found: Any, where: str) -> SegmentMeta:
         ended=ended,
         damage=_damage(found.get("damage"), where),
         failure=failure,
+        rows=rows,
         crc32_seed=seed,
     )
 

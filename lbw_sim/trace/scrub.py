@@ -65,6 +65,8 @@ def scrub(trace: Trace, out: str | Path, *, keep: Iterable[str] = ()) -> Scrubbe
                 provenance["lost"] = "details were removed"
             removed |= dict.fromkeys(key for key in meta.provenance if key not in provenance)
             description = _description(meta, provenance)
+            # of an earlier release's segment it stays unknown: whether rows were cut off, nobody can tell
+            description["rows"] = segment.rows if meta.ended == "open" else meta.rows
             check_description(description, f"run {trace.run_id!r}")
             parquet.write_tables(segment.parts(), description, meta.extra_channels, folder / segment_name(meta.segment))
             rows += segment.rows

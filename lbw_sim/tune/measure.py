@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 import lbw_sim
 from lbw_sim.errors import TraceError
 from lbw_sim.guard import GuardSpec
-from lbw_sim.replay import replay_many
+from lbw_sim.replay import Unusable, replay_many
 from lbw_sim.score import DetectionCounts, RunScore, match
 from lbw_sim.score.detection import never_alarms
 from lbw_sim.simulate import PlantSpec, drawn_noise, rollouts
@@ -210,8 +210,8 @@ class Describe(NamedTuple):
 
     path: str
 
-    def do(self) -> RunFacts | TraceError | None:
-        """None: it holds no row. A TraceError: it cannot be read; given, not raised, as there may be others."""
+    def do(self) -> RunFacts | Unusable | TraceError | None:
+        """None: it holds no recording. A TraceError: it cannot be read; given, not raised, as there may be others."""
         try:
             return describe(self.path)
         except TraceError as error:
@@ -251,13 +251,6 @@ class Judge(NamedTuple):
         return JudgedRun(
             tuple(score._replace(events=(), alarms=()) for score in scores), (*found.requested_energy.tolist(), 0.0)
         )
-
-
-def missing_channels(start: GuardSpec, runs: Sequence[RunFacts]) -> None:
-    """Refuse a guard that a run cannot feed. Raises ChannelError."""
-    guard = start.build()
-    for run in runs:
-        guard.require(run.channels, f"trace {run.run_id!r}")
 
 
 @cache

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from lbw_sim.backtest import digest_telemetry
 from lbw_sim.errors import TraceError
 from lbw_sim.guard import load_plugin
+from lbw_sim.replay.usable import Unusable, why_unusable
 from lbw_sim.score.many import RunJudge
 from lbw_sim.trace import Label, Trace, read_trace, read_traces, run_paths
 from lbw_sim.trace.layout import run_id_of
@@ -90,12 +91,15 @@ def _keep(path: str, trace: Trace) -> LoadedRun | None:
     return loaded
 
 
-def describe(path: str) -> RunFacts | None:
-    """What there is to know of a run before the search; None when it holds no row. Raises TraceError, ScoreError."""
+def describe(path: str) -> RunFacts | Unusable | None:
+    """What there is to know of a run before the search, without a row why it is of no use; None when its folder holds
+    no recording. Raises TraceError, ScoreError."""
     trace = _open(path)
-    loaded = None if trace is None else _keep(path, trace)
-    if trace is None or loaded is None:
+    if trace is None:
         return None
+    loaded = _keep(path, trace)
+    if loaded is None:
+        return Unusable(trace.run_id, why_unusable(0, (), ()))
     telemetry = digest_telemetry(trace)
     labels = json.dumps([label._asdict() for label in trace.labels], sort_keys=True)
     return RunFacts(

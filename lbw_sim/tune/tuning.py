@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from lbw_sim.backtest import refuse_repeats
 from lbw_sim.errors import BrokenRunsError, TraceError, TuneError
 from lbw_sim.guard import GuardSpec
-from lbw_sim.replay import replay_many
+from lbw_sim.replay import Unusable, replay_many, unusable_words
 from lbw_sim.replay.compiled import LANES
+from lbw_sim.replay.usable import why_unusable
 from lbw_sim.score import FALSE_ALARM_BUDGET_PER_10K, RunScore, detection_rows
 from lbw_sim.simulate import PlantSpec, drawn_noise, rollouts
 from lbw_sim.trace.limitations import refuse
@@ -37,7 +38,6 @@ from lbw_sim.tune.measure import (
     JudgedRun,
     fly,
     harm,
-    missing_channels,
     row_means,
 )
 from lbw_sim.tune.runs import RunFacts, find_runs, plugins_are_loaded
@@ -130,6 +130,7 @@ def tune(
     plugins: Iterable[str | Path] = (),
     anyway: bool = False,
     skip_broken: bool = False,
+    skip_unusable: bool = False,
     progress: Progress | None = None,
 ) -> Tuned:
     """Search a guard's parameters on recorded, labelled runs, and judge the best on runs that were put aside.
@@ -140,9 +141,10 @@ def tune(
     `executor`; the result does not depend on it. `plugins` have to be loaded in this process already.
     `progress`: called with stage, done and total.
 
-    Raises TuneError; ChannelError when a run lacks what the guard needs; TraceError, also for runs whose way of
-    logging rules a score out, unless `anyway`, and for runs that cannot be read: all of them at once, unless
-    `skip_broken`, which leaves them out and warns; SpecError; SimulateError.
+    Raises TuneError, also for runs that hold no row or not what the guard needs, unless `skip_unusable`, which leaves
+    them out and warns; TraceError, also for runs whose way of logging rules a score out, unless `anyway`, and for runs
+    that cannot be read: all of them at once, unless `skip_broken`, which leaves them out and warns; SpecError;
+    SimulateError.
     """
     own = tuple(str(Path(plugin).absolute()) for plugin in plugins)
     plugins_are_loaded(own)
@@ -155,12 +157,17 @@ def tune(
     if halving and search == "cmaes":
         raise TuneError("successive halving drops candidates before they are ranked, and cmaes has to rank all of them")
     with closing(workers or Local()) as executor, Ledger(ledger) as measured:
-        facts, broken = _described(executor, find_runs(traces), skip_broken, progress)
+        facts, unusable, broken = _described(space.start, executor, find_runs(traces), skip_broken, progress)
+        left_out = unusable_words(unusable)
+        if unusable and not (skip_unusable and facts):
+            raise TuneError(
+                f"guard {space.start.name!r} cannot be tuned on {len(unusable)} of "
+                f"{counted(len(facts) + len(unusable), 'run')}: {'; '.join(left_out)}"
+            )
         records = ((run.run_id, run.telemetry_digest) for run in facts)
         refuse_repeats(records, TuneError, "one could choose what the other judges")
         if not anyway:
             refuse([(run.run_id, run.provenance) for run in facts], "score")
-        missing_channels(space.start, facts)
         parted = split(sorted(facts, key=lambda r: r.run_id), by=split_by, held_out=held_out, share=held_out_share,
                        seed=seed)  # fmt: skip
         progress("compiling", 0, 1)
@@ -214,7 +221,7 @@ def tune(
                 unchanged=spec.fingerprint == space.start.fingerprint,
             ),
             *(() if simulated is None else simulated_warnings(plants, simulated)),
-            *(f"Left out, neither chose nor judged: {fault}" for fault in broken),
+            *(f"Left out, neither chose nor judged: {what}" for what in (*left_out, *broken)),
         ),
         front=tuple(_front(space, rule, found, values, chosen, chosen_found)),
         space=space,
@@ -236,20 +243,29 @@ def prepare(start: GuardSpec, flights: Flights | None) -> None:
 
 
 def _described(
-    executor: Executor, paths: Sequence[str], skip_broken: bool, progress: Progress
-) -> tuple[list[RunFacts], list[TraceError]]:
-    """The runs that hold rows, and what is wrong with those that cannot be read. Raises TraceError; see `tune`."""
+    start: GuardSpec, executor: Executor, paths: Sequence[str], skip_broken: bool, progress: Progress
+) -> tuple[list[RunFacts], list[Unusable], list[TraceError]]:
+    """The runs that the guard can see, those that it cannot, and what is wrong with those that cannot be read.
+
+    Raises TraceError; see `tune`.
+    """
+    guards = [(start.name, start.build())]
     facts: list[RunFacts] = []
+    unusable: list[Unusable] = []
     broken: list[TraceError] = []
     for done, run in enumerate(executor.map(Describe(path) for path in paths), start=1):
         progress("reading", done, len(paths))
         if isinstance(run, TraceError):
             broken.append(run)
+        elif isinstance(run, Unusable):
+            unusable.append(run)
+        elif run is not None and (why := why_unusable(run.rows, run.channels, guards)):
+            unusable.append(Unusable(run.run_id, why))
         elif run is not None:
             facts.append(run)
-    if broken and not (skip_broken and facts):
+    if broken and not (skip_broken and (facts or unusable)):
         raise broken[0] if len(paths) == 1 else BrokenRunsError(broken, len(paths))
-    return facts, broken
+    return facts, unusable, broken
 
 
 def _flights(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import fcntl
 import json
@@ -525,7 +526,7 @@ def test_stress_says_what_it_will_take_and_builds_nothing(tmp_path: Path) -> Non
 def test_the_next_command_that_is_offered_can_be_typed_also_where_a_folder_has_a_space_in_it(tmp_path: Path) -> None:
     (tmp_path / "run.csv").write_text("step,loss\n1,3.0\n2,2.5\n")
     done = lbw("import", tmp_path / "run.csv", "--out", tmp_path / "my traces")
-    offered = shlex.split(done.stdout.partition("Next: ")[2])
+    offered = shlex.split(done.stdout.partition("Next:\n")[2])
     assert offered == ["lbw", "replay", str(tmp_path / "my traces")]
     lbw(*offered[1:])
 
@@ -536,3 +537,11 @@ def test_every_command_that_is_offered_quotes_its_paths() -> None:
     assert len(offered) >= 9
     # of the demo, quoted as a whole beforehand
     assert [one for one in offered if not one.startswith("typed(") and one != "recorded"] == []
+
+
+def test_a_command_that_is_offered_stands_whole_on_a_line_of_its_own() -> None:
+    for path in (Path(__file__).parents[2] / "lbw_sim" / "cli").glob("*.py"):
+        for call in (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)):
+            texts = [ast.unparse(part) for part in call.args if isinstance(part, ast.JoinedStr)]
+            if any(re.search(r"\blbw [a-z]+ (?:--[a-z]+ )?\{", text) for text in texts):
+                assert ast.unparse(call.func) in ("say_next", "LbwError"), f"{path}: {ast.unparse(call)}"

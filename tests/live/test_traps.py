@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from lbw_sim.errors import LiveError
+from lbw_sim.errors import EvidenceError, LiveError, SpecError, TraceError
 from lbw_sim.live import GuardedAdamW, attach
 from lbw_sim.replay import verify
 from lbw_sim.trace import read_trace
@@ -442,6 +442,20 @@ def test_a_guard_closed_inside_somebodys_hook_is_closed_and_training_goes_on(pla
         train(run, range(10, 13), live)
     assert read_trace(tmp_path, "again").to_numpy()["step"].tolist() == [0, 1, 2]
     assert 5 <= len(read_trace(tmp_path, "closed").to_numpy()["step"]) <= 6
+
+
+@pytest.mark.parametrize("folder", ["a\0b", Path("a\0b"), "\ud800", b"bytes", 5])
+def test_a_trace_where_no_file_system_has_a_folder_is_refused_before_anything_is_trained(folder: Any) -> None:
+    run = make_run("plain")
+    with pytest.raises(TraceError, match=r"is no path: runs are recorded in a folder, named by text"):
+        attach(run.optimizer, "default", trace=folder, run_id="run")
+    train(run, range(2))  # nothing was put on
+
+
+@pytest.mark.parametrize("asked", [{"guard": "a\0b"}, {"guard": "default", "mode": "active", "backtest": "a\0b"}])
+def test_so_is_a_guard_or_a_report_whose_file_cannot_be(asked: dict[str, Any]) -> None:
+    with pytest.raises((SpecError, EvidenceError), match=r"'a\\x00b' cannot be read as a (guard|back-test report)"):
+        attach(make_run("plain").optimizer, **asked)
 
 
 def test_a_mark_that_is_the_recorders_own_word_is_left_out_and_said(

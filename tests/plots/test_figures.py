@@ -205,6 +205,15 @@ def test_a_run_without_one_finite_loss_can_be_drawn():
     assert run_figure(columns(1)).axes[0].get_xlim() == (0.0, 1.0)
 
 
+def test_letters_that_the_fonts_lack_are_spelled_out_and_matplotlib_has_nothing_to_warn_of(tmp_path):
+    for name, drawn in (("训练 é", r"\u8bad\u7ec3 é"), ("🦀", r"\U0001f980")):
+        figure = run_figure(columns(), title=name)
+        assert figure.axes[0].get_title(loc="left") == drawn
+        for suffix in ("svg", "png", "pdf"):
+            save(figure, tmp_path / f"run.{suffix}")
+        save(comparison_figure({name: columns(), "other": columns()}), tmp_path / "comparison.svg")
+
+
 def test_what_cannot_be_drawn_is_refused_with_a_reason():
     broken = columns()
     del broken["scale"]

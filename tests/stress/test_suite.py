@@ -197,7 +197,7 @@ def test_a_run_whose_line_holds_a_flipped_digit_is_flown_again(tmp_path: Path) -
 
 
 def test_a_second_suite_in_the_same_folder_is_refused(tmp_path: Path) -> None:
-    with Ledger(tmp_path / "runs.ledger").held(), pytest.raises(StressError, match="another lbw stress is at work"):
+    with Ledger(tmp_path / "runs.ledger").held(), pytest.raises(StressError, match="another command is at work"):
         run_suite(plan(), tmp_path)
 
 

@@ -31,7 +31,7 @@ json_values = st.recursive(
 
 DESCRIPTION = (
     "schema_version", "run_id", "segment", "mode", "fingerprint", "spec_toml", "extra_channels", "guard_state",
-    "provenance", "columns", "ended", "lost_rows", "damage", "failure",
+    "provenance", "columns", "ended", "lost_rows", "damage", "failure", "rows",
 )  # fmt: skip
 
 

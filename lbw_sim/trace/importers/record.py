@@ -109,7 +109,8 @@ def record(
     except OSError as error:
         raise TraceError(f"{run.source} cannot be imported into {out}: {error}") from None
     try:
-        write_segment(rows_source, path, {"ended": "closed", "lost_rows": 0, "failure": None, "damage": None})
+        ending = {"ended": "closed", "rows": survey.rows, "lost_rows": 0, "failure": None, "damage": None}
+        write_segment(rows_source, path, ending)
         if rows_source.written != survey.rows:
             raise TraceError(
                 f"{run.source}: {survey.rows} rows at first and {rows_source.written} when read again; a file that is "
