@@ -536,3 +536,13 @@ def test_every_command_that_is_offered_quotes_its_paths() -> None:
     assert len(offered) >= 9
     # of the demo, quoted as a whole beforehand
     assert [one for one in offered if not one.startswith("typed(") and one != "recorded"] == []
+
+
+def test_rows_that_find_no_room_are_told_and_the_training_goes_on(tmp_path: Path) -> None:
+    code = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192)); from lbw_sim.cli import main; "
+    code += (
+        f"import sys; sys.argv = ['lbw', 'record', '-o', {str(tmp_path)!r}, '--steps', '60', '--onset', '9']\nmain()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"warning: \S+_s0: the last \d+ rows could not be recorded", done.stderr)
