@@ -375,9 +375,14 @@ def test_hand_labels_come_with_the_runs(tmp_path: Path) -> None:
         app, ["import", *files, "-o", str(tmp_path / "out"), "--labels", str(tmp_path / "labels.json")]
     )
     assert done.exit_code == 0, done.output
-    assert "2 runs, 4 rows" in done.output
+    assert "2 runs, 4 rows, 1 label in" in done.output
     assert read_trace(tmp_path / "out", "a").labels == (Label(2, 3, "spike", "medium", "hand", 2),)
     assert read_trace(tmp_path / "out", "b").labels == ()
+    write(tmp_path / "notes.json", "[]")
+    logs = ["import", str(tmp_path), "-o", str(tmp_path / "all"), "--labels", str(tmp_path / "labels.json")]
+    done = CliRunner().invoke(app, logs)
+    assert "not imported: notes.json" in done.output
+    assert "not imported: labels.json" not in done.output, "it was read, as what it is"
 
 
 @pytest.mark.parametrize(
