@@ -546,3 +546,16 @@ def test_rows_that_find_no_room_are_told_and_the_training_goes_on(tmp_path: Path
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert re.search(r"warning: \S+_s0: the last \d+ rows could not be recorded", done.stderr)
+
+
+def test_a_run_id_that_two_folders_have_is_shown_twice_and_labelled_through_a_link(tmp_path: Path) -> None:
+    shipped = Path(__file__).parents[2] / "traces" / "tiny"
+    for folder, source in (("a", "postln_none_shadow_s7"), ("b", "postln_lr_bump_shadow_s7")):
+        shutil.copytree(shipped / f"run_id={source}", tmp_path / folder / "run_id=same")
+    energies = [line.split()[2] for line in lbw("show", tmp_path).stdout.splitlines() if line.split()[:1] == ["same"]]
+    assert len(energies) == 2
+    assert energies[0] != energies[1]
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "elsewhere").symlink_to(tmp_path / "a")
+    lbw("label", tmp_path / "links", "--add", "spike", 100, 110)
+    assert "spike in steps 100-110" in lbw("show", tmp_path / "a").stdout
