@@ -415,6 +415,17 @@ def test_the_command_refuses_what_cannot_be_meant(tmp_path: Path) -> None:
         assert message in str(done.exception)
 
 
+def test_a_link_out_of_the_folder_is_named_and_not_silently_left_out(tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    write(tmp_path / "logs" / "a.csv", "step,loss\n1,2\n")
+    write(tmp_path / "elsewhere.csv", "step,loss\n1,2\n")
+    (tmp_path / "logs" / "inside.csv").symlink_to("a.csv")
+    (tmp_path / "logs" / "outside.csv").symlink_to(tmp_path / "elsewhere.csv")
+    found = import_path(tmp_path / "logs", tmp_path / "out")
+    assert [run.run_id for run in found.runs] == ["a"]
+    assert [(item.path, item.reason[:6]) for item in found.passed_over] == [("outside.csv", "a link")]
+
+
 @pytest.mark.skipif(not REAL_RUNS.is_dir(), reason="the 50 public runs are not shipped")
 def test_the_fifty_public_runs_import_with_every_row_and_label(tmp_path: Path) -> None:
     index = json.loads((REAL_RUNS / "index.json").read_text())
