@@ -41,15 +41,16 @@ def add_line(file: IO[bytes], said: bytes) -> int:
     b'7 runs'
     """
     line = b"%08x %s\n" % (crc32(said), said)
-    begin = file.seek(0, os.SEEK_END)
-    if begin:
-        file.seek(begin - 1)
+    own = len(line)
+    if end := file.seek(0, os.SEEK_END):
+        file.seek(end - 1)
         if file.read(1) != b"\n":
             # a line that was cut short ends here, not in the middle of this one
-            line, begin = b"\n" + line, begin + 1
+            line = b"\n" + line
     file.write(line)
     file.flush()
-    return begin
+    # told after it, not before: another process may have appended since we looked
+    return file.tell() - own
 
 
 def _said(line: bytes) -> bytes | None:

@@ -74,6 +74,10 @@ def import_(
             passed += found.passed_over
             if len(paths) > 1:
                 progress("importing", number, len(paths))
+    if labels is not None:
+        # among the logs, most likely; it was read, though not as one of them
+        passed = [item for item in passed if not any(_same(Path(path, item.path), labels) for path in paths)]
+    labelled = sum(len(known.get(run.run_id, ())) for run in runs)
     if known and not {run.run_id for run in runs} & set(known):
         typer.echo(f"lbw: {labels} labels none of these runs; it knows {', '.join(sorted(known)[:20])}", err=True)
     if as_json:
@@ -92,10 +96,16 @@ def import_(
             typer.echo(f"not imported: {len(passed) - MOST_LINES} more files; --json lists them all")
         kinds = ", ".join(sorted({run.importer for run in runs}))
         typer.echo(
-            f"{counted(len(runs), 'run')}, {counted(sum(run.rows for run in runs), 'row')} in {out}"
+            f"{counted(len(runs), 'run')}, {counted(sum(run.rows for run in runs), 'row')}"
+            + (f", {counted(labelled, 'label')}" if known else "")
+            + f" in {out}"
             + (f" ({kinds})" if runs else "")
         )
         if runs:
             say_next(f"lbw replay {typed(out)}")
     if not runs:
         raise LbwError(f"no run was found in {', '.join(paths)}")
+
+
+def _same(path: Path, other: Path) -> bool:
+    return path.exists() and path.samefile(other)

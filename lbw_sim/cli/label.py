@@ -141,13 +141,12 @@ def _folder_of(traces: str, run_id: str) -> Path:
     """The folder of a run that was found at or below `traces`. Raises LbwError."""
     from lbw_sim.errors import LbwError
     from lbw_sim.trace.layout import local_path, run_folder_name
+    from lbw_sim.trace.store import run_paths
 
     top = local_path(traces, "labels are written")
     if top.is_file():
         return top.parent
-    if top.name.startswith("run_id="):
-        return top
-    folders = [folder for folder in top.rglob("run_id=*") if folder.name == run_folder_name(run_id)]
+    folders = [folder for path in run_paths(top) if (folder := Path(path)).name == run_folder_name(run_id)]
     if len(folders) != 1:
         raise LbwError(f"{traces} holds run {run_id!r} {len(folders)} times; name the folder of the one you mean")
     return folders[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -74,6 +75,10 @@ def record(
         {"run": r.run_id, "validation_loss": r.validation_loss, "energy": r.energy, "lost_rows": r.lost_rows}
         for r in results
     ]
+    for r in results:
+        if r.lost_rows:
+            lost = counted(r.lost_rows, "row")
+            print(f"warning: {r.run_id}: the last {lost} could not be recorded: no room in {out}?", file=sys.stderr)
     if as_json:
         print_json(rows)
         return

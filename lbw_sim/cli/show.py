@@ -77,7 +77,7 @@ def show(
         for limitation in trace.limitations:
             typer.echo(f"{'limitation':20}  {printable(limitation.text)}")
     else:
-        summaries = {trace.run_id: control_summary(trace.to_numpy()) for trace in runs}
+        summaries = [(trace.run_id, control_summary(trace.to_numpy())) for trace in runs]
         shown = [column for column in CONTROL_COLUMNS if column.key not in ("mean_scale", "rollbacks")]
         print_table(control_rows(summaries), shown)
         typer.echo("energy: sum of (1 - scale)^2. active: steps with scale below 1. switches: changes of regime.")

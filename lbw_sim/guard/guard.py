@@ -77,7 +77,8 @@ class Guard:
             found = meta(getattr(self, kind))
             if found.kind != kind:
                 raise ComponentError(f"{found.name!r} is a component of kind {found.kind}, not {kind}")
-        if isinstance(self.delay_steps, bool) or self.delay_steps not in (0, 1):
+        # a type of its own: 1.0 would be the same guard under another fingerprint
+        if type(self.delay_steps) is not int or self.delay_steps not in (0, 1):
             raise ComponentError(f"delay_steps={self.delay_steps!r} is not 0 or 1")
         emitted = meta(self.sensor).emits
         missing = [name for name in _signals_needed(self.analyzer) if name not in emitted]

@@ -17,8 +17,9 @@ import torch
 from lbw_sim.errors import LiveError
 from lbw_sim.guard import GuardSpec
 from lbw_sim.live.attach import attach
-from lbw_sim.live.flight import Window, wrap_method
+from lbw_sim.live.flight import Window
 from lbw_sim.live.live_guard import LiveGuard
+from lbw_sim.live.wrap_method import wrap_method
 from lbw_sim.live.wrappers import plain_optimizers, refuse_deepspeed
 
 

@@ -8,7 +8,6 @@ before the first step; from then on no exception of ours leaves it.
 from __future__ import annotations
 
 import contextlib
-import functools
 import inspect
 import logging
 from collections.abc import Callable, Iterator, Mapping
@@ -22,6 +21,7 @@ from lbw_sim.errors import LbwError, LiveError
 from lbw_sim.guard import GuardSpec
 from lbw_sim.live.attach import attach
 from lbw_sim.live.live_guard import LiveGuard
+from lbw_sim.live.wrap_method import wrap_method
 from lbw_sim.trace.provenance import Fact
 
 logger = logging.getLogger("lbw_sim")
@@ -162,35 +162,3 @@ class Flight:
     def wrap(self, owner: Any, name: str, replacement: Callable[..., Any]) -> None:
         """Until `end`: see `wrap_method`."""
         self._wrapped.append(wrap_method(owner, name, replacement))
-
-
-def wrap_method(owner: Any, name: str, replacement: Callable[..., Any]) -> Callable[[], None]:
-    """Let a method of one object (not of its class) go through `replacement(original, ...)`; returns the way back.
-
-    >>> class Greeter:
-    ...     def greet(self, name):
-    ...         return f"hello {name}"
-    >>> greeter = Greeter()
-    >>> give_back = wrap_method(greeter, "greet", lambda original, name: original(name) + "!")
-    >>> greeter.greet("you")
-    'hello you!'
-    >>> give_back()
-    >>> greeter.greet("you")
-    'hello you'
-    """
-    before, original = vars(owner).get(name), getattr(owner, name)
-
-    @functools.wraps(original)
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
-        return replacement(original, *args, **kwargs)
-
-    def give_back() -> None:
-        # where somebody wrapped it again theirs stays, and goes on through ours
-        if vars(owner).get(name) is wrapped:
-            if before is None:
-                delattr(owner, name)
-            else:
-                setattr(owner, name, before)
-
-    setattr(owner, name, wrapped)
-    return give_back

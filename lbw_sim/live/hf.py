@@ -22,8 +22,9 @@ except ImportError as error:
 
 from lbw_sim.errors import LiveError
 from lbw_sim.guard import GuardSpec
-from lbw_sim.live.flight import Flight, Window, wrap_method
+from lbw_sim.live.flight import Flight, Window
 from lbw_sim.live.live_guard import LiveGuard
+from lbw_sim.live.wrap_method import wrap_method
 from lbw_sim.live.wrappers import plain_optimizers, refuse_deepspeed
 from lbw_sim.whole_file import write_whole
 

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, NamedTuple, Self, SupportsFloat
+from typing import Any, Literal, NamedTuple, NoReturn, Self, SupportsFloat
 
 import torch
 
@@ -167,9 +167,24 @@ class LiveGuard:
         atexit.register(self._at_exit)
 
     def __del__(self) -> None:
-        """Nobody closed it, and nobody can reach it any more."""
+        """Nobody closed it, and nobody can reach it any more.
+
+        Python comes here in the middle of anything, an import that pyarrow waits for under a lock, say: so Parquet is
+        left to the next reader.
+        """
         if "_at_exit" in self.__dict__:
-            self.close()
+            self._close(leave_journal=True)
+
+    def __copy__(self) -> Self:
+        """Itself: a second one would close the recording of the first."""
+        return self
+
+    def __deepcopy__(self, memo: object) -> Self:
+        """Itself, on the optimizer that it is on: for copies of a model that holds it, as averages of weights make."""
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        raise LiveError("a live guard is not pickled, nor what holds it: keep its state_dict() in checkpoints")
 
     def __repr__(self) -> str:
         state = f"grounded: {self.grounded}" if self.grounded else f"scale {self._decision.scale:.3g}"
@@ -325,6 +340,9 @@ class LiveGuard:
 
     def close(self) -> None:
         """Write the last row, turn the journal into Parquet, take the guard off the optimizer. Never raises."""
+        self._close(leave_journal=False)
+
+    def _close(self, *, leave_journal: bool) -> None:
         if self._closed:
             return
         self._settle_safely()
@@ -339,8 +357,14 @@ class LiveGuard:
                 logger.info("lbw-sim: run %s: µs a step on the training thread: %s", self.run_id, told)
             if self._mirror is not None:
                 self._mirror.close()
-            if self._recorder is not None and (lost := self._recorder.close().lost_rows):
-                logger.warning("lbw-sim: run %s: %s not recorded", self.run_id, counted(lost, "row was", "rows were"))
+            if self._recorder is not None:
+                closed = self._recorder.leave() if leave_journal else self._recorder.close()
+                if closed.lost_rows:
+                    told = counted(closed.lost_rows, "row was", "rows were")
+                    logger.warning("lbw-sim: run %s: %s not recorded", self.run_id, told)
+                failure = self._recorder.failure
+                if failure is not None and failure not in (self.grounded or ""):
+                    logger.warning("lbw-sim: run %s: %s", self.run_id, failure)
         except Exception as error:
             self.ground(error, everywhere=False)
 
@@ -378,9 +402,10 @@ class LiveGuard:
             for channel, value in self._probes.before_step(self.step, batch).items():
                 mail.post(channel, value)
         # before the numbers leave: the other ranks hear with them that this one cannot record
-        if self._recorder is None and self._folder is not None and self.grounded is None:
+        if self._recorder is None and self._folder is not None:
+            folder, self._folder = self._folder, None
             try:
-                self._recorder = self._open_recorder(self._folder)
+                self._recorder = self._open_recorder(folder)
             except Exception as error:
                 self.ground(error)
         self._settle()

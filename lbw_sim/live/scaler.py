@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from lbw_sim.live.wrap_method import wrap_method
+
 
 def watch_scaler(
     scaler: torch.amp.GradScaler,
@@ -18,10 +20,9 @@ def watch_scaler(
     dropped: Callable[[torch.optim.Optimizer], None],
 ) -> Callable[[], None]:
     """Call `dropped(optimizer)` after each `scaler.step(optimizer)` that did not reach it; returns how to stop that."""
-    step = scaler.step
     watched = {id(optimizer) for optimizer in optimizers}
 
-    def step_and_tell(optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> Any:
+    def step_and_tell(step: Callable[..., Any], optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> Any:
         called = False
 
         def see(*_: object) -> None:
@@ -40,9 +41,4 @@ def watch_scaler(
             dropped(inner)
         return result
 
-    scaler.step = step_and_tell  # type: ignore[method-assign]
-
-    def release() -> None:
-        scaler.__dict__.pop("step", None)
-
-    return release
+    return wrap_method(scaler, "step", step_and_tell)

@@ -180,12 +180,13 @@ def guards_table(scores: Mapping[str, Sequence[RunScore]], shown: set[str], runs
         columns = [column for column in DETECTION_COLUMNS if column.key != "group"]
     else:
         asked = {name: [rule for run in runs for rule in run.rules if rule.name == name] for name in scores}
+        totals = {name: pooled(mine) for name, mine in scores.items()}
         rows = [
             {
                 "guard": name, "runs": len(mine), "alarmed": sum(score.counts.alarms > 0 for score in mine),
-                "alarms": pooled(mine).alarms,
-                "rate": 10_000 * pooled(mine).alarms / pooled(mine).rows if pooled(mine).rows else math.nan,
-                "share": sum(r.unsafe_rows for r in asked[name]) / pooled(mine).rows if pooled(mine).rows else math.nan,
+                "alarms": totals[name].alarms,
+                "rate": 10_000 * totals[name].alarms / totals[name].rows if totals[name].rows else math.nan,
+                "share": sum(r.unsafe_rows for r in asked[name]) / totals[name].rows if totals[name].rows else math.nan,
                 "skips": sum(rule.skip_requests for rule in asked[name]),
                 "energy": math.fsum(rule.requested_energy for rule in asked[name]),
             }

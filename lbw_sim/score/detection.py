@@ -21,6 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -116,8 +117,19 @@ class DetectionCounts:
     """One per detected event."""
     delays_steps: tuple[float, ...] = ()
 
+    @classmethod
+    def total(cls, parts: Iterable[DetectionCounts]) -> DetectionCounts:
+        """All of them added up."""
+        listed = list(parts)
+        sums: dict[str, Any] = {}
+        for field in fields(cls):
+            values = [getattr(part, field.name) for part in listed]
+            # delays are strung together at once: one by one each would be copied as often as there are parts
+            sums[field.name] = tuple(chain.from_iterable(values)) if field.default == () else sum(values)
+        return cls(**sums)
+
     def __add__(self, other: DetectionCounts) -> DetectionCounts:
-        return DetectionCounts(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})
+        return self.total([self, other])
 
     @property
     def recall(self) -> float:
@@ -387,16 +399,15 @@ def family_of(run_id: str) -> str:
 
 def pooled(scores: Iterable[RunScore]) -> DetectionCounts:
     """All runs added up."""
-    return sum((score.counts for score in scores), DetectionCounts())
+    return DetectionCounts.total(score.counts for score in scores)
 
 
 def by_family(scores: Iterable[RunScore]) -> dict[str, DetectionCounts]:
     """The runs of each family added up; families by name."""
-    groups: dict[str, DetectionCounts] = {}
+    groups: dict[str, list[DetectionCounts]] = {}
     for score in scores:
-        family = family_of(score.run_id)
-        groups[family] = groups.get(family, DetectionCounts()) + score.counts
-    return dict(sorted(groups.items()))
+        groups.setdefault(family_of(score.run_id), []).append(score.counts)
+    return {family: DetectionCounts.total(counts) for family, counts in sorted(groups.items())}
 
 
 def family_mean(families: Mapping[str, DetectionCounts], measure: Callable[[DetectionCounts], float]) -> float:

@@ -6,7 +6,7 @@ A table shows an undefined value as "–" and JSON as null: neither ever turns i
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rich import box
@@ -114,9 +114,9 @@ def detection_rows(
     return rows
 
 
-def control_rows(summaries: Mapping[str, ControlSummary]) -> list[dict[str, object]]:
-    """One row per run, by name."""
-    return [{"run": name, **summary._asdict()} for name, summary in summaries.items()]
+def control_rows(summaries: Iterable[tuple[str, ControlSummary]]) -> list[dict[str, object]]:
+    """One row per run, by name; two runs in two folders may have one."""
+    return [{"run": name, **summary._asdict()} for name, summary in summaries]
 
 
 def markdown(rows: Sequence[Mapping[str, object]], columns: Sequence[Column]) -> str:

@@ -164,7 +164,8 @@ def fly(
     With `leg` the run is that leg of a fork, under the leg's guard and recorded in the leg's folder.
 
     A rollback takes back weights and moments; data and schedule go on, so that every method gets the same number of
-    batches. Raises StressError when the workload cannot be had, and what `attach` raises.
+    batches. Raises StressError when the workload cannot be had, or when a guard that acts was grounded, by a full disk
+    say, for then what follows is not its run; and what `attach` raises.
     """
     if isinstance(plan, RunPlan):
         plan = FlightPlan.of(plan)
@@ -183,6 +184,8 @@ def fly(
             if leg is not None:
                 leg.keep(step, model=flight.model, optimizer=flight.optimizer)
             flight.take(step)
+            if leg is not None or flight.mode == "active":
+                flight.demand_guard()
     finally:
         flight.end()
     return flight.flown()
@@ -322,6 +325,11 @@ class _Flight:
         ended_wall, ended_cpu = self._clock()
         self.wall_s += ended_wall - wall
         self.cpu_s += ended_cpu - cpu
+
+    def demand_guard(self) -> None:
+        """Raises StressError when the guard no longer acts, or no longer watches the trunk on whose branch it acts."""
+        if self.live is not None and self.live.grounded is not None:
+            raise StressError(f"{self.plan.run_id} is not its guard's run, which was grounded: {self.live.grounded}")
 
     def _scaled(self, lr: float, factor: float | Sequence[float]) -> float:
         """Put a hand's and the operator's factor on the learning rate; returns their mean over weights."""

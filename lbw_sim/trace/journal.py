@@ -132,6 +132,11 @@ class JournalWriter:
                 raise
             break
 
+    @property
+    def deleted(self) -> bool:
+        """Whether the file has no name any more; one that was moved still has."""
+        return os.fstat(self._fd).st_nlink == 0
+
     def append(self, body: bytes) -> None:
         """Append one packed row with its checksum. When it raises, the row is not there; OSError among others."""
         row = body + _CRC.pack(crc32(body, (self._seed + self.rows) & 0xFFFFFFFF))

@@ -229,10 +229,11 @@ class Recorder:
         """Finish the segment: the journal becomes Parquet. Never raises; a second call gives the same answer.
 
         When the Parquet file cannot be made the journal stays, no row is lost, and the next reader or recorder of this
-        run makes it.
+        run makes it. A journal that somebody deleted is lost with its rows.
         """
         if self._closed is None:
             self._writing = False
+            rows = self.rows
             if self._owned:
                 try:
                     self._path = finish(
@@ -243,8 +244,22 @@ class Recorder:
                         failure=self.failure,
                     ).path
                 except Exception as error:
-                    self.failure = self.failure or f"the journal could not be turned into Parquet: {error}"
+                    why = f"the journal could not be turned into Parquet, its next reader does that: {error}"
+                    if self._journal.deleted:
+                        self.lost_rows, rows = self.lost_rows + rows, 0
+                        why = f"somebody deleted {self._path}"
+                    self.failure = self.failure or why
                 self._release()
+            self._closed = ClosedTrace(rows, self.lost_rows, self._path)
+        return self._closed
+
+    def leave(self) -> ClosedTrace:
+        """Stop recording and leave the journal, which the next reader or recorder of this run turns into Parquet.
+
+        For where nothing may be imported. Never raises; after `close` it gives that answer.
+        """
+        if self._closed is None:
+            self._release()
             self._closed = ClosedTrace(self.rows, self.lost_rows, self._path)
         return self._closed
 
@@ -280,6 +295,7 @@ _open_recorders: weakref.WeakSet[Recorder] = weakref.WeakSet()
 def _forget_in_child() -> None:
     # a data-loading worker must neither hold the dead parent's lock nor finish the living parent's journal
     for recorder in list(_open_recorders):
+        recorder.failure = recorder.failure or "a forked child records nothing; its parent goes on"
         recorder._release()
 
 

@@ -56,7 +56,7 @@ class Rule(NamedTuple):
         alarms = f"{self.false_alarms_per_10k:g} false alarm{'s' * (self.false_alarms_per_10k != 1)}"
         return (
             f"at most {alarms} per 10,000 clean rows{harm}; of those the most events seen, {loss}then the least delay, "
-            f"then the least energy; nearer to none: the one that exceeds the least"
+            f"then the least energy; if none keeps to that, the one that exceeds it least"
         )
 
     def keeps(self, found: Objectives) -> NDArray[np.bool_]:

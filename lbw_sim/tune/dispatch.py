@@ -140,11 +140,13 @@ class Dispatcher:
 def _shards(runs: Sequence[RunFacts]) -> Iterator[list[RunFacts]]:
     """Runs in groups of about as many rows, in order; the same whoever works."""
     shard: list[RunFacts] = []
+    rows = 0
     for run in runs:
-        if shard and sum(one.rows for one in shard) + run.rows > PIECE_ROWS:
+        if shard and rows + run.rows > PIECE_ROWS:
             yield shard
-            shard = []
+            shard, rows = [], 0
         shard.append(run)
+        rows += run.rows
     if shard:
         yield shard
 

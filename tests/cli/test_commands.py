@@ -545,3 +545,26 @@ def test_a_command_that_is_offered_stands_whole_on_a_line_of_its_own() -> None:
             texts = [ast.unparse(part) for part in call.args if isinstance(part, ast.JoinedStr)]
             if any(re.search(r"\blbw [a-z]+ (?:--[a-z]+ )?\{", text) for text in texts):
                 assert ast.unparse(call.func) in ("say_next", "LbwError"), f"{path}: {ast.unparse(call)}"
+
+
+def test_rows_that_find_no_room_are_told_and_the_training_goes_on(tmp_path: Path) -> None:
+    code = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192)); from lbw_sim.cli import main; "
+    code += (
+        f"import sys; sys.argv = ['lbw', 'record', '-o', {str(tmp_path)!r}, '--steps', '60', '--onset', '9']\nmain()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"warning: \S+_s0: the last \d+ rows could not be recorded", done.stderr)
+
+
+def test_a_run_id_that_two_folders_have_is_shown_twice_and_labelled_through_a_link(tmp_path: Path) -> None:
+    shipped = Path(__file__).parents[2] / "traces" / "tiny"
+    for folder, source in (("a", "postln_none_shadow_s7"), ("b", "postln_lr_bump_shadow_s7")):
+        shutil.copytree(shipped / f"run_id={source}", tmp_path / folder / "run_id=same")
+    energies = [line.split()[2] for line in lbw("show", tmp_path).stdout.splitlines() if line.split()[:1] == ["same"]]
+    assert len(energies) == 2
+    assert energies[0] != energies[1]
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "elsewhere").symlink_to(tmp_path / "a")
+    lbw("label", tmp_path / "links", "--add", "spike", 100, 110)
+    assert "spike in steps 100-110" in lbw("show", tmp_path / "a").stdout

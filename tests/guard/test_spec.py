@@ -76,6 +76,7 @@ def spec_text(sensor: str = 'name="raw"', analyzer: str = 'name="never"', top: s
         ),
         (spec_text(sensor='name="raw"\nversion=9'), "version 9 was asked for and version 1 is installed"),
         (spec_text(top="delay_steps = 7"), "delay_steps=7 is not 0 or 1"),
+        (spec_text(top="delay_steps = 1.0"), "delay_steps=1.0 is not 0 or 1"),
         (spec_text(top="envelope = 3"), "not a table"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -135,3 +136,20 @@ def test_the_optimizer_inside_the_wrappers_is_found_and_what_steps_elsewhere_is_
         guard_accelerator(Accelerator(cpu=True), Engine(), EAGER)
     with pytest.raises(LiveError, match="this is dict"):
         plain_optimizers({})
+
+
+def test_a_scheduler_can_be_made_for_a_prepared_optimizer_that_has_a_guard(tmp_path: Path) -> None:
+    from accelerate import Accelerator
+
+    model = torch.nn.Linear(4, 1)
+    accelerator = Accelerator(cpu=True)
+    model, optimizer = accelerator.prepare(model, torch.optim.AdamW(model.parameters(), lr=1e-2))
+    with guard_accelerator(accelerator, optimizer, EAGER, trace=tmp_path, run_id="r"):
+        scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+        for _ in range(3):
+            accelerator.backward(model(torch.ones(2, 4)).square().mean())
+            optimizer.step()
+            scheduler.step()
+    columns = read_trace(tmp_path).to_numpy()
+    assert columns["lr"].tolist() == [1e-2, 5e-3, 2.5e-3]
+    assert all(map(math.isfinite, columns["loss"].tolist()))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import logging
 import math
+import os
 import pickle
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -360,15 +362,17 @@ def test_a_bug_in_a_rule_grounds_the_guard_and_never_reaches_the_training_loop(
 
 
 @pytest.mark.parametrize("loss", ["nonsense", torch.ones(3), None], ids=["text", "vector", "none"])
-def test_a_loss_that_is_no_number_grounds_the_guard_and_training_goes_on(loss: Any) -> None:
+def test_a_loss_that_is_no_number_grounds_the_guard_and_training_goes_on(loss: Any, tmp_path: Path) -> None:
     alone, run = make_run(), make_run()
     train(alone, range(10))
-    with attach(run.optimizer, EAGER, mode="active", unproven=True) as live:
+    with attach(run.optimizer, EAGER, trace=tmp_path, run_id="r", mode="active", unproven=True) as live:
         for step in range(10):
             live.observe(loss)
             train(run, range(step, step + 1))
         assert live.grounded is not None
     assert same_bits(weights(alone), weights(run))
+    reasons = read_trace(tmp_path).table()["reason"].to_pylist()
+    assert reasons == ["GUARD_FAULT"] * 10, "grounded before its first step, and the trace says so"
 
 
 def test_a_trace_folder_that_cannot_be_written_is_refused_before_training(tmp_path: Path) -> None:
@@ -495,6 +499,30 @@ def test_a_full_disk_in_flight_grounds_the_guard_and_training_goes_on(tmp_path: 
     trace = read_trace(tmp_path)
     assert trace.to_numpy()["step"].tolist() == list(range(33))
     assert verify(trace).rows == 33
+
+
+def test_a_trace_that_somebody_deletes_in_flight_is_told_at_the_end(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = make_run()
+    with attach(run.optimizer, EAGER, trace=tmp_path, run_id="gone") as live:
+        train(run, range(5), live)
+        shutil.rmtree(tmp_path / "run_id=gone")
+        train(run, range(5, 8), live)
+    assert "run gone: 8 rows were not recorded" in caplog.text
+    assert "somebody deleted" in caplog.text
+
+
+def test_a_forked_child_says_why_it_records_nothing_and_its_parent_goes_on(tmp_path: Path) -> None:
+    run = make_run()
+    with attach(run.optimizer, EAGER, trace=tmp_path, run_id="parent") as live:
+        train(run, range(3), live)
+        if (child := os.fork()) == 0:
+            train(run, range(3, 6), live)
+            os._exit(0 if "a forked child records nothing" in (live.grounded or "") else 1)
+        assert os.waitpid(child, 0)[1] == 0
+        train(run, range(3, 6), live)
+    assert read_trace(tmp_path).to_numpy()["step"].tolist() == list(range(6))
 
 
 KILLED = """

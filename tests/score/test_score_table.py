@@ -61,7 +61,7 @@ def test_control_rows_read_like_the_summaries():
         "scale": np.array([1.0, 0.5]), "lr": np.array([1.0, 1.0]), "regime": np.array([1, 3]),
         "skipped": np.array([False, True]), "rolled_back_to": np.array([-1, -1]),
     }  # fmt: skip
-    text = markdown(control_rows({"run|7": control_summary(columns)}), CONTROL_COLUMNS)
+    text = markdown(control_rows([("run|7", control_summary(columns))]), CONTROL_COLUMNS)
     assert text.splitlines()[-1] == "| run\\|7 | 2 | 0.2 | 1 | 1 | 1 | 0.750 | 25.0% | 1 | 0 |"
 
 

@@ -375,9 +375,14 @@ def test_hand_labels_come_with_the_runs(tmp_path: Path) -> None:
         app, ["import", *files, "-o", str(tmp_path / "out"), "--labels", str(tmp_path / "labels.json")]
     )
     assert done.exit_code == 0, done.output
-    assert "2 runs, 4 rows" in done.output
+    assert "2 runs, 4 rows, 1 label in" in done.output
     assert read_trace(tmp_path / "out", "a").labels == (Label(2, 3, "spike", "medium", "hand", 2),)
     assert read_trace(tmp_path / "out", "b").labels == ()
+    write(tmp_path / "notes.json", "[]")
+    logs = ["import", str(tmp_path), "-o", str(tmp_path / "all"), "--labels", str(tmp_path / "labels.json")]
+    done = CliRunner().invoke(app, logs)
+    assert "not imported: notes.json" in done.output
+    assert "not imported: labels.json" not in done.output, "it was read, as what it is"
 
 
 @pytest.mark.parametrize(
@@ -408,6 +413,17 @@ def test_the_command_refuses_what_cannot_be_meant(tmp_path: Path) -> None:
         done = CliRunner().invoke(app, ["import", *arguments, *out])
         assert isinstance(done.exception, LbwError)
         assert message in str(done.exception)
+
+
+def test_a_link_out_of_the_folder_is_named_and_not_silently_left_out(tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    write(tmp_path / "logs" / "a.csv", "step,loss\n1,2\n")
+    write(tmp_path / "elsewhere.csv", "step,loss\n1,2\n")
+    (tmp_path / "logs" / "inside.csv").symlink_to("a.csv")
+    (tmp_path / "logs" / "outside.csv").symlink_to(tmp_path / "elsewhere.csv")
+    found = import_path(tmp_path / "logs", tmp_path / "out")
+    assert [run.run_id for run in found.runs] == ["a"]
+    assert [(item.path, item.reason[:6]) for item in found.passed_over] == [("outside.csv", "a link")]
 
 
 @pytest.mark.skipif(not REAL_RUNS.is_dir(), reason="the 50 public runs are not shipped")

@@ -169,9 +169,22 @@ def test_a_run_folder_that_vanishes_costs_the_trace_and_not_the_run(tmp_path: Pa
     assert append_row(recorder, 1)  # the open file is still there; nobody can know
     closed = recorder.close()
     assert recorder.failure is not None
-    assert "could not be turned into Parquet" in recorder.failure
+    assert "somebody deleted" in recorder.failure
+    assert (closed.rows, closed.lost_rows) == (0, 2)
     assert not closed.path.exists()
     assert read_traces(tmp_path) == []
+
+
+def test_a_run_folder_that_is_moved_loses_no_row(tmp_path: Path) -> None:
+    recorder = begin(tmp_path)
+    append_row(recorder, 0)
+    recorder.path.parent.rename(tmp_path / "run_id=moved")
+    assert append_row(recorder, 1)
+    closed = recorder.close()
+    assert recorder.failure is not None
+    assert "could not be turned into Parquet, its next reader does that" in recorder.failure
+    assert (closed.rows, closed.lost_rows) == (2, 0)
+    assert len(read_trace(tmp_path, "moved").table()) == 2
 
 
 def test_labels_that_cannot_be_written_are_refused(tmp_path: Path) -> None:

@@ -166,7 +166,7 @@ def _units(
     if not root.exists():
         raise TraceError(f"{path} cannot be read: no such file or folder")
     units: dict[tuple[str, Path], list[Path]] = {}
-    files = list(_walk(root)) if root.is_dir() else [root]
+    files = list(_walk(root, passed)) if root.is_dir() else [root]
     for file in files:
         found = importers()[source] if source is not None else recognise(file)
         if trouble := _trouble(file) if found is None or source is not None else "":
@@ -188,10 +188,17 @@ def _units(
         yield importers()[name], members, shown
 
 
-def _walk(root: Path) -> Iterator[Path]:
-    """Files below a folder in a fixed order, without traces of our own, hidden folders, and links."""
+def _walk(root: Path, passed: list[PassedOver]) -> Iterator[Path]:
+    """Files below a folder in a fixed order, without traces of our own and what is hidden.
+
+    Links are not followed; those that lead out of the folder are put on the list, as what they lead to is not read.
+    """
     count = 0
     for here, folders, names in os.walk(root):
+        for name in sorted([*folders, *names]):
+            link = Path(here, name)
+            if link.is_symlink() and not name.startswith(".") and root.resolve() not in link.resolve().parents:
+                passed.append(PassedOver(str(link.relative_to(root)), "a link, not followed: name what it leads to"))
         folders[:] = sorted(name for name in folders if not name.startswith(".") and run_id_of(name) is None)
         for name in sorted(names):
             file = Path(here) / name
