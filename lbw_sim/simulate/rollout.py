@@ -35,7 +35,7 @@ LANES = 32
 """Candidates side by side."""
 BLOCK_ROWS = 256
 """Rows whose inputs are laid out at a time: they stay in the core's cache."""
-WORTH_COMPILING = 100_000
+WORTH_COMPILING = 40_000
 """Candidate-steps below which plain Python is done before a compiler has been loaded."""
 RESULTS = (
     "ended", "steps", "final_loss", "dead", "energy", "damped_steps", "skipped_steps", "lowest_scale", "above_steps",
