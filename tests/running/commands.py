@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import io
-import subprocess
+import json
 import sys
-from pathlib import Path
 from typing import NamedTuple
+
+from forked import Forked
 
 from lbw_sim import cli
 
@@ -34,16 +35,15 @@ def lbw(*arguments: object, code: int = 0) -> Done:
     return Done(out.getvalue(), err.getvalue())
 
 
-def lbw_alone(*commands: list[object]) -> list[str]:
+def lbw_alone(forked: Forked, *commands: list[object]) -> list[str]:
     """Run commands, one after the other, in a process of their own; what each of them printed."""
-    calls = ", ".join(str(list(map(str, command))) for command in commands)
-    code = f"""
-import sys
-sys.path.insert(0, {str(Path(__file__).parent)!r})
+    code = """
+import json, sys
 from commands import lbw
-for words in [{calls}]:
+for words in json.loads(sys.argv[1]):
     print(lbw(*words).stdout, end="\\0", flush=True)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
+    words = json.dumps([list(map(str, command)) for command in commands])
+    done = forked.run(code, words, seconds=120)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout.split("\0")[:-1]
