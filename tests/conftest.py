@@ -5,12 +5,14 @@ Kernels that tests compile go into a folder of this run, which its workers and t
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import sys
 from collections.abc import Generator, Iterator
 
 import pytest
+from forked import Forked
 
 from lbw_sim.replay import kernel_files
 
@@ -20,12 +22,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 LONG = (
-    "test_docs.py", "test_demo.py", "test_ranks.py", "test_suite.py", "test_compiled.py", "test_hf.py",
-    "test_language_models.py", "test_lightning.py", "test_accelerate.py", "test_importers_trainers.py",
+    "test_docs.py", "test_ranks.py", "test_attach.py", "test_commands.py", "test_sinks.py", "test_traps.py",
+    "test_demo.py", "test_suite.py", "test_compiled.py", "test_hf.py", "test_language_models.py", "test_lightning.py",
+    "test_accelerate.py", "test_importers_trainers.py",
 )  # fmt: skip
-"""Files whose tests share an import or a run that takes long: they come first, where one worker has them together, and
-none of them is begun last. First those whose single steps are longest: a worker that has nothing left takes from the
-end of what the other still has to do, and halves are equal only where the rest is small."""
+"""Files whose tests share an import, a run or a process that takes long: they come first, where one worker has them
+together, and none of them is begun last. First those whose single steps are longest: a worker that has nothing left
+takes from the end of what the other still has to do, and halves are equal only where the rest is small."""
 _modules = 0
 
 
@@ -70,3 +73,10 @@ def kernel_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         kernel_files.cache_folder.cache_clear()
         yield
     kernel_files.cache_folder.cache_clear()
+
+
+@pytest.fixture(scope="session")
+def forked() -> Iterator[Forked]:
+    """Starts processes from one in which torch and the like are imported already."""
+    with contextlib.closing(Forked()) as starting:
+        yield starting

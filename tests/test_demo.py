@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from commands import lbw
 
 from lbw_sim import demo
 from lbw_sim.guard import GuardSpec
@@ -20,18 +19,14 @@ from lbw_sim.trace import read_traces
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     out = tmp_path_factory.mktemp("demo") / "out"
     # all that `make demo` does, with one seed to choose and one to fly, fewer learning rates and shorter runs
-    code = """
-import lbw_sim.cli as cli, lbw_sim.demo as demo
-demo.FLIGHT_SEEDS, demo.RECORD_SEEDS = (100,), (0,)
-demo.RECORDED_LRS, demo.FLOWN_LRS = (1e-2, 1e-1), (3e-3, 1e-1)
-demo.STEPS, demo.FAULT_STEPS, demo.ONSET = 40, 64, 40
-cli.main()
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", code, "demo", "--out", str(out)], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return out, done.stdout
+    smaller = {
+        "FLIGHT_SEEDS": (100,), "RECORD_SEEDS": (0,), "RECORDED_LRS": (1e-2, 1e-1), "FLOWN_LRS": (3e-3, 1e-1),
+        "STEPS": 32, "FAULT_STEPS": 56, "ONSET": 32,
+    }  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in smaller.items():
+            patch.setattr(demo, name, value)
+        return out, lbw("demo", "--out", out).stdout
 
 
 def test_demo_leaves_traces_guard_figures_and_a_summary(finished: tuple[Path, str]) -> None:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
-import select
-import signal
-import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from forked import Forked
 
 from lbw_sim.trace import BASE_COLUMNS
 
@@ -23,32 +19,12 @@ def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.M | re.S)
 
 
-RUN_PAGES = r"""
-import gc, os, re, shlex, subprocess, sys
-from typer.testing import CliRunner
+RUN_PAGE = r"""
+import os, re, shlex, subprocess, sys
+from commands import lbw
 
-# whatever takes long to import, once for all pages: also what torch imports with its first optimizer (2.7 s) and numba
-# with its first kernel (1.1 s)
-import pandas, scipy.optimize, torch, torch._dynamo
-import lbw_sim.cli.app, lbw_sim.live, lbw_sim.plots, lbw_sim.report, lbw_sim.stress.suite, lbw_sim.tune
-from lbw_sim.replay import kernel_files, kernels
-
-kernel_files.compiled(kernels.extraction())
-# no page looks for garbage in it, a fifth of its time
-gc.freeze()
-for line in sys.stdin:
-    page, folder = line.rstrip("\n").split("\t")
-    if not (child := os.fork()):
-        break
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-else:
-    sys.exit()
-
-os.chdir(folder)
-os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-said = os.open("../said", os.O_WRONLY | os.O_CREAT)
-os.dup2(said, 1)
-os.dup2(said, 2)
+page, commands = sys.argv[1:]
+os.environ["PATH"] = commands + os.pathsep + os.environ["PATH"]
 names = {"__name__": "__page__"}
 for language, block in re.findall(r"^```(python|sh|toml)\n(.*?)^```", open(page).read(), flags=re.M | re.S):
     if named := re.match(r"# ([\w.-]+\.(?:py|toml))\n", block):
@@ -63,44 +39,31 @@ for language, block in re.findall(r"^```(python|sh|toml)\n(.*?)^```", open(page)
             if words[:1] == ["lbw"] and not any(set(word) <= set("();<>|&") for word in words):
                 # as the shell reads quotes and patterns, but in this process: a new one for each would cost seconds
                 words = subprocess.check_output(["bash", "-euc", f"printf '%s\\0' {line}"], text=True).split("\0")[:-1]
-                done = CliRunner().invoke(lbw_sim.cli.app.app, words[1:])
                 # compare answers as diff does: 1 where there is a difference
-                allowed = (0, 1) if words[1] == "compare" else (0,)
-                assert done.exit_code in allowed, f"{line}: {done.output} {done.exception!r}"
+                done = lbw(*words[1:], code=None if words[1] == "compare" else 0)
+                assert done.code in (0, 1), f"{line}: {done}"
             elif words and words[0] not in ("make", "pip", "."):
                 subprocess.run(["bash", "-euo", "pipefail", "-c", line], check=True, stdout=subprocess.DEVNULL)
 """
-"""A page in a forked process: Python in one namespace, shell in one folder, in the order of the page; a block that
+"""A page in a process of its own: Python in one namespace, shell in one folder, in the order of the page; a block that
 names a file is written."""
 
 
 @pytest.fixture(scope="module")
-def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[subprocess.Popen[str]]:
-    """Reads `page TAB folder`, runs the page there, and answers with the exit code."""
+def commands(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of commands, `lbw` among them."""
     command = tmp_path_factory.mktemp("bin") / "lbw"
     command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m lbw_sim "$@"\n')
     command.chmod(0o755)
-    path = f"{command.parent}{os.pathsep}{os.environ['PATH']}"
-    with subprocess.Popen(
-        [sys.executable, "-c", RUN_PAGES], env={**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)},
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,
-    ) as started:  # fmt: skip
-        yield started
+    return command.parent
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "(?:python|sh)")], ids=lambda page: page.name)
-def test_the_code_of_a_page_runs_from_top_to_bottom(page: Path, reader: subprocess.Popen[str], tmp_path: Path) -> None:
-    folder = tmp_path / "here"
-    folder.mkdir()
-    (folder / "traces").symlink_to(ROOT / "traces")
-    assert reader.stdin is not None
-    assert reader.stdout is not None
-    reader.stdin.write(f"{page}\t{folder}\n")
-    reader.stdin.flush()
+def test_the_code_of_a_page_runs_from_top_to_bottom(page: Path, commands: Path, tmp_path: Path, forked: Forked) -> None:
+    (tmp_path / "traces").symlink_to(ROOT / "traces")
     # a command that waits for something is a fault of the page
-    if not select.select([reader.stdout], [], [], 300)[0]:
-        os.killpg(reader.pid, signal.SIGKILL)
-    assert reader.stdout.readline() == "0\n", (tmp_path / "said").read_text()
+    done = forked.run(RUN_PAGE, page, commands, folder=tmp_path, seconds=300)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 LINKING = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "traces" / "README.md"]

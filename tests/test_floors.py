@@ -90,11 +90,30 @@ def test_module_imports_only_from_lower_floors(path: Path) -> None:
             assert top in sys.stdlib_module_names | ALLOWED_BESIDES.get(part, set()), f"{part} imports {name}"
 
 
+# pyarrow imports pandas with the first array that it makes or hands over, unless that goes by its buffers
+RECORD_AND_READ = """
+import tempfile
+from lbw_sim import GuardSpec, Telemetry
+from lbw_sim.trace import Recorder, read_trace
+spec = GuardSpec.load("default")
+guard, state = spec.build(), spec.build().init()
+with tempfile.TemporaryDirectory() as folder:
+    for steps in (range(5), range(3, 9)):
+        with Recorder.open(folder, "run", spec=spec, mode="shadow") as recorder:
+            for step in steps:
+                seen = Telemetry(step, loss=5.0 - step, lr=1e-3, nonfinite=0.0)
+                state, decision = guard.step(state, seen)
+                recorder.append(seen, decision, elapsed_s=0.1 * step, effective_lr=1e-3)
+    assert read_trace(folder).to_numpy()["skipped"].tolist() == [False] * 9
+"""
+
+
 @pytest.mark.parametrize(
     ("command", "unwanted"),
     [
         ("import lbw_sim", {"torch", "pandas", "scipy", "matplotlib", "pyarrow", "numpy", "typer"}),
         ("import lbw_sim.trace", {"torch", "pandas", "scipy", "matplotlib"}),
+        (RECORD_AND_READ, {"torch", "pandas", "scipy", "matplotlib", "numba", "llvmlite"}),
         ("import lbw_sim.replay", {"torch", "pandas", "scipy", "matplotlib", "numba", "llvmlite"}),
         ("import lbw_sim.simulate", {"torch", "pandas", "scipy", "matplotlib", "numba", "llvmlite"}),
         ("import lbw_sim.tune", {"torch", "pandas", "scipy", "matplotlib", "numba", "llvmlite", "optuna", "ray"}),
@@ -104,7 +123,7 @@ def test_module_imports_only_from_lower_floors(path: Path) -> None:
             {"torch", "pandas", "scipy", "matplotlib", "pyarrow", "numpy"},
         ),
     ],
-    ids=["lbw_sim", "trace", "replay", "simulate", "tune", "lbw --help"],
+    ids=["lbw_sim", "trace", "recording and reading", "replay", "simulate", "tune", "lbw --help"],
 )
 def test_import_stays_light(command: str, unwanted: set[str]) -> None:
     code = f"{command}\nimport sys; print('LOADED', *sorted({unwanted!r} & set(sys.modules)))"

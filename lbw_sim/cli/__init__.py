@@ -13,13 +13,13 @@ from lbw_sim.errors import BrokenRunsError, LbwError
 
 def main() -> None:
     """Entry point of the `lbw` console script."""
-    from lbw_sim.cli.app import app
+    from lbw_sim.cli.app import command_line
 
     if isinstance(sys.stdout, io.TextIOWrapper):
         # a terminal or a pipe that has no dash or bar gets a question mark, not a traceback after the work
         sys.stdout.reconfigure(errors="replace")
     try:
-        app(prog_name="lbw")
+        command_line(prog_name="lbw")
     except BrokenRunsError as error:
         for fault in error.faults:
             print(f"cannot be read: {fault}", file=sys.stderr)

@@ -86,5 +86,8 @@ for module in (
 ):
     name = module.__name__.rpartition(".")[2]
     # `import` is a word of Python's own
-    command = getattr(module, name)
-    app.command(name.rstrip("_"), help=_paragraphs(command.__doc__))(command)
+    function = getattr(module, name)
+    app.command(name.rstrip("_"), help=_paragraphs(function.__doc__))(function)
+
+command_line = typer.main.get_command(app)
+"""All commands, read once: a caller that stays gives many."""

@@ -287,7 +287,7 @@ def cache_aligned(shape: int | tuple[int, ...], kind: type | str = np.float64) -
     numpy begins where 16 bytes do, so that every second vector lies across two lines: 10 to 30 % of a step.
     """
     wanted = np.dtype(kind)
-    size = math.prod((shape,) if isinstance(shape, int) else shape) * wanted.itemsize
+    size = (shape if isinstance(shape, int) else math.prod(shape)) * wanted.itemsize
     memory = np.empty(size + 64, np.uint8)
     first = -memory.ctypes.data % 64
     return memory[first : first + size].view(wanted).reshape(shape)

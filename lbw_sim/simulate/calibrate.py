@@ -118,30 +118,37 @@ def playback(plants: Sequence[Any], record: Record) -> NDArray[np.float64]:
     >>> playback([plant], record).tolist()
     [[10.0, 0.0]]
     """
-    steps = len(record.effective_lr)
-    found = np.empty((len(plants), steps))
+    return _playbacks(plants, [record])[0]
+
+
+def _playbacks(plants: Sequence[Any], records: Sequence[Record]) -> list[NDArray[np.float64]]:
+    """`playback` along each of the records."""
+    found = [np.empty((len(plants), len(record.effective_lr))) for record in records]
     subjects = [Playback(plant=plant) for plant in plants]
     try:
         source = loop_kernel(subjects[0], PlaybackInputs, (), {"expected_loss": "float64"}, LANES)
         kernel = kernel_files.compiled(source.text)
     except (CannotInline, OSError):
-        for place, subject in enumerate(subjects):
-            found[place] = _plain(subject, record)
+        for record, losses in zip(records, found, strict=True):
+            losses[:] = [_plain(subject, record) for subject in subjects]
         return found
     layout, lanes = source.layout, source.layout.lanes
-    inputs = kernels.cache_aligned((2, steps, lanes))
-    inputs[0] = record.effective_lr[:, None]
-    inputs[1] = record.skipped[:, None]
+    row = layout.summary_row("fault") * lanes
     for first in range(0, len(plants), lanes):
         group = subjects[first : first + lanes]
-        start = kernels.start(layout, group)
-        out = kernels.cache_aligned(steps * lanes)
-        kernel(inputs, 0, steps, start.buffer, start.win, start.place, out)
-        found[first : first + len(group)] = out.reshape(steps, lanes)[:, : len(group)].T
-        row = layout.summary_row("fault") * lanes
-        for lane in np.flatnonzero((start.buffer[row : row + lanes] != 0.0) | start.unfit):
-            if lane < len(group):
-                found[first + lane] = _plain(group[lane], record)
+        # set up once for all records: that takes longer than many a record
+        fresh = kernels.start(layout, group)
+        for record, losses in zip(records, found, strict=True):
+            steps = len(record.effective_lr)
+            inputs = kernels.cache_aligned((2, steps, lanes))
+            inputs[0] = record.effective_lr[:, None]
+            inputs[1] = record.skipped[:, None]
+            start, out = fresh.again(), kernels.cache_aligned(steps * lanes)
+            kernel(inputs, 0, steps, start.buffer, start.win, start.place, out)
+            losses[first : first + len(group)] = out.reshape(steps, lanes)[:, : len(group)].T
+            for lane in np.flatnonzero((start.buffer[row : row + lanes] != 0.0) | start.unfit):
+                if lane < len(group):
+                    losses[first + lane] = _plain(group[lane], record)
     return found
 
 
@@ -153,9 +160,9 @@ def _plain(subject: Playback, record: Record) -> NDArray[np.float64]:
     return np.array(shown)
 
 
-def _bounded_playback(plants: Sequence[Any], record: Record) -> NDArray[np.float64]:
-    """As `playback`, with `BEYOND` where a plant is out of bounds: a fit needs finite numbers."""
-    return np.minimum(np.nan_to_num(playback(plants, record), nan=BEYOND, posinf=BEYOND), BEYOND)
+def _bounded(losses: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Of `playback`, with `BEYOND` where a plant is out of bounds: a fit needs finite numbers."""
+    return np.minimum(np.nan_to_num(losses, nan=BEYOND, posinf=BEYOND), BEYOND)
 
 
 class _Problem:
@@ -185,13 +192,19 @@ class _Problem:
         high = [_forward(self.infos[name], self.infos[name].high) for name in self.names]
         return np.array(low), np.array(high)
 
-    def residuals(self, points: NDArray[np.float64]) -> list[NDArray[np.float64]]:
-        """Per record: (plant - record) in each bin, [points, bins]."""
+    def residuals(
+        self, points: NDArray[np.float64], weights: NDArray[np.float64] | None = None
+    ) -> list[NDArray[np.float64]]:
+        """Per record: (plant - record) in each bin, [points, bins]; zeros for a record whose weight is 0."""
         plants = [dataclasses.replace(self.plant, **self.to_values(point)) for point in points]
-        found = []
-        for record, bins, losses in zip(self.records, self.bins, self.losses, strict=True):
-            found.append(_binned(_bounded_playback(plants, record), bins) - losses)
-        return found
+        counting = [weights is None or weights[place] > 0.0 for place in range(len(self.records))]
+        shown = iter(
+            _playbacks(plants, [record for record, counts in zip(self.records, counting, strict=True) if counts])
+        )
+        return [
+            _binned(_bounded(next(shown)), bins) - losses if counts else np.zeros((len(points), len(losses)))
+            for counts, bins, losses in zip(counting, self.bins, self.losses, strict=True)
+        ]
 
     def disturbed(self, point: NDArray[np.float64], rng: np.random.Generator) -> _Problem:
         """The same runs as they might have come out: what the fit leaves over, the sign of each stretch drawn anew.
@@ -235,7 +248,7 @@ class _Problem:
                 nudged = [_nudged(point, i, high, STEP) for i in range(len(point))]
                 rows = np.vstack([point, *(one for one, _ in nudged)])
                 joined = np.concatenate(
-                    [root * part for root, part in zip(roots, self.residuals(rows), strict=True)], axis=1
+                    [root * part for root, part in zip(roots, self.residuals(rows, weights), strict=True)], axis=1
                 )
                 last.clear()
                 steps = np.array([step for _, step in nudged])
@@ -396,7 +409,7 @@ def run_error(spec: PlantSpec, record: Record) -> RunError | None:
     bins = _binning(record.loss)
     if not len(bins.starts):
         return None
-    difference = _binned(_bounded_playback([spec.build()], record)[0], bins) - _binned(record.loss, bins)
+    difference = _binned(_bounded(playback([spec.build()], record)[0]), bins) - _binned(record.loss, bins)
     last = max(1, len(difference) // 10)
     rmse = float(np.sqrt(np.mean(difference**2)))
     return RunError(record.run_id, int(np.isfinite(record.loss).sum()), rmse, float(difference[-last:].mean()))
@@ -488,7 +501,7 @@ def _spread(spec: PlantSpec, records: Sequence[Record], of: str) -> float:
     found = []
     for record in records:
         bins = _binning(record.loss)
-        difference = _binned(_bounded_playback(plants, record), bins) - _binned(record.loss, bins)
+        difference = _binned(_bounded(playback(plants, record)), bins) - _binned(record.loss, bins)
         errors = np.mean(difference**2, axis=1)
         # a run that says nothing about the parameter, or only that it lies on one side, is left out
         if 0 < int(errors.argmin()) < len(factors) - 1 and min(errors[0], errors[-1]) > 2.0 * errors.min():

@@ -35,7 +35,7 @@ LANES = 32
 """Candidates side by side."""
 BLOCK_ROWS = 256
 """Rows whose inputs are laid out at a time: they stay in the core's cache."""
-WORTH_COMPILING = 100_000
+WORTH_COMPILING = 40_000
 """Candidate-steps below which plain Python is done before a compiler has been loaded."""
 RESULTS = (
     "ended", "steps", "final_loss", "dead", "energy", "damped_steps", "skipped_steps", "lowest_scale", "above_steps",
@@ -218,14 +218,22 @@ _sources: dict[Any, kernels.Source] = {}
 def loop_kernel(
     subject: Loop | Playback, inputs: type, results: Sequence[str], outputs: Mapping[str, str], lanes: int
 ) -> kernels.Source:
-    """`kernels.loop_source`, which takes longer than many a rollout, once per structure and start of the state."""
+    """`kernels.loop_source`, which takes longer than many a rollout, once per structure while it fits.
+
+    A start of the state that it does not fit, as parameters may bring, has one of its own.
+    """
     parts = [kernels.class_tree(subject.plant)]
     if isinstance(subject, Loop):
         parts.append(kernels.structure(subject.guard))
-    key = (type(subject), *parts, tuple(numbers_of(subject.init())), tuple(outputs), lanes)
-    if key not in _sources:
-        _sources[key] = kernels.loop_source(subject, inputs, results, outputs, lanes)
-    return _sources[key]
+    alike = (type(subject), *parts, tuple(outputs), lanes)
+    found = _sources.get(alike)
+    if found is not None and not kernels.start(found.layout, [subject]).unfit[0]:
+        return found
+    own = (*alike, tuple(numbers_of(subject.init())))
+    if own not in _sources:
+        _sources[own] = kernels.loop_source(subject, inputs, results, outputs, lanes)
+    _sources.setdefault(alike, _sources[own])
+    return _sources[own]
 
 
 class _Chunk(NamedTuple):

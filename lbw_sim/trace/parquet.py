@@ -82,16 +82,49 @@ def _to_arrow(values: NDArray[Any], column: Column) -> pa.Array:
         for i, code in enumerate(strange):
             # a plugged-in component may have its own codes: kept, as digits
             indices[values == code] = len(names) + i
-        return pa.DictionaryArray.from_arrays(pa.array(indices), pa.array(names + [str(code) for code in strange]))
+        return pa.DictionaryArray.from_arrays(_arrow(indices), _texts(names + [str(code) for code in strange]))
     if column.dtype == "S24":
         if not (values != b"").any():
-            return pa.DictionaryArray.from_arrays(pa.array(np.zeros(len(values), np.int32)), pa.array([""]))
+            return pa.DictionaryArray.from_arrays(_arrow(np.zeros(len(values), np.int32)), _texts([""]))
         texts, where = np.unique(values, return_inverse=True)
         decoded = [text.decode("ascii", "replace") for text in texts.tolist()]
-        return pa.DictionaryArray.from_arrays(pa.array(where.astype(np.int32)), pa.array(decoded))
+        return pa.DictionaryArray.from_arrays(_arrow(where.astype(np.int32)), _texts(decoded))
     if column.dtype == "u1":
-        return pa.array(values != 0)
-    return pa.array(np.ascontiguousarray(values))
+        return _arrow(values != 0)
+    return _arrow(values)
+
+
+# ---- between numpy and Arrow, not by pyarrow's own `array` and `to_numpy`: those import pandas, a third of the time of
+# a short command, and memory that a training process has no use for
+
+
+def _arrow(values: NDArray[Any]) -> pa.Array:
+    """Numbers, or true and false."""
+    kind = pa.from_numpy_dtype(values.dtype)
+    held = np.packbits(values, bitorder="little") if kind == pa.bool_() else np.ascontiguousarray(values)
+    return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(held)])
+
+
+def _texts(texts: Sequence[str]) -> pa.Array:
+    encoded = [text.encode() for text in texts]
+    ends = np.cumsum([0, *map(len, encoded)], dtype=np.int32)
+    buffers = [None, pa.py_buffer(ends), pa.py_buffer(b"".join(encoded))]
+    return pa.Array.from_buffers(pa.string(), len(texts), buffers)
+
+
+def numbers(column: pa.ChunkedArray) -> NDArray[Any]:
+    """A column of numbers, or of true and false, without nulls."""
+    parts = [_numbers(chunk) for chunk in column.chunks]
+    return parts[0] if len(parts) == 1 else np.concatenate(parts or [_numbers(pa.nulls(0, column.type))])
+
+
+def _numbers(values: pa.Array) -> NDArray[Any]:
+    if pa.types.is_boolean(values.type):
+        return _numbers(values.cast(pa.int8())).astype(np.bool_)
+    kind = np.dtype(values.type.to_pandas_dtype())
+    found = np.frombuffer(values.buffers()[1] or b"", kind, len(values), values.offset * kind.itemsize)
+    found.flags.writeable = False
+    return found
 
 
 def codes(text: pa.ChunkedArray, column: str) -> NDArray[np.int8]:
@@ -110,7 +143,7 @@ def codes(text: pa.ChunkedArray, column: str) -> NDArray[np.int8]:
                 if not -128 <= code <= 127:
                     raise TraceError(f"column {column} holds {str(name)[:60]!r}; known: {', '.join(members)}")
             table.append(code)
-        parts.append(np.array(table, np.int8)[chunk.indices.to_numpy(zero_copy_only=False)])
+        parts.append(np.array(table, np.int8)[_numbers(chunk.indices)])
     return np.concatenate(parts) if parts else np.empty(0, np.int8)
 
 
@@ -204,8 +237,8 @@ def checked(tables: Iterable[pa.Table], where: str) -> Iterator[pa.Table]:
     for table in tables:
         # behind the last row of the table before
         first -= len(step)
-        step = np.concatenate([step, table["step"].to_numpy()])
-        attempt = np.concatenate([attempt, table["attempt"].to_numpy()])
+        step = np.concatenate([step, numbers(table["step"])])
+        attempt = np.concatenate([attempt, numbers(table["attempt"])])
         fewer = attempt[1:] < attempt[:-1]
         back = (attempt[1:] == attempt[:-1]) & (step[1:] <= step[:-1])
         if len(bad := np.flatnonzero(fewer | back)):
@@ -278,7 +311,7 @@ def concat(tables: Iterable[pa.Table], extra_channels: Sequence[str]) -> pa.Tabl
     for table in tables:
         for name in schema.names:
             if name not in table.column_names:
-                table = table.append_column(schema.field(name), pa.array(np.full(len(table), np.nan)))
+                table = table.append_column(schema.field(name), _arrow(np.full(len(table), np.nan)))
         full.append(table.select(schema.names).cast(schema))
     return pa.concat_tables(full).unify_dictionaries() if full else schema.empty_table()
 
@@ -297,7 +330,7 @@ def final_rows(step: NDArray[np.int64]) -> NDArray[np.bool_]:
 
 def select(table: pa.Table, keep: NDArray[np.bool_]) -> pa.Table:
     """The rows marked true."""
-    return table if keep.all() else table.filter(pa.array(keep))
+    return table if keep.all() else table.filter(_arrow(keep))
 
 
 def checksums(table: pa.Table, extra_channels: Sequence[str], seed: int) -> NDArray[np.uint32]:
@@ -322,5 +355,5 @@ def to_numpy(table: pa.Table) -> dict[str, NDArray[Any]]:
         elif name == "event":
             arrays[name] = np.array(pc.cast(table[name], pa.string()).to_pylist(), dtype=np.str_)
         else:
-            arrays[name] = table[name].to_numpy()
+            arrays[name] = numbers(table[name])
     return arrays

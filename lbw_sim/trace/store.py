@@ -67,7 +67,7 @@ class Segment:
         first = 0
         for part in self.parts():
             wanted = parquet.checksums(part, self.meta.extra_channels, self.meta.crc32_seed + first)
-            damaged += (first + np.flatnonzero(wanted != part["crc32"].to_numpy())).tolist()
+            damaged += (first + np.flatnonzero(wanted != parquet.numbers(part["crc32"]))).tolist()
             first += len(part)
         return damaged
 
@@ -109,7 +109,7 @@ class Trace:
 
     @cached_property
     def _final(self) -> pa.Table:
-        return parquet.select(self._all, parquet.final_rows(self._all["step"].to_numpy()))
+        return parquet.select(self._all, parquet.final_rows(parquet.numbers(self._all["step"])))
 
     def table(self, lineage: Lineage = "final") -> pa.Table:
         """The rows as Arrow; enumerations as dictionary-encoded text. Raises TraceError."""
@@ -132,11 +132,12 @@ class Trace:
         `loss` is among them also in a run that was nan from its first step on: it was measured, as `nonfinite` says.
         """
         seen = {c.name for segment in self.segments for c in columns(segment.meta.extra_channels) if c.role == "seen"}
-        broken = bool((self._all["nonfinite"].to_numpy() == 1.0).any())
+        broken = bool((parquet.numbers(self._all["nonfinite"]) == 1.0).any())
         return tuple(
             name
             for name in self._all.column_names
-            if name in seen and ((name == "loss" and broken) or not bool(np.isnan(self._all[name].to_numpy()).all()))
+            if name in seen
+            and ((name == "loss" and broken) or not bool(np.isnan(parquet.numbers(self._all[name])).all()))
         )
 
     def plot(self) -> Picture:

@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from commands import lbw, lbw_alone
+from forked import Forked
 
 from lbw_sim.guard import preset_names
 from lbw_sim.stress.faults import FAULTS
@@ -69,12 +70,12 @@ name = "damp_release"
 
 
 @pytest.fixture(scope="module")
-def traces(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def traces(tmp_path_factory: pytest.TempPathFactory, forked: Forked) -> Path:
     """Two short real runs, recorded by the command itself."""
     folder = tmp_path_factory.mktemp("traces")
     command = ["record", "--out", folder, "--steps", 90, "--onset", 60, "--fault", "none", "--fault", "bad_labels"]
-    # as its users start it
-    subprocess.run([sys.executable, "-m", "lbw_sim", *map(str, command)], check=True, timeout=120)
+    done = forked.run("from lbw_sim.cli import main; main()", *command)
+    assert done.returncode == 0, done.stderr
     return folder
 
 
@@ -257,7 +258,9 @@ def test_plot_draws_every_run_and_the_comparison(traces: Path, tmp_path: Path) -
     assert len(list((tmp_path / "replayed").glob("*.svg"))) == 1
 
 
-def test_an_analyzer_dropped_into_a_folder_is_listed_checked_replayed_and_scored(traces: Path, tmp_path: Path) -> None:
+def test_an_analyzer_dropped_into_a_folder_is_listed_checked_replayed_and_scored(
+    traces: Path, tmp_path: Path, forked: Forked
+) -> None:
     (tmp_path / "above_limit.py").write_text(RULE)
     (tmp_path / "above.toml").write_text(SPEC)
     plugin: list[object] = ["--plugin", tmp_path]
@@ -265,6 +268,7 @@ def test_an_analyzer_dropped_into_a_folder_is_listed_checked_replayed_and_scored
     out = tmp_path / "recorded"
     # in a process of their own: here the rule is to stay unknown
     listed, replayed, _, _, verified = lbw_alone(
+        forked,
         ["components", *plugin, "--check"],
         ["replay", traces, *guard, "--json"],
         ["score", traces, *guard],

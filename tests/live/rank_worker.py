@@ -1,8 +1,6 @@
 """The ranks of the distributed tests, each a process of its own, over gloo.
 
-torch is imported once. For each line `SIZE TAB FOLDER TAB SCENARIO...` that it reads, ranks are forked from there: it
-prints their process numbers, and `ended` when they have trained. Each rank writes a JSON line for each scenario into
-FOLDER/rank-N.jsonl, and trains on batches of its own.
+Each rank writes a JSON line for each scenario into FOLDER/rank-N.jsonl, and trains on batches of its own.
 """
 
 from __future__ import annotations
@@ -12,7 +10,6 @@ import logging
 import math
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -20,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch._dynamo  # with its first optimizer torch would import it anyway: 2.7 s in each rank
 from torch import distributed
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -305,17 +301,16 @@ def run_rank() -> None:
     os._exit(0)
 
 
-if __name__ == "__main__":
-    for asked in sys.stdin:
-        number, place, *scenarios = asked.rstrip("\n").split("\t")
-        size, home, folder = int(number), Path(place), Path(place) / "traces"
-        children = []
-        for rank in range(size):  # noqa: B007
-            child = os.fork()
-            if child == 0:
-                run_rank()
-            children.append(child)
-        print(*children, flush=True)
-        for child in children:
-            os.waitpid(child, 0)
-        print("ended", flush=True)
+def start(number: int, place: Path, names: list[str]) -> None:
+    """Fork the ranks, print their process numbers, and wait for them."""
+    global size, home, folder, scenarios, rank
+    size, home, folder, scenarios = number, place, place / "traces", names
+    children = []
+    for rank in range(size):  # noqa: B007
+        child = os.fork()
+        if child == 0:
+            run_rank()
+        children.append(child)
+    print(*children, flush=True)
+    for child in children:
+        os.waitpid(child, 0)

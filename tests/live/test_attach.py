@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import copy
+import io
 import logging
 import math
 import os
 import pickle
 import shutil
-import subprocess
-import sys
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
+from forked import Forked
 
 from lbw_sim.errors import LiveError, TraceError
 from lbw_sim.guard import Guard, GuardSpec, load_plugin
@@ -487,11 +488,8 @@ print("TRAINED ON", live.step)
 """
 
 
-def test_a_full_disk_in_flight_grounds_the_guard_and_training_goes_on(tmp_path: Path) -> None:
-    here = str(Path(__file__).parent)
-    done = subprocess.run(
-        [sys.executable, "-c", FULL_DISK, str(tmp_path), here], capture_output=True, text=True, check=False
-    )
+def test_a_full_disk_in_flight_grounds_the_guard_and_training_goes_on(tmp_path: Path, forked: Forked) -> None:
+    done = forked.run(FULL_DISK, tmp_path, Path(__file__).parent)
     assert done.returncode == 0, done.stderr
     assert "TRAINED ON 60" in done.stdout
     assert "is grounded at step 34" in done.stderr
@@ -538,17 +536,17 @@ for step in range(100_000):
 """
 
 
-def test_a_training_process_killed_with_kill_9_leaves_every_step_that_it_finished(tmp_path: Path) -> None:
-    here = str(Path(__file__).parent)
-    with subprocess.Popen(
-        [sys.executable, "-c", KILLED, str(tmp_path), here], stdout=subprocess.PIPE, text=True
-    ) as child:
-        assert child.stdout is not None
-        for line in child.stdout:
-            if int(line) >= 150:
-                child.kill()
-                break
-        finished = [int(line) for line in child.stdout.read().split("\n")[:-1]] or [150]
+def test_a_training_process_killed_with_kill_9_leaves_every_step_that_it_finished(
+    tmp_path: Path, forked: Forked
+) -> None:
+    child = forked.start(KILLED, tmp_path, Path(__file__).parent)
+    lines = io.TextIOWrapper(io.BufferedReader(child.stdout))
+    for line in lines:
+        if int(line) >= 150:
+            child.kill()
+            break
+    finished = [int(line) for line in lines.read().split("\n")[:-1]] or [150]
+    assert child.wait() == -signal.SIGKILL
     trace = read_trace(tmp_path)
     assert trace.meta.ended == "recovered"
     steps = trace.to_numpy()["step"].tolist()

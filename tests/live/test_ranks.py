@@ -2,78 +2,48 @@
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import json
 import math
 import os
-import select
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from forked import Child, Forked
 
 from lbw_sim.replay import verify
 from lbw_sim.trace import read_trace
 from lbw_sim.values import Posture, Reason, Regime
 
-WORKER = Path(__file__).parent / "rank_worker.py"
+START = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import rank_worker
+rank_worker.start(int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4:])
+"""
 
 
-class Ranks:
-    """Starts ranks, all from one process that imports torch when the first ones are asked for."""
-
-    def __init__(self) -> None:
-        self.parent: subprocess.Popen[bytes] | None = None
-
-    def start(self, size: int, folder: Path, *scenarios: str) -> list[int]:
-        """Their process numbers."""
-        if self.parent is None:
-            self.parent = subprocess.Popen(
-                [sys.executable, str(WORKER)], env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True,
-                # nothing is read before it is asked for, so that `select` sees all that has come
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0,
-            )  # fmt: skip
-        assert self.parent.stdin is not None
-        self.parent.stdin.write("\t".join([str(size), str(folder), *scenarios]).encode() + b"\n")
-        return [int(pid) for pid in self.heard(120).split()]
-
-    def heard(self, seconds: float) -> bytes:
-        """The next line of the parent; ranks that wait for ever are killed."""
-        assert self.parent is not None
-        assert self.parent.stdout is not None
-        if not select.select([self.parent.stdout], [], [], seconds)[0]:
-            os.killpg(self.parent.pid, signal.SIGKILL)
-        line = self.parent.stdout.readline()
-        assert line, "the ranks did not end"
-        return line
-
-    def close(self) -> None:
-        if self.parent is not None:
-            self.parent.communicate()
+def started(forked: Forked, size: int, folder: Path, *scenarios: str) -> tuple[Child, list[int]]:
+    """The parent of the ranks, and their process numbers."""
+    parent = forked.start(START, Path(__file__).parent, size, folder, *scenarios)
+    return parent, [int(pid) for pid in parent.stdout.readline().split()]
 
 
-@pytest.fixture(scope="module")
-def ranks() -> Iterator[Ranks]:
-    with contextlib.closing(Ranks()) as starting:
-        yield starting
-
-
-def told(ranks: Ranks, size: int, folder: Path, *scenarios: str) -> list[dict[str, dict[str, Any]]]:
+def told(forked: Forked, size: int, folder: Path, *scenarios: str) -> list[dict[str, dict[str, Any]]]:
     """What each rank told, by scenario."""
     with (folder.parent / f"{folder.name}.lock").open("w") as lock:
         # two workers of pytest may ask for it: one trains, the other waits and reads
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not folder.exists():
             folder.mkdir()
-            ranks.start(size, folder, *scenarios)
-            assert ranks.heard(240) == b"ended\n"
+            parent, _ = started(forked, size, folder, *scenarios)
+            # ranks that wait for ever are killed
+            assert parent.wait(240) == 0
     lines = [(folder / f"rank-{rank}.jsonl").read_text().splitlines() for rank in range(size)]
     return [{line["scenario"]: line for line in map(json.loads, mine)} for mine in lines]
 
@@ -103,8 +73,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def two(ranks: Ranks, folder: Path) -> list[dict[str, dict[str, Any]]]:
-    return told(ranks, 2, folder, *WHOLE, *OTHERS)
+def two(forked: Forked, folder: Path) -> list[dict[str, dict[str, Any]]]:
+    return told(forked, 2, folder, *WHOLE, *OTHERS)
 
 
 @pytest.mark.parametrize("name", WHOLE)
@@ -213,9 +183,9 @@ def test_norms_over_shards_and_copies_on_two_ranks_are_those_of_one_process(
 
 
 def test_a_rank_that_is_killed_leaves_a_whole_trace_and_one_that_is_stopped_only_time(
-    ranks: Ranks, tmp_path: Path
+    forked: Forked, tmp_path: Path
 ) -> None:
-    pids = ranks.start(3, tmp_path, "death")
+    parent, pids = started(forked, 3, tmp_path, "death")
     # stop a rank in mid-training for a moment: the others wait for it, as they do in the training itself
     journal = tmp_path / "traces" / "run_id=death" / "_segment-000.journal"
     while not journal.exists():
@@ -224,7 +194,7 @@ def test_a_rank_that_is_killed_leaves_a_whole_trace_and_one_that_is_stopped_only
     os.kill(pids[1], signal.SIGSTOP)
     time.sleep(0.3)
     os.kill(pids[1], signal.SIGCONT)
-    assert ranks.heard(60) == b"ended\n"
+    assert parent.wait(60) == 0
     assert (tmp_path / "rank-2.jsonl").read_text() == "", "it died before it could tell"
     trace = read_trace(tmp_path / "traces")
     steps = trace.to_numpy()["step"].tolist()

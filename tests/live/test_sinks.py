@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import struct
-import subprocess
 import sys
 import threading
 import time
@@ -14,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from forked import Forked
 
 from lbw_sim.errors import LiveError
 from lbw_sim.live.sinks import Mirror, MirrorRow, TensorBoardSink, TrackioSink, WandbSink
@@ -179,9 +179,9 @@ print({"wandb", "tensorboard", "trackio"} & set(sys.modules))
 """
 
 
-def test_a_forked_child_neither_mirrors_nor_hangs_and_no_dashboard_was_loaded() -> None:
-    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", FORK]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+def test_a_forked_child_neither_mirrors_nor_hangs_and_no_dashboard_was_loaded(forked: Forked) -> None:
+    done = forked.run(FORK, seconds=120)
+    assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == ["True 0", "closed True", "set()"]
 
 

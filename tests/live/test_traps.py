@@ -7,14 +7,13 @@ import gc
 import math
 import os
 import pickle
-import subprocess
-import sys
 import weakref
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from forked import Forked
 
 from lbw_sim.errors import EvidenceError, LiveError, SpecError, TraceError
 from lbw_sim.live import GuardedAdamW, attach
@@ -662,7 +661,7 @@ def test_a_guard_that_is_thrown_away_unclosed_takes_nothing_with_it(tmp_path: Pa
         assert read_trace(tmp_path, f"trial-{number}").to_numpy()["step"].tolist() == [0, 1, 2, 3, 4]
 
 
-def test_a_guard_that_nobody_closed_is_closed_when_the_process_ends(tmp_path: Path) -> None:
+def test_a_guard_that_nobody_closed_is_closed_when_the_process_ends(tmp_path: Path, forked: Forked) -> None:
     program = (
         "import sys, torch\n"
         "from lbw_sim.live import attach\n"
@@ -671,7 +670,7 @@ def test_a_guard_that_nobody_closed_is_closed_when_the_process_ends(tmp_path: Pa
         "live = attach(optimizer, 'default', trace=sys.argv[1], run_id='left')\n"
         "model(torch.ones(1, 2)).sum().backward(); live.observe(1.0); optimizer.step()\n"
     )
-    subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True)
+    assert forked.run(program, tmp_path).returncode == 0
     assert (tmp_path / "run_id=left" / "segment-000.parquet").exists()
 
 

@@ -389,9 +389,9 @@ def test_an_edited_callee_is_never_served_stale(tmp_path: Path) -> None:
     script.write_text(
         "import os, sys\nsys.path.insert(0, sys.argv[1])\n"
         "import numpy as np\n"
-        "import numba\n"
         "from lbw_sim.guard import GuardSpec, load_plugin\n"
-        "from lbw_sim.replay import replay_many\n"
+        "from lbw_sim.replay import kernel_files, kernels, replay_many\n"
+        "kernel_files.compiled(kernels.extraction())\n"
         "for limit in sys.argv[2:]:\n"
         "    with open(sys.argv[1] + '/callee.py', 'w') as callee:\n"
         "        callee.write(f'LIMIT = {limit}\\n\\ndef judge(loss):\\n    return loss > LIMIT\\n')\n"
@@ -411,7 +411,8 @@ def test_an_edited_callee_is_never_served_stale(tmp_path: Path) -> None:
     text = (tmp_path / "stale.py").read_text().replace("import math\n", "import math\nimport callee\n")
     (tmp_path / "stale.py").write_text(text)
     environment = {**os.environ, "LBW_CACHE": str(tmp_path / "cache"), "PYTHONDONTWRITEBYTECODE": "1"}
-    # each limit in a process of its own, forked before it has seen a plugin or a kernel: imports cost two seconds each
+    # each limit in a process of its own, forked before it has seen a plugin or a guard's kernel: to
+    # import and start the compiler takes two seconds
     done = subprocess.run(
         [sys.executable, "-W", "error", str(script), str(tmp_path), "4.5", "4.5", "7.5"],
         capture_output=True, text=True, env=environment, cwd=Path(__file__).parents[2],

@@ -12,13 +12,14 @@ import pytest
 from lbw_sim.errors import ChannelError, SimulateError
 from lbw_sim.guard import GuardSpec
 from lbw_sim.guard.registry import components
+from lbw_sim.params import param
 from lbw_sim.replay import kernel_files, kernels
 from lbw_sim.replay.arrangement import _bodies, _close_together, _Store
 from lbw_sim.replay.lines import Line
 from lbw_sim.simulate import FittedRange, PlantSpec, Rollouts, drawn_noise, rollouts
-from lbw_sim.simulate.loop import Loop, StepInputs
+from lbw_sim.simulate.loop import Loop, Playback, PlaybackInputs, StepInputs
 from lbw_sim.simulate.powers import exponential, logarithm, power
-from lbw_sim.simulate.rollout import RESULTS
+from lbw_sim.simulate.rollout import RESULTS, loop_kernel
 
 STEPS = 300
 SCHEDULES = {"rising": np.linspace(1e-4, 0.2, STEPS), "falling": np.linspace(0.3, 1e-5, STEPS)}
@@ -98,6 +99,36 @@ def test_compiled_powers_have_the_bits_of_plain_python_in_lanes() -> None:
         assert found.tobytes() == expected.tobytes()
     table = start.buffer.reshape(source.layout.rows, lanes)
     assert not table[source.layout.summary_row("fault")].any()
+
+
+class Level(NamedTuple):
+    expected_loss: float
+    dead: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Flat:
+    """A plant whose loss stays where it began: the kernel of one level knows the number, and is wrong for another."""
+
+    level: float = param(3.0, low=0.0, high=10.0, doc="level")
+
+    def init(self) -> Level:
+        return Level(self.level)
+
+    def step(self, state: Level, action: object, noise: object) -> tuple[Level, Level]:
+        return state, state
+
+
+def test_a_kernel_is_read_once_for_all_starts_that_it_fits() -> None:
+    def kernel(plant: object) -> kernels.Source:
+        return loop_kernel(Playback(plant=plant), PlaybackInputs, (), {"expected_loss": "float64"}, 8)  # type: ignore[arg-type]
+
+    law = PlantSpec.load("tissue_law")
+    begun = [law.with_parameters({"start_lr_sum": value}).build() for value in (0.3, 5.0, 1e-6)]
+    assert len({plant.init() for plant in begun}) == 3
+    assert all(kernel(plant) is kernel(begun[0]) for plant in begun)
+    assert kernel(Flat(3.0)) is not kernel(Flat(5.0))
+    assert kernel(Flat(5.0)) is kernel(Flat(5.0))
 
 
 def test_cut_diverged_and_completed_are_three_things() -> None:
