@@ -323,7 +323,7 @@ def _fork(
                     folder=Path(scratch, "again") if again else folder,
                 )  # fmt: skip
                 # of the trunk it is not used, but a loop that returns none is found out before its branches are trained
-                loss = _final_loss(loop(leg), trunk)
+                loss = _trained(loop, leg)
                 done += 1
                 _told(progress, done, total)
                 if missing := sorted(set(at) - leg.kept):
@@ -347,7 +347,7 @@ def _fork(
                         run_id=run_id, spec=spec, mode=mode, first_step=origin.step, memory=memory,
                         unsafe_steps=unsafe_steps, origin=origin, folder=folder,
                     )  # fmt: skip
-                    loss = _final_loss(loop(leg), run_id)
+                    loss = _trained(loop, leg)
                     forked.add(run_id, {"final_loss": loss, "is_trunk": _is_trunk(origin, rows, folder)})
                     done += 1
                     _told(progress, done, total)
@@ -376,6 +376,13 @@ def _plan_stamp(plan: RunPlan) -> Stamp:
 
 def _origin_stamp(origin: Ancestry) -> Stamp:
     return {"at": str(origin.step), "branch": origin.branch}
+
+
+def _trained(loop: Loop, leg: Leg) -> float:
+    """The final loss of one leg. Raises StressError, also when the leg's guard did not hold out."""
+    returned = loop(leg)
+    leg.demand_guard()
+    return _final_loss(returned, leg.run_id)
 
 
 def _final_loss(returned: Any, run_id: str) -> float:

@@ -61,6 +61,7 @@ class Leg:
         self._held: list[tuple[Any, ...]] = []
         """What the trunk's ring held at the fork."""
         self._origin = origin
+        self._live: LiveGuard | None = None
         self.kept: set[int] = set()
 
     @property
@@ -124,7 +125,13 @@ class Leg:
         elif ring is not None and self.mode == "active":
             ring.take_over(self._held, without=self._unsafe_steps)
         self._held = []
+        self._live = live
         return live
+
+    def demand_guard(self) -> None:
+        """Raises StressError when the leg's guard was grounded: what followed is not its run."""
+        if self._live is not None and self._live.grounded is not None:
+            raise StressError(f"{self.run_id} is not its guard's run, which was grounded: {self._live.grounded}")
 
     def _file(self, step: int) -> Path:
         return self._checkpoints / f"step-{step}.pt"

@@ -90,7 +90,7 @@ def test_a_guard_with_probes_and_rollback_forks_through_the_live_guard(tmp_path:
     assert all(verify(trace).rows for trace in read_traces(tmp_path))
 
 
-def dropping_loop(leg: Leg, forgetful: bool = False) -> float:
+def dropping_loop(leg: Leg, forgetful: bool = False, unreadable_step: int = -1) -> float:
     """A loop as a user writes one, with momentum, dropout, and data that a generator of its own draws."""
     torch.manual_seed(leg.seed)
     model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Dropout(0.2), torch.nn.Linear(8, 1))
@@ -105,7 +105,7 @@ def dropping_loop(leg: Leg, forgetful: bool = False) -> float:
             loss = (model(batch) - batch.sum(1, keepdim=True)).square().mean()
             optimizer.zero_grad()
             loss.backward()
-            live.observe(loss)
+            live.observe(object() if step == unreadable_step else loss)
             optimizer.step()
     return float(loss.detach())
 
@@ -246,6 +246,14 @@ def test_a_loop_that_returns_no_loss_hears_of_it_before_its_branches_are_trained
     with pytest.raises(StressError, match=f"mine_s0: the loop returned .*{told}.*its final loss"):
         fork_loop(loop, [0], [15], [ForkAction.planned("lr:0.1")], tmp_path, name="mine")
     assert [trace.run_id for trace in read_traces(tmp_path)] == ["mine_s0"]
+
+
+def test_a_branch_whose_guard_was_grounded_is_no_run_of_that_guard(tmp_path: Path) -> None:
+    def loop(leg: Leg) -> float:
+        return dropping_loop(leg, unreadable_step=-1 if leg.trunk else 25)
+
+    with pytest.raises(StressError, match=r"mine_s0\S+ is not its guard's run, which was grounded: TypeError"):
+        fork_loop(loop, [0], [15], [ForkAction.planned("lr:0.1")], tmp_path, name="mine")
 
 
 def test_a_loss_with_its_graph_is_taken_without_a_warning(tmp_path: Path) -> None:
