@@ -94,8 +94,8 @@ class Actuator:
             return Restored()
         overtaken = made_up = False
         for group, lr, scaled in self._scaled_floats:
-            # somebody who set another lr meanwhile meant it; by identity, for nan is not equal to itself
-            if group["lr"] is scaled:
+            # somebody who set another lr meanwhile meant it; nan is not equal to itself
+            if group["lr"] is scaled or group["lr"] == scaled:
                 group["lr"] = lr
             else:
                 overtaken = True
