@@ -3,7 +3,8 @@
 What `analysis/stress_tiny.py` did for version 3, with AdamW and the guard alone. Writes docs/results/stress_again.md
 and the rows behind it. Run from the repository root; stopped, it goes on where it was:
 python analysis/stress_again.py [--work FOLDER] [--processes 1] [--flight vit]
-Flights that are not asked for are written from the rows that they have; those without rows were not flown.
+Flights that are not asked for are written from the rows that they have; those without rows were not flown. It flies
+nothing once `adaptive_cap` is another guard.
 """
 
 from __future__ import annotations
@@ -23,6 +24,12 @@ from lbw_sim.stress.presets import PRESETS
 from lbw_sim.stress.suite import SuitePlan, run_suite
 
 GUARD = "guard:adaptive_cap"
+FLOWN = "8f89c216d8887d8e"
+"""Its fingerprint then."""
+SINCE = (
+    "Since these flights its `alarm_ratio` is 0.3 in place of 0.45, because of the false alarm on one of the 24 seeds; "
+    "what that changes, and on which further seeds it was flown: [guard_search.md](guard_search.md), at the end."
+)
 
 
 class Flight(NamedTuple):
@@ -71,6 +78,8 @@ def flown(name: str, work: Path, processes: int) -> Suite:
         left = "" if math.isnan(seconds_left) else f", about {seconds_left / 60:.0f} min left"
         print(f"\r{name}: {done} of {total}{left}   ", end="", file=sys.stderr)
 
+    if GuardSpec.load(GUARD.partition(":")[2]).fingerprint != FLOWN:
+        raise SystemExit(f"{GUARD} is another guard today; a page of it needs a script and seeds of its own")
     flight = FLIGHTS[name]
     preset = dataclasses.replace(
         PRESETS["tiny-full"], about=flight.title, workloads=(flight.workload,), controlled=(),
@@ -93,10 +102,9 @@ def lead(suites: dict[str, Suite]) -> str:
         "nothing and had been flown by nobody; nothing was changed after a look at them. Six seeds told no half per "
         "cent from chance on vision transformer and mixer, so 24 others were flown after the rest had been looked at; "
         f"{math.fsum(run.cpu_seconds for run in runs) / 60.0:.0f} minutes of CPU time in the training loops on two "
-        f"cores that others used as well. `{GUARD}` has the fingerprint "
-        f"`{GuardSpec.load(GUARD.partition(':')[2]).fingerprint}`. What led to it: [guard_search.md](guard_search.md), "
-        "the fourth search; more methods and the controls, with version 3: [stress_tiny.md](stress_tiny.md). How to "
-        f"read this: [stress.md](../stress.md).{not_flown}"
+        f"cores that others used as well. `{GUARD}` had the fingerprint `{FLOWN}`. {SINCE} What led to it: "
+        "[guard_search.md](guard_search.md), the fourth search; more methods and the controls, with version 3: "
+        f"[stress_tiny.md](stress_tiny.md). How to read this: [stress.md](../stress.md).{not_flown}"
     )
 
 
@@ -105,14 +113,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, default=Path("build/stress_again"), help="folder of the suite")
     parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--flight", action="append", choices=list(FLIGHTS), help="fly it; repeat; without: all")
+    parser.add_argument(
+        "--flight", action="append", choices=list(FLIGHTS), help="fly it; repeat; without: write the page"
+    )
     arguments = parser.parse_args()
     suites = {
         name: flown(name, arguments.work / name, arguments.processes)
-        if name in (arguments.flight or FLIGHTS)
+        if name in (arguments.flight or ())
         else read_suite(ROWS / name)
         for name in FLIGHTS
-        if name in (arguments.flight or FLIGHTS) or (ROWS / name).exists()
+        if name in (arguments.flight or ()) or (ROWS / name).exists()
     }
     texts = ["# Stress suite on tiny models, trust_cap 4", "", lead(suites), ""]
     for name, suite in suites.items():

@@ -101,7 +101,7 @@ class TrustCap:
     inner: Analyzer = part(BadBatch, doc="the analyzer that names the regime")
     first_share: float = param(0.25, low=1e-3, high=1e6, doc="first cap, as a share of full_step_lr", log=True)
     cut_ratio: float = param(0.65, low=-1.0, high=1.0, doc="ratio below which a cap that is in the way falls")
-    alarm_ratio: float = param(0.45, low=-1.0, high=1.0, doc="ratio below which a cap is put in the way")
+    alarm_ratio: float = param(0.3, low=-1.0, high=1.0, doc="ratio below which a cap is put in the way")
     grow_ratio: float = param(0.95, low=0.0, high=2.0, doc="ratio above which the cap may grow")
     up: float = param(1.3, low=1.001, high=2.0, doc="factor of one growth")
     down: float = param(0.8, low=0.1, high=0.99, doc="factor of one cut")
