@@ -23,7 +23,7 @@ from lbw_sim.live import LiveGuard, Probe, Snapshots, attach
 from lbw_sim.live.probes import Canary, FullStepLr, GradientReach, HalfStep, InitialWeightRms, PairedProbe, UpdateNorm
 from lbw_sim.stress.faults import Fault
 from lbw_sim.stress.fleet import add_noise
-from lbw_sim.stress.leg import Leg
+from lbw_sim.stress.leg import Leg, refuse_grounded
 from lbw_sim.stress.method import Fitting, Workplace
 from lbw_sim.stress.plan import FlightPlan, RunPlan
 from lbw_sim.stress.workload import Session, Workload
@@ -184,8 +184,9 @@ def fly(
             if leg is not None:
                 leg.keep(step, model=flight.model, optimizer=flight.optimizer)
             flight.take(step)
+            # of a fork also one that watches a trunk on whose branches it will act
             if leg is not None or flight.mode == "active":
-                flight.demand_guard()
+                refuse_grounded(flight.live, plan.run_id)
     finally:
         flight.end()
     return flight.flown()
@@ -325,11 +326,6 @@ class _Flight:
         ended_wall, ended_cpu = self._clock()
         self.wall_s += ended_wall - wall
         self.cpu_s += ended_cpu - cpu
-
-    def demand_guard(self) -> None:
-        """Raises StressError when the guard no longer acts, or no longer watches the trunk on whose branch it acts."""
-        if self.live is not None and self.live.grounded is not None:
-            raise StressError(f"{self.plan.run_id} is not its guard's run, which was grounded: {self.live.grounded}")
 
     def _scaled(self, lr: float, factor: float | Sequence[float]) -> float:
         """Put a hand's and the operator's factor on the learning rate; returns their mean over weights."""

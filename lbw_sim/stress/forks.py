@@ -29,7 +29,7 @@ from lbw_sim.stress.corpus import corpus
 from lbw_sim.stress.fleet import Checkpoint, Start, train
 from lbw_sim.stress.flown import fly
 from lbw_sim.stress.fork_ledger import CHECKPOINTS, Forked, Stamp, common_stamp, forked_in, loop_stamp
-from lbw_sim.stress.leg import Leg
+from lbw_sim.stress.leg import Leg, refuse_grounded
 from lbw_sim.stress.plan import TELEMETRY_CHANNELS, RunPlan, RunResult, check_run_ids
 from lbw_sim.trace import read_trace
 from lbw_sim.trace.ancestry import OFF, Ancestry
@@ -381,7 +381,7 @@ def _origin_stamp(origin: Ancestry) -> Stamp:
 def _trained(loop: Loop, leg: Leg) -> float:
     """The final loss of one leg. Raises StressError, also when the leg's guard did not hold out."""
     returned = loop(leg)
-    leg.demand_guard()
+    refuse_grounded(leg.live, leg.run_id)
     return _final_loss(returned, leg.run_id)
 
 

@@ -61,7 +61,8 @@ class Leg:
         self._held: list[tuple[Any, ...]] = []
         """What the trunk's ring held at the fork."""
         self._origin = origin
-        self._live: LiveGuard | None = None
+        self.live: LiveGuard | None = None
+        """Its guard, once the loop has attached it."""
         self.kept: set[int] = set()
 
     @property
@@ -125,16 +126,17 @@ class Leg:
         elif ring is not None and self.mode == "active":
             ring.take_over(self._held, without=self._unsafe_steps)
         self._held = []
-        self._live = live
+        self.live = live
         return live
-
-    def demand_guard(self) -> None:
-        """Raises StressError when the leg's guard was grounded: what followed is not its run."""
-        if self._live is not None and self._live.grounded is not None:
-            raise StressError(f"{self.run_id} is not its guard's run, which was grounded: {self._live.grounded}")
 
     def _file(self, step: int) -> Path:
         return self._checkpoints / f"step-{step}.pt"
+
+
+def refuse_grounded(live: LiveGuard | None, run_id: str) -> None:
+    """Raises StressError when a run's guard was grounded: what followed is not its run."""
+    if live is not None and live.grounded is not None:
+        raise StressError(f"{run_id} is not its guard's run, which was grounded: {live.grounded}")
 
 
 def _random_state() -> tuple[Any, list[Any]]:

@@ -16,10 +16,11 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from broken_guard import broken_guard
 from forked import Forked
 
 from lbw_sim.errors import LiveError, TraceError
-from lbw_sim.guard import Guard, GuardSpec, load_plugin
+from lbw_sim.guard import Guard, GuardSpec
 from lbw_sim.guard.analyzers.composite import Composite
 from lbw_sim.guard.envelope import Envelope
 from lbw_sim.guard.policies.damp_release import DampRelease
@@ -317,40 +318,14 @@ def test_an_exception_inside_the_step_leaves_the_lr_as_it_was() -> None:
         assert run.optimizer.param_groups[0]["lr"] == 1e-2
 
 
-BROKEN_RULE = '''
-from typing import NamedTuple
-from lbw_sim import Assessment, Signals
-from lbw_sim.guard import analyzer
-
-class BreaksState(NamedTuple):
-    steps: int
-
-@analyzer(version=1)
-class BreaksAtTwenty:
-    """Works for twenty steps, then raises."""
-
-    def init(self) -> BreaksState:
-        return BreaksState(0)
-
-    def step(self, state: BreaksState, signals: Signals) -> tuple[BreaksState, Assessment]:
-        if state.steps == 20:
-            raise ZeroDivisionError("a bug in somebody's rule")
-        return BreaksState(state.steps + 1), Assessment(1)
-'''
-
-
 def test_a_bug_in_a_rule_grounds_the_guard_and_never_reaches_the_training_loop(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (tmp_path / "rule.py").write_text(BROKEN_RULE)
-    load_plugin(tmp_path / "rule.py")
-    text = 'lbw_spec = 1\n[sensor]\nname="raw"\n[analyzer]\nname="breaks_at_twenty"\n[policy]\nname="damp_release"\n'
     alone, run = make_run(), make_run()
     train(alone, range(40))
     with caplog.at_level(logging.WARNING, logger="lbw_sim"):
-        live = attach(
-            run.optimizer, GuardSpec.from_toml(text), trace=tmp_path, run_id="bug", mode="active", unproven=True
-        )
+        broken = broken_guard(tmp_path, 20)
+        live = attach(run.optimizer, broken, trace=tmp_path, run_id="bug", mode="active", unproven=True)
         train(run, range(40), live)
         live.close()
     assert "a bug in somebody's rule" in str(live.grounded)

@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 import torch
+from broken_guard import broken_guard
 
 from lbw_sim.errors import StressError
-from lbw_sim.guard import GuardSpec, load_plugin
+from lbw_sim.guard import GuardSpec
 from lbw_sim.live import Probe
 from lbw_sim.live.probes import Canary, PairedProbe
 from lbw_sim.replay import verify
@@ -243,35 +244,9 @@ def test_a_learning_rate_a_hundred_times_too_high_is_survived_by_cap_and_feedbac
     assert not math.isnan(guarded.validation_loss)
 
 
-BROKEN_RULE = '''
-from typing import NamedTuple
-from lbw_sim import Assessment, Signals
-from lbw_sim.guard import analyzer
-
-class BreaksState(NamedTuple):
-    steps: int
-
-@analyzer(version=1)
-class BreaksAtFive:
-    """Works for five steps, then raises."""
-
-    def init(self) -> BreaksState:
-        return BreaksState(0)
-
-    def step(self, state: BreaksState, signals: Signals) -> tuple[BreaksState, Assessment]:
-        if state.steps == 5:
-            raise ZeroDivisionError("a bug in somebody's rule")
-        return BreaksState(state.steps + 1), Assessment(1)
-'''
-
-
 def test_a_run_whose_guard_was_grounded_is_no_run_of_that_guard(tmp_path: Path) -> None:
     """A full disk does it as well, and the rest of the run would stand in the table under the guard's name."""
-    (tmp_path / "rule.py").write_text(BROKEN_RULE)
-    load_plugin(tmp_path / "rule.py")
-    spec = GuardSpec.from_toml(
-        'lbw_spec = 1\n[sensor]\nname="raw"\n[analyzer]\nname="breaks_at_five"\n[policy]\nname="damp_release"\n'
-    )
+    spec = broken_guard(tmp_path, 5)
     with pytest.raises(StressError, match="grounded: ZeroDivisionError: a bug in somebody's rule"):
         fly(plan(steps=10), spec, folder=tmp_path / "traces")
     assert len(fly(plan(steps=10), spec, mode="shadow").losses) == 10, "one that only watches changes nothing"
