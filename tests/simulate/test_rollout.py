@@ -19,7 +19,7 @@ from lbw_sim.replay.lines import Line
 from lbw_sim.simulate import FittedRange, PlantSpec, Rollouts, drawn_noise, rollouts
 from lbw_sim.simulate.loop import Loop, Playback, PlaybackInputs, StepInputs
 from lbw_sim.simulate.powers import exponential, logarithm, power
-from lbw_sim.simulate.rollout import RESULTS, loop_kernel
+from lbw_sim.simulate.rollout import LANES, RESULTS, loop_kernel
 
 STEPS = 300
 SCHEDULES = {"rising": np.linspace(1e-4, 0.2, STEPS), "falling": np.linspace(0.3, 1e-5, STEPS)}
@@ -99,6 +99,23 @@ def test_compiled_powers_have_the_bits_of_plain_python_in_lanes() -> None:
         assert found.tobytes() == expected.tobytes()
     table = start.buffer.reshape(source.layout.rows, lanes)
     assert not table[source.layout.summary_row("fault")].any()
+
+
+def test_guards_that_share_their_lanes_fly_as_each_does_alone() -> None:
+    start, plants = GuardSpec.load("zscore"), [PlantSpec.load("lasting_damage"), PlantSpec.load("noisy_quadratic")]
+    # one more than the lanes hold
+    guards = [start.with_changes({"analyzer.limit_sd": 1.0 + 0.1 * number}) for number in range(LANES + 1)]
+    noise = drawn_noise(3, STEPS)
+    together = rollouts(plants, guards, SCHEDULES, noise, rows=True, engine="compiled")
+    size = len(SCHEDULES) * 3
+    for place in (0, 7, LANES - 1, LANES):
+        alone = rollouts(plants, [guards[place]], SCHEDULES, noise, rows=True, engine="compiled")
+        assert together.final_loss[:, [place]].tobytes() == alone.final_loss.tobytes()
+        assert together.energy[:, [place]].tobytes() == alone.energy.tobytes()
+        for plant in range(2):
+            own = together.rows[(plant * len(guards) + place) * size :][:size]
+            for one, other in zip(own, alone.rows[plant * size :][:size], strict=True):
+                assert all(one[name].tobytes() == other[name].tobytes() for name in one)
 
 
 class Level(NamedTuple):
