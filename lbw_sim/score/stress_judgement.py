@@ -74,7 +74,7 @@ class Standing(NamedTuple):
     sensitivity_from: Estimate
     """nats; the same over learning rates from `FROM` times the best one up."""
     sensitivity_below: float
-    """nats; how much of that is AdamW's own, at learning rates below its best one: what only lowers can't mend it."""
+    """nats; how much of that AdamW itself has below its best learning rate: lowering mends none of it."""
     effective_sensitivity: Estimate
     """nats; over all, weighted by the logarithm of the mean effective learning rate; nan where that spans nothing."""
     decades: float
